@@ -1,0 +1,237 @@
+//! Configuration: one struct, its defaults, its file format (TOML) and its rules.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that shapes a model and its training. Keys in TOML have the same names.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What the model looks at.
+    pub input: InputConfig,
+    /// Feature space.
+    pub features: FeatureConfig,
+    /// The network.
+    pub denoiser: DenoiserConfig,
+    /// The noise process.
+    pub diffusion: DiffusionConfig,
+    /// How it is trained.
+    pub training: TrainingConfig,
+    /// From reconstruction to map and score.
+    pub detection: DetectionConfig,
+    /// From score to verdict.
+    pub calibration: CalibrationConfig,
+}
+
+/// `[input]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InputConfig {
+    /// Side of the square model input in pixels; a multiple of 32, 64..=1024.
+    pub size: usize,
+    /// How a frame becomes square.
+    pub fit: Fit,
+    /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
+    pub roi: Option<[f64; 4]>,
+}
+
+/// How a frame that is not square becomes the model input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fit {
+    /// Width and height are scaled independently.
+    Stretch,
+    /// Scaled with its aspect, centred; the border repeats the edge and is not scored.
+    Pad,
+}
+
+/// `[features]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FeatureConfig {
+    /// Frozen network: `efficientnet-lite0`, `-lite1`, `-lite2`, `resnet18`, `resnet50`, `wide-resnet50`.
+    pub backbone: String,
+    /// Cells per side of the feature grid.
+    pub grid: usize,
+    /// Channels after PCA.
+    pub dim: usize,
+    /// Whitening exponent gamma, 0 (plain PCA) to 1 (full whitening).
+    pub whitening: f64,
+    /// z-scores are clamped to +- this.
+    pub clamp: f64,
+}
+
+/// `[denoiser]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenoiserConfig {
+    /// Channels of the residual stream; a multiple of 16.
+    pub width: usize,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Self-attention after every n-th block; 0 for none.
+    pub attention_every: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Depthwise kernel, odd.
+    pub kernel: usize,
+    /// Hidden width of the MLP as a multiple of `width`.
+    pub mlp_ratio: usize,
+    /// Dropout in the MLP, 0 to below 1.
+    pub dropout: f64,
+}
+
+/// `[diffusion]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiffusionConfig {
+    /// Smallest log-SNR seen in training.
+    pub log_snr_min: f64,
+    /// Largest log-SNR seen in training.
+    pub log_snr_max: f64,
+    /// Centre of the normal distribution half of the draws come from.
+    pub log_snr_center: f64,
+    /// Its standard deviation.
+    pub log_snr_spread: f64,
+    /// gamma of the min-SNR weight.
+    pub min_snr_gamma: f64,
+    /// Floor of the min-SNR weight.
+    pub min_snr_floor: f64,
+}
+
+/// `[training]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Final learning rate as a fraction of the peak.
+    pub final_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// AdamW weight decay.
+    pub weight_decay: f64,
+    /// Gradient norm is clipped to this.
+    pub clip_norm: f64,
+    /// Decay of the exponential moving average of the weights.
+    pub ema_decay: f64,
+    /// Highest fraction of masked tokens.
+    pub mask: f64,
+    /// Highest fraction of tokens taken from another image.
+    pub shuffle: f64,
+    /// Probability that the class label is dropped.
+    pub class_drop: f64,
+    /// Fraction of each class's good images held out for calibration.
+    pub calibration_fraction: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_steps: usize,
+    /// Features beyond this many MiB spill to a temporary file.
+    pub cache_mib: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// `[detection]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DetectionConfig {
+    /// alpha-bar of the start, between 0 and 1.
+    pub start_alpha_bar: f64,
+    /// Denoiser evaluations per frame.
+    pub ddim_steps: usize,
+    /// Standard deviation of the Gaussian over the map, in input pixels.
+    pub smoothing_px: f64,
+    /// The image score is the mean of this fraction of the highest map values.
+    pub top_fraction: f64,
+    /// Weight of the squared error map.
+    pub l2_weight: f64,
+    /// Weight of the 1-cos map.
+    pub cosine_weight: f64,
+}
+
+/// `[calibration]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CalibrationConfig {
+    /// Promised false-reject rate of `ng`. Absent: 0.05, or the smallest rate the class's held-out images support.
+    pub target_fpr: Option<f64>,
+    /// Promised rate of `warn` or worse among good parts. Absent: twice the rate of `ng`.
+    pub warn_fpr: Option<f64>,
+    /// Regions below this many input pixels are not reported.
+    pub min_area: usize,
+}
+
+impl Default for InputConfig {
+    fn default() -> Self {
+        Self { size: 256, fit: Fit::Stretch, roi: None }
+    }
+}
+
+impl Default for FeatureConfig {
+    fn default() -> Self {
+        Self { backbone: "efficientnet-lite0".into(), grid: 16, dim: 128, whitening: 0.5, clamp: 6.0 }
+    }
+}
+
+impl Default for DenoiserConfig {
+    fn default() -> Self {
+        Self { width: 128, blocks: 4, attention_every: 3, heads: 4, kernel: 7, mlp_ratio: 4, dropout: 0.1 }
+    }
+}
+
+impl Default for DiffusionConfig {
+    fn default() -> Self {
+        Self {
+            log_snr_min: -3.0,
+            log_snr_max: 4.0,
+            log_snr_center: -0.4,
+            log_snr_spread: 1.0,
+            min_snr_gamma: 5.0,
+            min_snr_floor: 0.3,
+        }
+    }
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            steps: 3500,
+            batch_size: 16,
+            learning_rate: 1e-3,
+            final_rate: 0.02,
+            warmup_steps: 100,
+            weight_decay: 0.05,
+            clip_norm: 1.0,
+            ema_decay: 0.999,
+            mask: 0.3,
+            shuffle: 0.15,
+            class_drop: 0.15,
+            calibration_fraction: 0.15,
+            checkpoint_steps: 250,
+            cache_mib: 1536,
+            seed: 0,
+        }
+    }
+}
+
+impl Default for DetectionConfig {
+    fn default() -> Self {
+        Self {
+            start_alpha_bar: 0.4,
+            ddim_steps: 1,
+            smoothing_px: 4.0,
+            top_fraction: 0.01,
+            l2_weight: 1.0,
+            cosine_weight: 0.0,
+        }
+    }
+}
+
+impl Default for CalibrationConfig {
+    fn default() -> Self {
+        Self { target_fpr: None, warn_fpr: None, min_area: 16 }
+    }
+}

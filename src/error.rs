@@ -1,0 +1,95 @@
+//! The one error type. Every message names the thing that is wrong, its value and what was expected.
+
+use std::path::{Path, PathBuf};
+
+/// Result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, sorted by what the user can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Wrong use: an argument, a path or a combination of options that cannot work.
+    #[error("{0}")]
+    Usage(String),
+    /// Mistakes in a configuration, all of them at once, one per line.
+    #[error("{origin}: {}", mistakes.join("\n"))]
+    Config {
+        /// File or flag the values came from.
+        origin: String,
+        /// One message per mistake: key, value, expectation.
+        mistakes: Vec<String>,
+    },
+    /// A data folder that cannot be used as it is.
+    #[error("{}: {reason}", path.display())]
+    Data {
+        /// Folder or file.
+        path: PathBuf,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
+    /// One image that cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Image {
+        /// The image file.
+        path: PathBuf,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A model or weights file that is damaged, foreign or from another version.
+    #[error("{}: {reason}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Key, value and expectation.
+        reason: String,
+    },
+    /// The operating system refused a read or a write.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What was tried, for instance "cannot write".
+        action: &'static str,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// A tensor operation failed (shape, dtype, device).
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// Ctrl-C or SIGTERM; work so far is in the checkpoint where there is one.
+    #[error("interrupted{}", .checkpoint.as_ref().map(|p| format!("; go on with --resume (checkpoint: {})", p.display())).unwrap_or_default())]
+    Interrupted {
+        /// Where the work so far lies.
+        checkpoint: Option<PathBuf>,
+    },
+    /// Something that cannot happen happened; the message says where.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// `Error::Io` for `path`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), action, source }
+    }
+
+    /// `Error::Data` for `path`.
+    pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// `Error::Model` for `path`.
+    pub fn model(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Model { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    /// Exit code of a command that ends with this error: 2 wrong use, configuration or data layout;
+    /// 130 interrupted; 1 everything that failed while working.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Config { .. } | Self::Data { .. } => 2,
+            Self::Interrupted { .. } => 130,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The `diad` command.
+
+fn main() {}
