@@ -1,0 +1,376 @@
+//! Reads images and masks from files: any depth, layout and orientation becomes an RGB8 [`Frame`].
+//! Bounded: a file, a side or a decoded image beyond the limits below is an error before memory is taken.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use crate::error::{Error, Result};
+use crate::frame::Frame;
+
+/// Longest side of an image that is read, in pixels.
+pub const MAX_SIDE: u32 = 16_384;
+
+/// Largest file, and largest decoded image, that is read, in bytes.
+pub const MAX_BYTES: u64 = 512 << 20;
+
+/// Reads an image file (PNG, JPEG, BMP, TIFF, PNM, WebP; told by its content, not its name) as RGB8.
+///
+/// - Grayscale is repeated into three channels; palettes are looked up; CMYK is converted.
+/// - 16 bits per channel become 8 by dividing by 257 with rounding, so that 65535 is 255. Images with fewer
+///   significant bits in 16-bit words (10 or 12 of a camera) come out as dark as they are stored.
+/// - Alpha is dropped and the stored colours are kept: what a camera's RGBA or RGBx frame means on the line, so
+///   that a file and a stream with the same pixels give the same frame.
+/// - EXIF orientation is applied.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read; [`Error::Image`] when it is not a whole image in a known format
+/// or exceeds [`MAX_SIDE`] or [`MAX_BYTES`]. Both name the file.
+pub fn read_frame(path: &Path) -> Result<Frame> {
+    decode_frame(&read_bytes(path)?, path)
+}
+
+/// What [`read_frame`] does, for bytes that are already in memory; `name` is only for messages.
+///
+/// # Errors
+/// [`Error::Image`] as for [`read_frame`].
+pub fn decode_frame(bytes: &[u8], name: &Path) -> Result<Frame> {
+    let rgb = decode(bytes, name)?.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Frame::new(width, height, rgb.into_raw()).map_err(|e| image_error(name, e.to_string()))
+}
+
+/// Reads a ground-truth mask, resized to `width` x `height` by the nearest pixel: true where any colour channel is
+/// above 0 in the file's own depth. Result: `[height * width]`, row by row.
+///
+/// # Errors
+/// As for [`read_frame`].
+pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> {
+    // Kept at 16 bits: a label value of 1 in a 16-bit mask must not be rounded to 0.
+    let mask = decode(&read_bytes(path)?, path)?.into_rgb16();
+    let (w, h) = (mask.width() as usize, mask.height() as usize);
+    if w == 0 || h == 0 {
+        return Err(image_error(path, "the mask has no pixels"));
+    }
+    // The source pixel whose area holds the centre of the target pixel.
+    let nearest = |i: usize, target: usize, source: usize| ((2 * i + 1) * source / (2 * target)).min(source - 1);
+    let pixels = mask.as_raw(); // [h, w, 3]
+    let columns: Vec<usize> = (0..width).map(|x| nearest(x, width, w)).collect();
+    let mut out = Vec::with_capacity(width * height);
+    for y in 0..height {
+        let row = &pixels[nearest(y, height, h) * w * 3..][..w * 3];
+        out.extend(columns.iter().map(|&x| row[x * 3..x * 3 + 3].iter().any(|&v| v > 0)));
+    }
+    Ok(out)
+}
+
+fn image_error(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Image { path: path.to_path_buf(), reason: reason.into() }
+}
+
+/// The whole file, at most [`MAX_BYTES`].
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let unreadable = |e| Error::io(path, "cannot read the image", e);
+    let meta = std::fs::metadata(path).map_err(unreadable)?;
+    // Opening a pipe would wait for its writer, and a device may never end.
+    if !meta.is_file() {
+        return Err(image_error(
+            path,
+            if meta.is_dir() { "is a folder, not an image" } else { "is not a regular file" },
+        ));
+    }
+    let too_large = || image_error(path, format!("the file is larger than the limit of {} MiB", MAX_BYTES >> 20));
+    if meta.len() > MAX_BYTES {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    let file = File::open(path).map_err(unreadable)?;
+    // The file may grow while it is read.
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BYTES { Err(too_large()) } else { Ok(bytes) }
+}
+
+/// Decodes and turns upright. A panic of a decoder counts as a damaged file: the decoders are other people's code,
+/// and one bad image must not end a training run or a line.
+fn decode(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
+    catch_unwind(AssertUnwindSafe(|| decode_upright(bytes)))
+        .unwrap_or_else(|_| Err("the image is damaged (its decoder gave up)".into()))
+        .map_err(|reason| image_error(name, reason))
+}
+
+fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".into());
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    if reader.format().is_none() {
+        return Err("not an image in a known format (PNG, JPEG, BMP, TIFF, PNM, WebP)".into());
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(describe)?;
+    let (width, height) = decoder.dimensions();
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(format!("{width}x{height} pixels; the limit is {MAX_SIDE} on each side"));
+    }
+    if decoder.total_bytes() > MAX_BYTES {
+        let needed = decoder.total_bytes() >> 20;
+        return Err(format!("{width}x{height} pixels need {needed} MiB; the limit is {} MiB", MAX_BYTES >> 20));
+    }
+    if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(bytes) {
+        return Err("the JPEG ends before its end marker: the file is cut off".into());
+    }
+    // Unreadable EXIF says nothing about the pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(describe)?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+/// The decoder's words, with the limit where one was hit.
+fn describe(error: image::ImageError) -> String {
+    match error {
+        image::ImageError::Limits(e) => {
+            format!("{e} (limits: {MAX_SIDE} pixels on each side, {} MiB)", MAX_BYTES >> 20)
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Whether a JPEG reaches its end-of-image marker. The decoder fills what is missing with gray, which would be
+/// learned as if the part looked so. Follows the segment lengths, since embedded thumbnails have end markers too.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2; // after the start-of-image marker
+    while let Some(&[mark, code]) = bytes.get(at..).and_then(|b| b.first_chunk()) {
+        at += match (mark, code) {
+            (0xff, 0xd9) => return true,
+            (0xff, 0xff) => 1, // a fill byte
+            // An escaped 0xff, TEM, restart markers and a second start have no length.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => 2,
+            (0xff, _) => match bytes.get(at + 2..).and_then(|b| b.first_chunk()) {
+                Some(&length) => 2 + usize::from(u16::from_be_bytes(length)).max(2),
+                None => return false,
+            },
+            // Entropy-coded data, or bytes between segments that decoders skip.
+            _ => bytes[at..].iter().position(|&b| b == 0xff).unwrap_or(bytes.len()),
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{
+        ExtendedColorType, GrayAlphaImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, RgbaImage,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 7 x 5 with a different colour everywhere.
+    fn picture() -> RgbImage {
+        RgbImage::from_fn(7, 5, |x, y| Rgb([(x * 36) as u8, (y * 60) as u8, (255 - x * 20 - y * 10) as u8]))
+    }
+
+    fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Frame> {
+        decode_frame(bytes, Path::new("part.img"))
+    }
+
+    #[track_caller]
+    fn reason(bytes: &[u8]) -> String {
+        match read(bytes) {
+            Err(e @ Error::Image { .. }) => {
+                let text = e.to_string();
+                assert!(text.starts_with("part.img: "), "the message names the file: {text}");
+                text
+            }
+            other => panic!("an image error was expected, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn lossless_formats_keep_every_pixel() {
+        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Pnm, ImageFormat::WebP] {
+            let frame = read(&encoded(picture(), format)).unwrap();
+            assert_eq!((frame.width(), frame.height()), (7, 5), "{format:?}");
+            assert_eq!(frame.rgb(), picture().as_raw().as_slice(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn grayscale_is_repeated_and_16_bit_is_divided_by_257() {
+        let gray = GrayImage::from_fn(2, 1, |x, _| Luma([40 + x as u8]));
+        assert_eq!(read(&encoded(gray, ImageFormat::Png)).unwrap().rgb(), [40, 40, 40, 41, 41, 41]);
+        let values = [0u16, 128, 129, 257, 32_768, 65_535];
+        let deep = ImageBuffer::<Luma<u16>, _>::from_fn(6, 1, |x, _| Luma([values[x as usize]]));
+        let frame = read(&encoded(deep.clone(), ImageFormat::Png)).unwrap();
+        let expected: Vec<u8> = [0, 0, 1, 1, 128, 255].iter().flat_map(|&v| [v; 3]).collect();
+        assert_eq!(frame.rgb(), expected);
+        assert_eq!(read(&encoded(deep, ImageFormat::Tiff)).unwrap(), frame);
+        let rgb = ImageBuffer::<Rgb<u16>, _>::from_pixel(1, 1, Rgb([257u16, 2 * 257, 255 * 257]));
+        assert_eq!(read(&encoded(rgb, ImageFormat::Png)).unwrap().rgb(), [1, 2, 255]);
+    }
+
+    #[test]
+    fn alpha_is_dropped_and_the_stored_colour_kept() {
+        let rgba = RgbaImage::from_raw(2, 1, vec![10, 20, 30, 0, 40, 50, 60, 128]).unwrap();
+        assert_eq!(read(&encoded(rgba, ImageFormat::Png)).unwrap().rgb(), [10, 20, 30, 40, 50, 60]);
+        let gray = GrayAlphaImage::from_raw(1, 1, vec![70, 0]).unwrap();
+        assert_eq!(read(&encoded(gray, ImageFormat::Png)).unwrap().rgb(), [70, 70, 70]);
+    }
+
+    #[test]
+    fn palette_colours_are_looked_up() {
+        // 2x1 pixels, 2 bits per pixel, three palette entries; Python:
+        //   import zlib, struct
+        //   c = lambda t, d: struct.pack('>I', len(d)) + t + d + struct.pack('>I', zlib.crc32(t + d))
+        //   b'\x89PNG\r\n\x1a\n' + c(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 2, 3, 0, 0, 0))
+        //     + c(b'PLTE', bytes([9, 8, 7, 200, 100, 50, 1, 2, 3])) + c(b'IDAT', zlib.compress(bytes([0, 0b01100000])))
+        //     + c(b'IEND', b'')
+        let png = b"\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x02\x00\x00\x00\x01\x02\x03\x00\x00\x00\x89L\x97\x19\x00\x00\x00\x09PLTE\x09\x08\x07\xc8d2\x01\x02\x03XT^\xd1\
+            \x00\x00\x00\x0aIDATx\x9ccH\x00\x00\x00b\x00a\xb1\x98y\xf2\x00\x00\x00\x00IEND\xaeB`\x82";
+        assert_eq!(read(png).unwrap().rgb(), [200, 100, 50, 1, 2, 3]);
+    }
+
+    #[test]
+    fn cmyk_is_converted() {
+        // 8x8 of one colour; Python, with Pillow, which reads it back as (215, 46, 46):
+        //   Image.new('CMYK', (8, 8), (0, 200, 200, 40)).save('cmyk.jpg', quality=75, optimize=True)
+        let hex = "\
+            ffd8ffee000e41646f626500640000000000ffdb004300080606070605080707070909080a0c140d0c0b0b0c\
+            1912130f141d1a1f1e1d1a1c1c20242e2720222c231c1c2837292c30313434341f27393d38323c2e333432ff\
+            c000140800080008044311004d11005911004b1100ffc40014000100000000000000000000000000000007ff\
+            c40014100100000000000000000000000000000000ffda000e0443004d0059004b00003f007f1b0d8aefffd9";
+        let bytes: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+        let frame = read(&bytes).unwrap();
+        let close = |a: u8, b: u8| a.abs_diff(b) <= 2;
+        let pixel = &frame.rgb()[..3];
+        assert!(close(pixel[0], 215) && close(pixel[1], 46) && close(pixel[2], 46), "{pixel:?}");
+    }
+
+    /// A JPEG with an APP1 segment that holds one EXIF tag, the orientation.
+    fn exif_jpeg(image: &RgbImage, orientation: u8) -> Vec<u8> {
+        let mut jpeg = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100)
+            .encode(image.as_raw(), image.width(), image.height(), ExtendedColorType::Rgb8)
+            .unwrap();
+        let mut app1 = vec![0xff, 0xe1, 0, 34];
+        app1.extend(b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01"); // big endian, first directory at 8, one entry
+        app1.extend([0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation, 0, 0, 0, 0, 0, 0]); // tag 0x112, SHORT, count 1
+        jpeg.splice(2..2, app1);
+        jpeg
+    }
+
+    #[test]
+    fn exif_orientation_is_applied() {
+        // Large flat areas survive JPEG: left half dark, right half bright red.
+        let stored = RgbImage::from_fn(32, 16, |x, _| if x < 16 { Rgb([20, 20, 20]) } else { Rgb([220, 30, 30]) });
+        let red = |f: &Frame, x: usize, y: usize| f.rgb()[(y * f.width() + x) * 3] > 128;
+        // (orientation, size, where the stored left and the stored right half are now)
+        for (orientation, size, dark, bright) in [
+            (1, (32, 16), (8, 8), (24, 8)),
+            (2, (32, 16), (24, 8), (8, 8)), // mirrored
+            (3, (32, 16), (24, 8), (8, 8)), // upside down
+            (6, (16, 32), (8, 8), (8, 24)), // a quarter turn clockwise: left goes to the top
+            (8, (16, 32), (8, 24), (8, 8)), // a quarter turn the other way
+        ] {
+            let frame = read(&exif_jpeg(&stored, orientation)).unwrap();
+            assert_eq!((frame.width(), frame.height()), size, "orientation {orientation}");
+            assert!(!red(&frame, dark.0, dark.1) && red(&frame, bright.0, bright.1), "orientation {orientation}");
+        }
+    }
+
+    #[test]
+    fn limits_are_named_before_memory_is_taken() {
+        let wide = format!("P5 {} 1 255\n", MAX_SIDE + 1);
+        assert!(reason(wide.as_bytes()).contains("16385x1 pixels; the limit is 16384 on each side"));
+        let large = b"P6 16384 16384 255\n";
+        assert!(reason(large).contains("need 768 MiB; the limit is 512 MiB"));
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        assert!(reason(b"").contains("the file is empty"));
+        assert!(reason(b"hello, this is text").contains("not an image in a known format"));
+        let missing = read_frame(Path::new("/nonexistent/part.png")).unwrap_err();
+        assert!(matches!(&missing, Error::Io { .. }) && missing.to_string().contains("/nonexistent/part.png"));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_frame(folder.path()).unwrap_err().to_string().ends_with("is a folder, not an image"));
+    }
+
+    #[test]
+    fn every_cut_off_file_is_an_error_or_still_complete() {
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp, ImageFormat::Pnm, ImageFormat::WebP] {
+            let whole = encoded(picture(), format);
+            let frame = read(&whole).unwrap();
+            let mut refused = 0;
+            for length in 0..whole.len() {
+                match read(&whole[..length]) {
+                    Ok(cut) => assert_eq!(cut, frame, "{format:?} cut at {length} gave other pixels"),
+                    Err(_) => refused += 1,
+                }
+            }
+            // A PNG may do without its last chunk and checksums; the others need everything or nearly so.
+            assert!(refused + 24 >= whole.len(), "{format:?}: {refused} of {} lengths refused", whole.len());
+        }
+    }
+
+    #[test]
+    fn the_end_marker_of_a_thumbnail_does_not_make_a_jpeg_whole() {
+        let mut jpeg = encoded(picture(), ImageFormat::Jpeg);
+        jpeg.splice(2..2, [0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9]);
+        assert!(read(&jpeg).is_ok());
+        jpeg.truncate(jpeg.len() - 2);
+        assert!(reason(&jpeg).contains("cut off"));
+    }
+
+    #[test]
+    fn masks_are_resized_by_the_nearest_pixel_and_counted_above_zero() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("000_mask.png");
+        let faint = ImageBuffer::<Luma<u16>, _>::from_fn(2, 2, |x, y| Luma([u16::from(x == 1 && y == 0)]));
+        faint.save(&path).unwrap();
+        assert_eq!(read_mask(&path, 2, 2).unwrap(), [false, true, false, false]);
+        let large = read_mask(&path, 6, 4).unwrap();
+        let expected: Vec<bool> = (0..24).map(|i| i % 6 >= 3 && i / 6 < 2).collect();
+        assert_eq!(large, expected);
+        assert_eq!(read_mask(&path, 1, 1).unwrap(), [false]); // the centre lies on the last quarter
+        GrayImage::from_fn(9, 9, |x, y| Luma([u8::from(x == 4 && y == 4)])).save(&path).unwrap();
+        assert_eq!(read_mask(&path, 3, 3).unwrap().iter().filter(|&&v| v).count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_never_panic(
+            format in prop::sample::select(vec![
+                ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Pnm, ImageFormat::WebP,
+            ]),
+            cut in 0.0..=1.0f64,
+            flips in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..6),
+        ) {
+            let mut bytes = encoded(picture(), format);
+            for (at, bit) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            bytes.truncate((bytes.len() as f64 * cut).round() as usize);
+            // Not through `read`: it would hide a panic of the decoder.
+            match decode_upright(&bytes) {
+                Ok(image) => prop_assert!(image.width() <= MAX_SIDE && image.height() <= MAX_SIDE),
+                Err(reason) => prop_assert!(!reason.is_empty()),
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Which good images are held out for calibration, and the digest that says what a model was trained on.
+//! Both go by file name, so that a folder can be moved without changing either.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Fewest images held out of a class: a threshold needs more than one score.
+pub const MIN_CALIBRATION: usize = 2;
+
+/// The good images of one class, divided. Each part keeps the order of the input.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    /// Images the model learns from.
+    pub train: Vec<PathBuf>,
+    /// Images it never learns from, whose scores set the threshold.
+    pub calibration: Vec<PathBuf>,
+}
+
+/// Holds out `fraction` (0..=1) of the images, rounded up, at least [`MIN_CALIBRATION`]; one image is always left
+/// to train on.
+///
+/// The images whose hash of seed and file name is smallest are held out, whatever their folder and order: the same
+/// images are chosen on every machine, and among n images a further one changes at most one choice or adds one.
+pub fn hold_out(paths: &[PathBuf], fraction: f64, seed: u64) -> Split {
+    // 0.07 * 100 is 7.000000000000001, and that is seven images.
+    let wanted = (paths.len() as f64 * fraction.clamp(0.0, 1.0) - 1e-9).ceil() as usize;
+    let count = wanted.max(MIN_CALIBRATION).min(paths.len().saturating_sub(1));
+
+    let mut order: Vec<usize> = (0..paths.len()).collect();
+    // The path decides between images of the same name in different folders.
+    order.sort_by_cached_key(|&i| (name_hash(&paths[i], seed), paths[i].clone()));
+    let mut held = vec![false; paths.len()];
+    order.iter().take(count).for_each(|&i| held[i] = true);
+
+    let mut split = Split::default();
+    for (path, held) in paths.iter().zip(held) {
+        if held { &mut split.calibration } else { &mut split.train }.push(path.clone());
+    }
+    split
+}
+
+/// SHA-256 of the seed (little endian) and the file name: the same on every machine and in every release.
+fn name_hash(path: &Path, seed: u64) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(seed.to_le_bytes());
+    hash.update(name_bytes(path));
+    hash.finalize().into()
+}
+
+fn name_bytes(path: &Path) -> &[u8] {
+    path.file_name().unwrap_or_default().as_encoded_bytes()
+}
+
+/// SHA-256, in hexadecimal, over names and contents of files: for each the length of its name (8 bytes, little
+/// endian), its name and the SHA-256 of its content, in order of name and content. Independent of the folders the
+/// files lie in and of the order given. Read in pieces, several files at a time.
+///
+/// # Errors
+/// [`Error::Io`] for the first file that cannot be read.
+pub fn data_sha256(paths: &[PathBuf]) -> Result<String> {
+    let digests: Vec<Result<[u8; 32]>> = paths.par_iter().map(|path| content_sha256(path)).collect();
+    let mut entries = Vec::with_capacity(paths.len());
+    for (path, digest) in paths.iter().zip(digests) {
+        entries.push((name_bytes(path), digest?));
+    }
+    entries.sort();
+    let mut hash = Sha256::new();
+    for (name, digest) in entries {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update(digest);
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+fn content_sha256(path: &Path) -> Result<[u8; 32]> {
+    let unreadable = |e| Error::io(path, "cannot read the file", e);
+    let mut file = File::open(path).map_err(unreadable)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => hash.update(&piece[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(unreadable(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn images(folder: &str, numbers: impl IntoIterator<Item = u32>) -> Vec<PathBuf> {
+        numbers.into_iter().map(|i| Path::new(folder).join(format!("{i:03}.png"))).collect()
+    }
+
+    fn names(paths: &[PathBuf]) -> BTreeSet<&[u8]> {
+        paths.iter().map(|p| name_bytes(p)).collect()
+    }
+
+    #[test]
+    fn the_fraction_is_rounded_up_and_at_least_two() {
+        let held = |n, fraction| hold_out(&images("a", 0..n), fraction, 0).calibration.len();
+        assert_eq!(held(100, 0.15), 15);
+        assert_eq!(held(100, 0.07), 7);
+        assert_eq!(held(101, 0.15), 16);
+        assert_eq!(held(8, 0.15), 2);
+        assert_eq!(held(8, 0.0), 2);
+        assert_eq!(held(8, 1.0), 7, "one is left to train on");
+        assert_eq!((held(2, 0.15), held(1, 0.15), held(0, 0.15)), (1, 0, 0));
+    }
+
+    #[test]
+    fn the_choice_is_the_same_in_every_release() {
+        // sorted(range(10), key=lambda i: hashlib.sha256(bytes(8) + b'%03d.png' % i).digest())[:2]
+        let split = hold_out(&images("any/where", 0..10), 0.2, 0);
+        assert_eq!(split.calibration, images("any/where", [0, 6]));
+        assert_ne!(hold_out(&images("any/where", 0..10), 0.2, 1), split, "the seed matters");
+    }
+
+    #[test]
+    fn the_digest_is_that_of_its_description() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, content: &[u8]| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let large = vec![7; 200_000];
+        let paths = [write("a/2.png", b"two"), write("a/1.png", &large)];
+        // s = lambda b: hashlib.sha256(b)
+        // e = lambda n, b: len(n).to_bytes(8, 'little') + n + s(b).digest()
+        // s(e(b'1.png', bytes([7]) * 200000) + e(b'2.png', b'two')).hexdigest()
+        let expected = "f28a8240adddb8d5b4ad53b3845cc37a70365b23ffe8fec4d63eefb93f4e170d";
+        assert_eq!(data_sha256(&paths).unwrap(), expected);
+        let moved = [write("b/c/1.png", &large), write("b/2.png", b"two")];
+        assert_eq!(data_sha256(&moved).unwrap(), expected, "neither folder nor order matter");
+        let renamed = [moved[0].clone(), write("b/3.png", b"two")];
+        assert_ne!(data_sha256(&renamed).unwrap(), expected);
+        let changed = [moved[0].clone(), write("b/2.png", b"twO")];
+        assert_ne!(data_sha256(&changed).unwrap(), expected);
+        let missing = data_sha256(&[root.path().join("gone.png")]).unwrap_err();
+        assert!(missing.to_string().contains("gone.png"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_image_is_in_one_part_in_its_order(
+            numbers in prop::collection::btree_set(0u32..1000, 0..60), fraction in 0.0..=1.0f64, seed: u64,
+        ) {
+            let paths = images("good", numbers);
+            let split = hold_out(&paths, fraction, seed);
+            prop_assert!(split.train.is_sorted() && split.calibration.is_sorted());
+            let mut all = [split.train.clone(), split.calibration.clone()].concat();
+            all.sort();
+            prop_assert_eq!(all, paths);
+        }
+
+        #[test]
+        fn neither_order_nor_folder_change_the_choice(
+            mut numbers in prop::collection::hash_set(0u32..1000, 3..60), seed: u64,
+        ) {
+            let numbers: Vec<u32> = numbers.drain().collect();
+            let here = images("good", numbers.iter().copied());
+            let there = images("moved/somewhere", numbers.iter().rev().copied());
+            let (here, there) = (hold_out(&here, 0.2, seed), hold_out(&there, 0.2, seed));
+            prop_assert_eq!(names(&here.calibration), names(&there.calibration));
+        }
+
+        #[test]
+        fn a_further_image_changes_one_choice_at_most(n in 10u32..200, fraction in 0.05..0.5f64, seed: u64) {
+            let before = hold_out(&images("good", 0..n), fraction, seed);
+            let after = hold_out(&images("good", 0..n + 1), fraction, seed);
+            let (before, after) = (names(&before.calibration), names(&after.calibration));
+            prop_assert!(before.difference(&after).count() <= 1);
+            prop_assert!(after.difference(&before).count() <= 1);
+        }
+    }
+}
