@@ -41,6 +41,36 @@ fn stages(name: &str) -> Option<[Stage; 5]> {
     }))
 }
 
+/// Names and shapes of the weights of a variant.
+pub(super) fn weight_shapes(name: &str) -> Option<Vec<(String, Vec<usize>)>> {
+    let mut all = Vec::new();
+    let mut layer = |conv: String, norm: String, shape: [usize; 4]| {
+        all.push((format!("{conv}.weight"), shape.to_vec()));
+        for part in ["weight", "bias", "running_mean", "running_var"] {
+            all.push((format!("{norm}.{part}"), vec![shape[0]]));
+        }
+    };
+    layer("_conv_stem".into(), "_bn0".into(), [STEM, 3, 3, 3]);
+    let (mut input, mut index) = (STEM, 0);
+    for stage in stages(name)? {
+        for _ in 0..stage.repeats {
+            let (p, expanded, k) = (format!("_blocks.{index}"), input * stage.expansion, stage.kernel);
+            if stage.expansion > 1 {
+                layer(format!("{p}._expand_conv"), format!("{p}._bn0"), [expanded, input, 1, 1]);
+            }
+            layer(format!("{p}._depthwise_conv"), format!("{p}._bn1"), [expanded, 1, k, k]);
+            layer(format!("{p}._project_conv"), format!("{p}._bn2"), [stage.channels, expanded, 1, 1]);
+            (input, index) = (stage.channels, index + 1);
+        }
+    }
+    Some(all)
+}
+
+/// Channels of all taps together.
+pub(super) fn channels(name: &str) -> Option<usize> {
+    Some(stages(name)?.iter().skip(1).map(|s| s.channels).sum())
+}
+
 /// A folded convolution: weights in the layout the kernels want, and its bias.
 struct Folded {
     weight: Tensor, // [in, out] or [k, k, C]

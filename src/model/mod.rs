@@ -62,5 +62,25 @@ pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dy
     if LITE_NAMES.contains(&name) {
         return Ok(Box::new(EfficientNetLite::new(name, weights, device)?));
     }
-    Err(Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", "))))
+    Err(unknown(name))
+}
+
+/// Names and shapes of a backbone's weights.
+///
+/// # Errors
+/// When the name is unknown.
+pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
+    efficientnet::weight_shapes(name).ok_or_else(|| unknown(name))
+}
+
+/// Channels of all taps of a backbone together.
+///
+/// # Errors
+/// When the name is unknown.
+pub fn channels(name: &str) -> Result<usize> {
+    efficientnet::channels(name).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", ")))
 }
