@@ -3,13 +3,13 @@
 use candle_core::{Device, Tensor};
 
 use super::{ClassSource, MAP_SCALE, Map};
-use crate::config::Config;
+use crate::config::{Config, Distance};
 use crate::error::{Error, Result};
 use crate::features::{FeatureSpace, to_grid};
 use crate::frame::{Frame, Geometry, Prepared, Preprocess};
 use crate::model::Backbone;
 use crate::model::denoiser::{Condition, Denoiser};
-use crate::score::{ResidualField, resize, smooth, top_mean};
+use crate::score::{ResidualField, resize, root_mean_squares, smooth, top_mean};
 
 /// A second class is tried where its prototype is at most this much farther than the nearest.
 const CANDIDATE_RATIO: f32 = 1.5;
@@ -124,7 +124,10 @@ impl Network {
     pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry) -> (f32, Map) {
         let (grid, detection) = (self.config.features.grid, &self.config.detection);
         let side = grid * MAP_SCALE;
-        let mut distance = self.fields[class].distance(residuals);
+        let mut distance = match detection.distance {
+            Distance::Mahalanobis => self.fields[class].distance(residuals),
+            Distance::L2 => root_mean_squares(residuals, self.space.dim()),
+        };
         if geometry.valid[2] != geometry.valid[3] {
             blank_border(&mut distance, grid, geometry, self.config.input.size);
         }
