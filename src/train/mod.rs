@@ -159,6 +159,7 @@ pub struct Outcome {
 pub fn train(config: &Config, data: &Dataset, options: &Options, observer: &dyn Observer, stop: &Stop) -> Result<Outcome> {
     data::check_trainable(data)?;
     thresholds::check_rates(config, data)?;
+    check_targets(options)?;
     let weights = backbone_weights(config, options)?;
     let backbone = model::backbone(&config.features.backbone, &weights, &Device::Cpu)?;
     let run = Run { config, options, observer, stop };
@@ -210,6 +211,23 @@ pub fn train(config: &Config, data: &Dataset, options: &Options, observer: &dyn 
         images_per_second: rate,
         skipped,
     })
+}
+
+/// Looks before hours of work whether the model can be written, and whether an unfinished run would be lost.
+fn check_targets(options: &Options) -> Result<()> {
+    crate::files::check_writable(&options.out)?;
+    let checkpoint = options.checkpoint();
+    match (options.resume, checkpoint.exists()) {
+        (true, false) => Err(Error::Usage(format!(
+            "{}: there is no checkpoint to resume; train without --resume",
+            checkpoint.display()
+        ))),
+        (false, true) => Err(Error::Usage(format!(
+            "{}: this checkpoint of an unfinished run would be lost; go on with --resume, or remove it",
+            checkpoint.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The images of a run by class; `cached[c][i]` is the cache index of `train[c][i]`.
