@@ -9,7 +9,6 @@ mod html;
 mod png;
 mod summary;
 mod svg;
-mod write;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +22,7 @@ pub use heatmap::{HeatScale, MapView, heatmap};
 pub use html::{Curves, Page};
 pub use png::png;
 pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
-pub use write::{check_writable, write_atomic};
+pub use crate::files::{check_writable, write_atomic};
 
 /// Version of the JSON's shape.
 pub const SCHEMA: u32 = 1;
