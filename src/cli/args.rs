@@ -47,8 +47,6 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Tell every mistake in a configuration file
     Validate(ValidateArgs),
-    /// Measure latency and frame rate on this machine
-    Bench(BenchArgs),
 }
 
 const TRAIN: &str = "\
@@ -293,42 +291,4 @@ pub(super) struct ValidateArgs {
     /// The configuration file (TOML)
     #[arg(value_name = "CONFIG")]
     pub(super) config: PathBuf,
-}
-
-const BENCH: &str = "\
-EXAMPLES
-  diad bench --model line1.diad
-  diad bench --model line1.diad --frames 200 --batch 1 --ddim-steps 1
-
-Frames in flight: 1 is the latency of a single camera, 2 the rate that two callers get together. Run it while the
-machine does nothing else.";
-
-/// Measure latency and frame rate on this machine.
-///
-/// On a drawn frame of the model's input size: time by stage, latency (p50, p95, p99) and frames per second over batch
-/// sizes, denoiser evaluations and frames in flight.
-#[derive(Debug, Args)]
-#[command(after_help = BENCH)]
-pub(super) struct BenchArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
-    pub(super) model: PathBuf,
-
-    /// Frames measured per row, after a few that are not: more is steadier and takes longer
-    #[arg(long, value_name = "N", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(super) frames: u32,
-
-    /// Batch sizes
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8",
-          value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(super) batch: Vec<u16>,
-
-    /// Denoiser evaluations per frame
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,3",
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(super) ddim_steps: Vec<u16>,
-
-    /// Also write the figures here as JSON
-    #[arg(long, value_name = "R.json")]
-    pub(super) report: Option<PathBuf>,
 }

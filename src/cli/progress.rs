@@ -52,7 +52,8 @@ impl Task {
         let now = Instant::now();
         let due = Line { done, told: self.told, total: self.total, since: now - self.last }.is_due();
         if due {
-            let left = time_left(now - self.started, done - self.first.min(done), self.total - self.first.min(self.total));
+            let left =
+                time_left(now - self.started, done - self.first.min(done), self.total - self.first.min(self.total));
             let percent = 100 * done / self.total.max(1);
             let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
             self.console.note(format_args!("{}: {done}/{} ({percent} %){detail}{left}", self.name, self.total));
@@ -179,7 +180,8 @@ impl train::Observer for TrainingProgress<'_> {
                 self.console.warn(format_args!("{name}: {reason}; left out"));
             }
             train::Event::Spilled => {
-                self.console.note("features exceed training.cache_mib: the rest goes to a temporary file beside the model");
+                self.console
+                    .note("features exceed training.cache_mib: the rest goes to a temporary file beside the model");
             }
             train::Event::Started { step, parameters } => {
                 self.current.borrow_mut().first_step = *step;
@@ -197,8 +199,9 @@ impl train::Observer for TrainingProgress<'_> {
                 self.show(Stage::Steps, "training", *step, *steps, &detail);
             }
             train::Event::Checkpoint { path } => self.console.note(format_args!("checkpoint {}", path.display())),
-            train::Event::Calibration { done, total } => self.show(Stage::Calibration, "calibration", *done, *total, ""),
-            _ => {}
+            train::Event::Calibration { done, total } => {
+                self.show(Stage::Calibration, "calibration", *done, *total, "")
+            }
         }
     }
 }

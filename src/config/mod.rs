@@ -1,6 +1,25 @@
-//! Configuration: one struct, its defaults, its file format (TOML) and its rules.
+//! Configuration: one struct and its defaults here, its rules in `rules.rs`, its way from text in `read.rs`.
+//!
+//! A [`Config`] made by [`Config::from_toml`], [`Config::from_file`] or [`Config::assign`] keeps every rule. One that
+//! was put together by hand is checked with [`Config::check`].
+
+mod read;
+mod rules;
 
 use serde::{Deserialize, Serialize};
+
+/// The backbones that can be asked for, with the channels that their taps deliver together.
+pub const BACKBONES: [(&str, usize); 6] = [
+    ("efficientnet-lite0", 256),
+    ("efficientnet-lite1", 256),
+    ("efficientnet-lite2", 280),
+    ("resnet18", 448),
+    ("resnet50", 1792),
+    ("wide-resnet50", 1792),
+];
+
+/// The rate promised where `calibration.target_fpr` is absent and the held-out images support it.
+pub const DEFAULT_TARGET_FPR: f64 = 0.05;
 
 /// Everything that shapes a model and its training. Keys in TOML have the same names.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
