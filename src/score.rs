@@ -156,6 +156,11 @@ impl ResidualField {
     }
 }
 
+/// Root mean square of each cell's vector `[T, D]`: `[T]`.
+pub fn root_mean_squares(vectors: &[f32], dim: usize) -> Vec<f32> {
+    vectors.chunks_exact(dim).map(|v| (v.iter().map(|x| x * x).sum::<f32>() / dim as f32).sqrt()).collect()
+}
+
 /// The two source cells and the weight of the second for output `i` of `n` over a source of `m` (bilinear, half-pixel
 /// centres, edges repeated).
 pub(crate) fn neighbours(i: usize, n: usize, m: usize) -> (usize, usize, f32) {

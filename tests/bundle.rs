@@ -67,15 +67,7 @@ fn refusal<T>(path: &Path, result: Result<T>) -> String {
 fn class(name: &str, scores: Vec<f32>, target: f64) -> ClassCard {
     let ng = conformal(&scores, target).unwrap();
     let warn = conformal(&scores, 2.0 * target).unwrap();
-    ClassCard {
-        name: name.into(),
-        train_images: 100,
-        calibration_scores: scores,
-        ng,
-        warn,
-        pixel_threshold: 3.5,
-        prototype_limit: 1.5,
-    }
+    ClassCard { name: name.into(), train_images: 100, calibration_scores: scores, ng, warn, pixel_threshold: 3.5, prototype_limit: 1.5 }
 }
 
 fn card() -> Card {
@@ -823,15 +815,7 @@ proptest! {
             let rank = rank.index(n) + 1;
             let rate = (n + 1 - rank) as f64 / (n + 1) as f64;
             let ng = Threshold::at_rank(&calibration_scores, rank, rate).unwrap();
-            ClassCard {
-                name: name.clone(),
-                train_images: n,
-                calibration_scores,
-                ng,
-                warn: ng,
-                pixel_threshold: ng.value,
-                prototype_limit: 1.5,
-            }
+            ClassCard { name: name.clone(), train_images: n, calibration_scores, ng, warn: ng, pixel_threshold: ng.value, prototype_limit: 1.0 }
         });
         let mut wanted = Card { classes: classes.collect(), ..card() };
         wanted.training.seed = seed;

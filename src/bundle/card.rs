@@ -31,7 +31,7 @@ pub struct Card {
     pub tool: String,
     /// Architecture, preprocessing, schedule, scoring. A key that is absent has its default.
     pub config: Config,
-    /// The frozen network it needs, which is not in the file.
+    /// The frozen network, whose weights are in the file.
     pub backbone: BackboneCard,
     /// The products it knows, at least one.
     pub classes: Vec<ClassCard>,
@@ -68,7 +68,7 @@ pub struct ClassCard {
     pub warn: Threshold,
     /// A map value above this belongs to a region.
     pub pixel_threshold: f32,
-    /// A part farther than this from the class's prototype is another product.
+    /// Farther than this from the class's prototype, a part is not of this class. Root mean square over the features.
     pub prototype_limit: f32,
 }
 
@@ -177,9 +177,6 @@ impl ClassCard {
         }
         if !self.pixel_threshold.is_finite() {
             found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
-        }
-        if !(self.prototype_limit.is_finite() && self.prototype_limit >= 0.0) {
-            found.add(&format!("{key}.prototype_limit"), self.prototype_limit, "a finite number from 0".into());
         }
         check_threshold(&format!("{key}.ng"), &self.ng, scores, found);
         check_threshold(&format!("{key}.warn"), &self.warn, scores, found);

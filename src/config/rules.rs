@@ -52,8 +52,7 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("detection.ddim_steps", integer(1, 1000)),
     ("detection.smoothing_px", closed(0.0, 128.0)),
     ("detection.top_fraction", above(0.0, 1.0)),
-    ("detection.l2_weight", closed(0.0, 1e6)),
-    ("detection.cosine_weight", closed(0.0, 1e6)),
+    ("detection.distance", Kind::OneOf(&["mahalanobis", "l2"])),
     ("calibration.target_fpr", open(0.0, 1.0)),
     ("calibration.warn_fpr", open(0.0, 1.0)),
     ("calibration.min_area", integer(0, 1_000_000)),
@@ -123,11 +122,6 @@ pub(super) const TOGETHER: &[Condition] = &[
         keys: &["training.mask", "training.shuffle"],
         holds: |c| c.training.mask + c.training.shuffle < 1.0,
         words: "mask + shuffle to be less than 1, so that something of the image is left",
-    },
-    Condition {
-        keys: &["detection.l2_weight", "detection.cosine_weight"],
-        holds: |c| c.detection.l2_weight + c.detection.cosine_weight > 0.0,
-        words: "at least one of the two to be greater than 0",
     },
     Condition {
         keys: &["calibration.warn_fpr", "calibration.target_fpr"],

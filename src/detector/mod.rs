@@ -10,14 +10,13 @@ use crate::calibrate::percentile;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry};
-use crate::model::denoiser::Condition;
 use crate::regions::{Region, regions};
 use crate::score::resize;
 
 mod network;
 mod store;
 
-pub use network::{Choice, Inspection, Network, mean_token, raw_features};
+pub use network::{Choice, Inspection, Network, Program, mean_token, raw_features};
 pub use store::{expected_tensors, save};
 
 /// Cells of the smoothed map per cell of the feature grid and side.
@@ -141,7 +140,7 @@ impl Map {
 pub struct Detector {
     network: Network,
     card: Card,
-    conditions: Vec<(f64, Condition)>,
+    program: Program,
 }
 
 impl Detector {
@@ -163,8 +162,8 @@ impl Detector {
             let (a, b) = (card.classes.len(), network.fields.len());
             return Err(Error::Internal(format!("detector: {a} classes on the card, {b} in the network")));
         }
-        let conditions = network.conditions(network.config.detection.ddim_steps)?;
-        Ok(Self { network, card, conditions })
+        let program = network.program(network.config.detection.ddim_steps)?;
+        Ok(Self { network, card, program })
     }
 
     /// What is on the model's card.
@@ -185,7 +184,7 @@ impl Detector {
         if steps == 0 {
             return Err(Error::Usage("ddim steps must be at least 1, got 0".into()));
         }
-        self.conditions = self.network.conditions(steps)?;
+        self.program = self.network.program(steps)?;
         Ok(())
     }
 
@@ -211,7 +210,7 @@ impl Detector {
 
     fn detect_one(&self, frame: &Frame, choice: Choice) -> Result<Detection> {
         let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
-        let inspection = self.network.inspect(frame, choice, &self.conditions, calibrated)?;
+        let inspection = self.network.inspect(frame, choice, &self.program, calibrated)?;
         Ok(judge(inspection, &self.card.classes, &self.card.config))
     }
 }

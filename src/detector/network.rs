@@ -3,13 +3,14 @@
 use candle_core::{Device, Tensor};
 
 use super::{ClassSource, MAP_SCALE, Map};
-use crate::config::Config;
+use crate::config::{Config, Distance};
+use crate::diffusion::{Ddim, EpsMode, NoiseLevel, Plan, Prediction, Start, levels_in_log_snr, reconstruct};
 use crate::error::{Error, Result};
 use crate::features::{FeatureSpace, to_grid};
 use crate::frame::{Frame, Geometry, Prepared, Preprocess};
 use crate::model::Backbone;
 use crate::model::denoiser::{Condition, Denoiser};
-use crate::score::{ResidualField, resize, smooth, top_mean};
+use crate::score::{ResidualField, resize, root_mean_squares, smooth, top_mean};
 
 /// A second class is tried where its prototype is at most this much farther than the nearest.
 const CANDIDATE_RATIO: f32 = 1.5;
@@ -45,6 +46,12 @@ pub struct Network {
     pub prototypes: Vec<Vec<f32>>,
 }
 
+/// The noise levels that a detection visits, and what the denoiser is told at each.
+pub struct Program {
+    plan: Plan,
+    conditions: Vec<Condition>,
+}
+
 /// How `inspect` finds the class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
@@ -70,45 +77,40 @@ impl Network {
         Ok(self.space.apply(&raw))
     }
 
-    /// Residuals `x0 - x0_hat` `[B, T, D]` of normalised features `[B, T, D]`: noise-free start `sqrt(abar) x0`, then
-    /// `ddim_steps` projections, uniform in log-SNR, the predicted noise dropped between them.
+    /// Residuals `x0 - x0_hat` `[B, T, D]` of normalised features `[B, T, D]`, from the noise-free start `sqrt(abar) x0`.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn residuals(&self, features: Vec<f32>, conditions: &[(f64, Condition)]) -> Result<Vec<f32>> {
+    pub fn residuals(&self, features: Vec<f32>, program: &Program) -> Result<Vec<f32>> {
         let shape = self.denoiser.shape();
-        let (tokens, dim) = (shape.grid * shape.grid, shape.dim);
-        let x0 = Tensor::from_vec(features, ((), tokens, dim), &Device::Cpu)?;
+        let x0 = Tensor::from_vec(features, ((), shape.grid * shape.grid, shape.dim), &Device::Cpu)?;
         let batch = x0.dim(0)?;
-        let mut estimate = x0.clone();
-        for (alpha_bar, condition) in conditions {
-            let repeated;
-            let condition = if batch == 1 {
-                condition
+        let mut conditions = program.conditions.iter();
+        let estimate = reconstruct(&x0, &program.plan, Start::Scaled, &[], |x, _| {
+            let condition =
+                conditions.next().ok_or_else(|| Error::Internal("detector: a step without a condition".into()))?;
+            if batch == 1 {
+                self.denoiser.predict(x, condition)
             } else {
-                repeated = condition.repeat(batch)?;
-                &repeated
-            };
-            estimate = self.denoiser.predict(&(estimate * alpha_bar.sqrt())?, condition)?;
-        }
+                self.denoiser.predict(x, &condition.repeat(batch)?)
+            }
+        })?;
         Ok((x0 - estimate)?.flatten_all()?.to_vec1()?)
     }
 
-    /// The noise levels of the steps with their modulations, for the null class.
+    /// `steps` DDIM steps from the configured level, uniform in log-SNR, the predicted noise dropped between them; the
+    /// modulations of the null class are computed here, once.
     ///
     /// # Errors
-    /// When the denoiser fails.
-    pub fn conditions(&self, steps: usize) -> Result<Vec<(f64, Condition)>> {
-        let detection = &self.config.detection;
-        let start = (detection.start_alpha_bar / (1.0 - detection.start_alpha_bar)).ln();
-        let end = self.config.diffusion.log_snr_max;
-        (0..steps)
-            .map(|i| {
-                let log_snr = start + (end - start) * i as f64 / steps as f64;
-                let condition = self.denoiser.condition(&[log_snr as f32], &[self.denoiser.null_class()])?;
-                Ok((1.0 / (1.0 + (-log_snr).exp()), condition))
-            })
-            .collect()
+    /// When `steps` is 0.
+    pub fn program(&self, steps: usize) -> Result<Program> {
+        let start = NoiseLevel::from_alpha_bar(self.config.detection.start_alpha_bar)?;
+        let levels = levels_in_log_snr(start, self.config.diffusion.log_snr_max, steps)?;
+        let plan = Plan::new(levels, Prediction::X0, Ddim::new(0.0, EpsMode::Drop)?)?;
+        let asked = &plan.levels()[..plan.evaluations()];
+        let condition =
+            |l: &NoiseLevel| self.denoiser.condition(&[l.log_snr() as f32], &[self.denoiser.null_class()]);
+        Ok(Program { conditions: asked.iter().map(condition).collect::<Result<_>>()?, plan })
     }
 
     /// Distances to the prototypes: root mean square over the channels.
@@ -124,7 +126,10 @@ impl Network {
     pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry) -> (f32, Map) {
         let (grid, detection) = (self.config.features.grid, &self.config.detection);
         let side = grid * MAP_SCALE;
-        let mut distance = self.fields[class].distance(residuals);
+        let mut distance = match detection.distance {
+            Distance::Mahalanobis => self.fields[class].distance(residuals),
+            Distance::L2 => root_mean_squares(residuals, self.space.dim()),
+        };
         if geometry.valid[2] != geometry.valid[3] {
             blank_border(&mut distance, grid, geometry, self.config.input.size);
         }
@@ -142,7 +147,7 @@ impl Network {
         &self,
         frame: &Frame,
         choice: Choice,
-        conditions: &[(f64, Condition)],
+        program: &Program,
         calibrated: impl Fn(usize, f32) -> f32,
     ) -> Result<Inspection> {
         let prepared = self.preprocess().apply(frame)?;
@@ -153,7 +158,7 @@ impl Network {
             Choice::Auto if distances.len() == 1 => (vec![0], ClassSource::Only),
             Choice::Auto => (nearest(&distances), ClassSource::Chosen),
         };
-        let residuals = self.residuals(features, conditions)?;
+        let residuals = self.residuals(features, program)?;
         let scored = candidates.into_iter().map(|class| (class, self.score(&residuals, class, prepared.geometry)));
         let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
         let Some((class, (score, map))) = best else {

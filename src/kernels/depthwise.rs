@@ -37,12 +37,8 @@ pub fn pad(image: &[f32], width: usize, channels: usize, [top, bottom, left, rig
 /// # Panics
 /// When a slice does not fit the shape or the kernel is not 3, 5 or 7 (mistakes of the caller).
 pub fn forward(padded: &[f32], weights: &[f32], bias: &[f32], out: &mut [f32], shape: Shape, relu6: bool) {
-    match shape.kernel {
-        3 => Arch::new().dispatch(Forward::<3> { padded, weights, bias, out, shape, relu6 }),
-        5 => Arch::new().dispatch(Forward::<5> { padded, weights, bias, out, shape, relu6 }),
-        7 => Arch::new().dispatch(Forward::<7> { padded, weights, bias, out, shape, relu6 }),
-        other => panic!("depthwise kernel must be 3, 5 or 7, got {other}"),
-    }
+    assert!(matches!(shape.kernel, 3 | 5 | 7), "depthwise kernel must be 3, 5 or 7, got {}", shape.kernel);
+    Arch::new().dispatch(Forward { padded, weights, bias, out, shape, relu6 });
 }
 
 /// Adds the gradient of the weights and of the bias to `grad_weights` `[kernel, kernel, channels]` and `grad_bias`
@@ -74,16 +70,16 @@ fn starts(channels: usize, lanes: usize) -> impl Iterator<Item = usize> {
 }
 
 #[inline(always)]
-fn load<S: Simd>(simd: S, data: &[f32], at: usize, count: usize) -> S::f32s {
-    if count == S::F32_LANES {
-        let (vectors, _) = S::as_simd_f32s(&data[at..][..S::F32_LANES]);
-        vectors[0]
-    } else {
-        simd.partial_load_f32s(&data[at..][..count])
-    }
+fn load<S: Simd>(_: S, data: &[f32], at: usize) -> S::f32s {
+    S::as_simd_f32s(&data[at..][..S::F32_LANES]).0[0]
 }
 
-struct Forward<'a, const K: usize> {
+#[inline(always)]
+fn store<S: Simd>(_: S, data: &mut [f32], at: usize, value: S::f32s) {
+    S::as_mut_simd_f32s(&mut data[at..][..S::F32_LANES]).0[0] = value;
+}
+
+struct Forward<'a> {
     padded: &'a [f32],
     weights: &'a [f32],
     bias: &'a [f32],
@@ -92,23 +88,25 @@ struct Forward<'a, const K: usize> {
     relu6: bool,
 }
 
-impl<const K: usize> WithSimd for Forward<'_, K> {
+impl WithSimd for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let channels = self.shape.channels;
+        if channels < S::F32_LANES {
+            return self.with_simd(pulp::Scalar::new()); // fewer channels than lanes: one at a time
+        }
         let rows = self.out.len() / (self.shape.out_width * channels).max(1);
         for y in 0..rows {
             for from in starts(channels, S::F32_LANES) {
-                let count = S::F32_LANES.min(channels - from);
                 let mut x = 0;
                 while x + OUTPUTS <= self.shape.out_width {
-                    self.outputs::<S, OUTPUTS>(simd, y, x, from, count);
+                    self.outputs::<S, OUTPUTS>(simd, y, x, from);
                     x += OUTPUTS;
                 }
                 while x < self.shape.out_width {
-                    self.outputs::<S, 1>(simd, y, x, from, count);
+                    self.outputs::<S, 1>(simd, y, x, from);
                     x += 1;
                 }
             }
@@ -116,17 +114,17 @@ impl<const K: usize> WithSimd for Forward<'_, K> {
     }
 }
 
-impl<const K: usize> Forward<'_, K> {
+impl Forward<'_> {
     #[inline(always)]
-    fn outputs<S: Simd, const N: usize>(&mut self, simd: S, y: usize, x: usize, from: usize, count: usize) {
-        let Shape { padded_width, channels, stride, out_width, .. } = self.shape;
-        let mut sums = [load(simd, self.bias, from, count); N];
-        for ky in 0..K {
+    fn outputs<S: Simd, const N: usize>(&mut self, simd: S, y: usize, x: usize, from: usize) {
+        let Shape { padded_width, channels, stride, out_width, kernel } = self.shape;
+        let mut sums = [load(simd, self.bias, from); N];
+        for ky in 0..kernel {
             let row = &self.padded[((y * stride + ky) * padded_width + x * stride) * channels + from..];
-            for kx in 0..K {
-                let w = load(simd, self.weights, (ky * K + kx) * channels + from, count);
+            for kx in 0..kernel {
+                let w = load(simd, self.weights, (ky * kernel + kx) * channels + from);
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add_e_f32s(load(simd, row, (i * stride + kx) * channels, count), w, *sum);
+                    *sum = simd.mul_add_e_f32s(load(simd, row, (i * stride + kx) * channels), w, *sum);
                 }
             }
         }
@@ -135,7 +133,7 @@ impl<const K: usize> Forward<'_, K> {
             if self.relu6 {
                 v = simd.min_f32s(simd.max_f32s(v, simd.splat_f32s(0.0)), simd.splat_f32s(6.0));
             }
-            simd.partial_store_f32s(&mut self.out[(y * out_width + x + i) * channels + from..][..count], v);
+            store(simd, self.out, (y * out_width + x + i) * channels + from, v);
         }
     }
 }
@@ -154,15 +152,17 @@ impl<const K: usize> WithSimd for Backward<'_, K> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Shape { padded_width, channels, stride, out_width, .. } = self.shape;
+        if channels < S::F32_LANES {
+            return self.with_simd(pulp::Scalar::new()); // fewer channels than lanes: one at a time
+        }
         let rows = self.grad.len() / (out_width * channels).max(1);
         let mut done = 0; // channels already summed: the overlapping part of the last vector must not count twice
         for from in starts(channels, S::F32_LANES) {
-            let count = S::F32_LANES.min(channels - from);
             let skip = done - from;
             let keep = |target: &mut [f32], sum: S::f32s| {
-                let mut lanes = [0.0; 64];
-                simd.partial_store_f32s(&mut lanes[..count], sum);
-                for (t, s) in target[from..from + count].iter_mut().zip(&lanes).skip(skip) {
+                let mut lanes = [0.0; 16];
+                store(simd, &mut lanes, 0, sum);
+                for (t, s) in target[from..from + S::F32_LANES].iter_mut().zip(&lanes).skip(skip) {
                     *t += s;
                 }
             };
@@ -172,12 +172,12 @@ impl<const K: usize> WithSimd for Backward<'_, K> {
                 for y in 0..rows {
                     let row = &self.padded[(y * stride + ky) * padded_width * channels + from..];
                     for x in 0..out_width {
-                        let g = load(simd, self.grad, (y * out_width + x) * channels + from, count);
+                        let g = load(simd, self.grad, (y * out_width + x) * channels + from);
                         if ky == 0 {
                             bias = simd.add_f32s(bias, g);
                         }
                         for (kx, sum) in sums.iter_mut().enumerate() {
-                            *sum = simd.mul_add_e_f32s(load(simd, row, (x * stride + kx) * channels, count), g, *sum);
+                            *sum = simd.mul_add_e_f32s(load(simd, row, (x * stride + kx) * channels), g, *sum);
                         }
                     }
                 }
@@ -186,7 +186,7 @@ impl<const K: usize> WithSimd for Backward<'_, K> {
                 }
             }
             keep(self.grad_bias, bias);
-            done = from + count;
+            done = from + S::F32_LANES;
         }
     }
 }

@@ -152,18 +152,17 @@ impl Product<'_> {
                 let cols = width.min(n - j);
                 let (vectors, _) = S::as_simd_f32s(&packed[panel * k * width..][..k * width]);
                 let (vectors, _) = vectors.as_chunks::<NV>();
+                let mut sums: Sums = [[0.0; NV * MAX_LANES]; MAX_ROWS];
                 let mut i = block;
-                while i + MR <= block_end {
-                    let sums = tile::<S, MR>(simd, k, a, i, vectors);
-                    for (r, row) in sums.iter().enumerate() {
-                        store(simd, row, c, n, i + r, j, cols, &epilogue);
-                    }
-                    i += MR;
-                }
                 while i < block_end {
-                    let sums = tile::<S, 1>(simd, k, a, i, vectors);
-                    store(simd, &sums[0], c, n, i, j, cols, &epilogue);
-                    i += 1;
+                    let rows = if i + MR <= block_end { MR } else { 1 };
+                    if rows == MR {
+                        tile::<S, MR>(simd, k, a, i, vectors, &mut sums);
+                    } else {
+                        tile::<S, 1>(simd, k, a, i, vectors, &mut sums);
+                    }
+                    store(&sums, c, n, &Corner { rows, i, j, cols }, &epilogue);
+                    i += rows;
                 }
             }
         }
@@ -194,13 +193,13 @@ fn tile<S: Simd, const MR: usize>(
     a: Matrix<'_>,
     i: usize,
     panel: &[[S::f32s; NV]],
-) -> [[S::f32s; NV]; MR] {
+    out: &mut Sums,
+) {
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; NV]; MR];
     if k == 0 {
-        return sums;
-    }
-    if a.row == 1 && a.col >= MR {
+        // nothing to add
+    } else if a.row == 1 && a.col >= MR {
         // A is a transpose, read along its columns: MR neighbours at a time.
         for (b, column) in panel.iter().zip(a.data[i..].chunks(a.col)) {
             let Some(column) = column.first_chunk::<MR>() else { break };
@@ -225,43 +224,55 @@ fn tile<S: Simd, const MR: usize>(
             }
         }
     }
-    sums
+    for (row, out) in sums.iter().zip(out.iter_mut()) {
+        let (vectors, _) = S::as_mut_simd_f32s(out);
+        vectors[..NV].copy_from_slice(row);
+    }
 }
 
-#[allow(clippy::too_many_arguments)] // a register tile's epilogue: a struct would only rename the arguments
-#[inline(always)]
-fn store<S: Simd>(
-    simd: S,
-    sums: &[S::f32s; NV],
-    c: &mut [f32],
-    n: usize,
+/// Sums of one register tile on their way out of the registers: rows of at most `NV * 16` columns.
+type Sums = [[f32; NV * MAX_LANES]; MAX_ROWS];
+/// The widest vectors there are.
+const MAX_LANES: usize = 16;
+/// The tallest register tile.
+const MAX_ROWS: usize = 12;
+
+/// The part of C that a tile covers.
+struct Corner {
+    rows: usize,
     i: usize,
     j: usize,
     cols: usize,
-    epilogue: &Epilogue<'_>,
-) {
-    let lanes = S::F32_LANES;
-    for (v, &sum) in sums.iter().enumerate() {
-        let from = v * lanes;
-        if from >= cols {
-            break;
-        }
-        let to = cols.min(from + lanes) - from;
-        let at = i * n + j + from;
-        let mut y = sum;
+}
+
+/// Applies the epilogue to a tile and stores it. Plain loops: once per tile, not once per k.
+#[inline(always)]
+fn store(sums: &Sums, c: &mut [f32], n: usize, corner: &Corner, epilogue: &Epilogue<'_>) {
+    let Corner { rows, i, j, cols } = *corner;
+    for (r, row) in sums.iter().take(rows).enumerate() {
+        let at = (i + r) * n + j;
+        let mut row = *row;
         if let Some(bias) = epilogue.bias {
-            y = simd.add_f32s(y, simd.partial_load_f32s(&bias[j + from..][..to]));
+            add(&mut row, &bias[j..][..cols]);
         }
-        if let Some(add) = epilogue.add {
-            y = simd.add_f32s(y, simd.partial_load_f32s(&add[at..][..to]));
+        if let Some(other) = epilogue.add {
+            add(&mut row, &other[at..][..cols]);
         }
+        let out = &mut c[at..][..cols];
         if epilogue.accumulate {
-            y = simd.add_f32s(y, simd.partial_load_f32s(&c[at..][..to]));
+            add(&mut row, out);
         }
         if epilogue.relu6 {
-            y = simd.min_f32s(simd.max_f32s(y, simd.splat_f32s(0.0)), simd.splat_f32s(6.0));
+            row.iter_mut().for_each(|y| *y = y.clamp(0.0, 6.0));
         }
-        simd.partial_store_f32s(&mut c[at..][..to], y);
+        out.copy_from_slice(&row[..cols]);
+    }
+}
+
+#[inline(always)]
+fn add(row: &mut [f32], other: &[f32]) {
+    for (y, x) in row.iter_mut().zip(other) {
+        *y += x;
     }
 }
 

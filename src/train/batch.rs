@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::cache::Cache;
 use crate::config::{Config, DiffusionConfig};
+use crate::diffusion::{NoiseLevel, Prediction, min_snr_weight};
 use crate::error::Result;
 use crate::model::denoiser::normal;
 
@@ -58,7 +59,7 @@ pub(super) fn draw(config: &Config, cache: &Cache, images: &[Vec<usize>], step: 
     let tokens = grid * grid;
     let mut input = vec![0.0; count * tokens * (dim + 1)];
     let mut target = vec![0.0; count * tokens * dim];
-    let weight = draws.iter().map(|d| weight(&config.diffusion, d.log_snr)).collect();
+    let weight = draws.iter().map(|d| weight(&config.diffusion, d.log_snr)).collect::<Result<_>>()?;
     let log_snr = draws.iter().map(|d| d.log_snr as f32).collect();
     let class = draws.iter().map(|d| d.class).collect();
     input
@@ -91,8 +92,9 @@ fn log_snr(config: &DiffusionConfig, centred: bool, rng: &mut ChaCha8Rng) -> f64
     value.clamp(config.log_snr_min, config.log_snr_max)
 }
 
-fn weight(config: &DiffusionConfig, log_snr: f64) -> f32 {
-    log_snr.exp().clamp(config.min_snr_floor, config.min_snr_gamma) as f32
+fn weight(config: &DiffusionConfig, log_snr: f64) -> Result<f32> {
+    let level = NoiseLevel::from_log_snr(log_snr)?;
+    Ok(min_snr_weight(Prediction::X0, level, config.min_snr_gamma, config.min_snr_floor)? as f32)
 }
 
 /// Foreign patches (2x2 tokens), noise, then masked tokens: `x` and `other` `[T, D]`, `out` `[T, D + 1]`.

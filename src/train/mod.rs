@@ -439,7 +439,7 @@ impl Run<'_> {
         let mut done = 0;
         let dim = self.config.features.dim;
         let tokens = self.config.features.grid * self.config.features.grid;
-        let conditions = network.conditions(self.config.detection.ddim_steps)?;
+        let program = network.program(self.config.detection.ddim_steps)?;
         let mut farthest = Vec::new();
         for indices in &images.cached {
             let mut sums = ResidualSums::new(tokens, dim);
@@ -454,7 +454,7 @@ impl Run<'_> {
                     means.push(mean_token(&values, dim));
                     features.extend(values);
                 }
-                sums.add(&network.residuals(features, &conditions)?);
+                sums.add(&network.residuals(features, &program)?);
                 done += group.len();
                 self.observer.event(&Event::Calibration { done, total });
             }
@@ -477,7 +477,7 @@ impl Run<'_> {
             self.each_image(paths, skipped, |frames, count| {
                 let seen = frames
                     .par_iter()
-                    .map(|(_, frame)| network.inspect(frame, Choice::Known(class), &conditions, |_, s| s))
+                    .map(|(_, frame)| network.inspect(frame, Choice::Known(class), &program, |_, s| s))
                     .collect::<Result<Vec<_>>>()?;
                 for inspection in seen {
                     farthest[class] = farthest[class].max(inspection.prototype_distance);
