@@ -109,7 +109,7 @@ fn scores(
     category: &Category,
     mut progress: impl FnMut(),
 ) -> Result<ClassScores> {
-    let conditions = network.conditions(network.config.detection.ddim_steps)?;
+    let program = network.program(network.config.detection.ddim_steps)?;
     let mut scores = ClassScores::default();
     let mut lost = 0;
     let stopped = || context.stop.requested();
@@ -118,7 +118,7 @@ fn scores(
         READERS,
         2 * READERS,
         |_, frame| {
-            match frame.and_then(|frame| network.inspect(&frame, Choice::Known(class), &conditions, |_, score| score)) {
+            match frame.and_then(|frame| network.inspect(&frame, Choice::Known(class), &program, |_, score| score)) {
                 Ok(inspection) => scores.push(&inspection),
                 Err(error @ Error::Image { .. }) => {
                     lost += 1;
