@@ -220,12 +220,6 @@ mod tests {
 
     const SIZE: usize = 128;
 
-    fn every_defect(strength: f32) -> impl Iterator<Item = (Kind, Defect)> {
-        Kind::ALL.into_iter().flat_map(move |kind| {
-            DefectKind::ALL.into_iter().map(move |defect| (kind, Defect { kind: defect, strength }))
-        })
-    }
-
     /// Largest change of a channel at each pixel.
     fn difference(a: &Drawing, b: &Drawing) -> Vec<u8> {
         let pairs = a.frame.rgb().chunks_exact(3).zip(b.frame.rgb().chunks_exact(3));
@@ -246,12 +240,12 @@ mod tests {
 
     #[test]
     fn a_defect_changes_the_masked_pixels_and_no_others() {
-        for strength in [0.0, 0.5, 1.0] {
-            for (kind, defect) in every_defect(strength) {
-                for seed in 0..4 {
-                    let good = draw_part(kind, seed, SIZE, None);
-                    let bad = draw_part(kind, seed, SIZE, Some(defect));
-                    let context = format!("{kind:?} {defect:?} seed {seed}");
+        for kind in Kind::ALL {
+            for seed in 0..2 {
+                let good = draw_part(kind, seed, SIZE, None);
+                for (defect, strength) in DefectKind::ALL.into_iter().flat_map(|d| [0.0, 0.6, 1.0].map(|s| (d, s))) {
+                    let bad = draw_part(kind, seed, SIZE, Some(Defect { kind: defect, strength }));
+                    let context = format!("{kind:?} {defect:?} {strength} seed {seed}");
                     let difference = difference(&good, &bad);
                     let most = *difference.iter().max().unwrap();
                     let area = bad.mask.iter().filter(|&&m| m).count();
@@ -262,6 +256,11 @@ mod tests {
                     for (i, (&d, &masked)) in difference.iter().zip(&bad.mask).enumerate() {
                         assert!(masked || f32::from(d) <= allowed, "{context}: pixel {i} changes by {d}");
                     }
+                    let changed = |masked| -> u64 {
+                        let pixels = difference.iter().zip(&bad.mask).filter(|&(_, &m)| m == masked);
+                        pixels.map(|(&d, _)| u64::from(d)).sum()
+                    };
+                    assert!(changed(true) > changed(false), "{context}: most of the change is outside of the mask");
                 }
             }
         }
@@ -270,16 +269,12 @@ mod tests {
     #[test]
     fn strength_makes_a_defect_more_visible() {
         for kind in Kind::ALL {
+            let good: Vec<Drawing> = (0..4).map(|seed| draw_part(kind, seed, SIZE, None)).collect();
             for defect in DefectKind::ALL {
                 let total = |strength| -> u64 {
-                    let defect = Defect { kind: defect, strength };
-                    (0..6)
-                        .map(|seed| {
-                            let good = draw_part(kind, seed, SIZE, None);
-                            let changes = difference(&good, &draw_part(kind, seed, SIZE, Some(defect)));
-                            changes.into_iter().map(u64::from).sum::<u64>()
-                        })
-                        .sum()
+                    let bad = |seed| draw_part(kind, seed as u64, SIZE, Some(Defect { kind: defect, strength }));
+                    let changes = good.iter().enumerate().flat_map(|(seed, good)| difference(good, &bad(seed)));
+                    changes.map(u64::from).sum()
                 };
                 let (subtle, obvious) = (total(0.0), total(1.0));
                 assert!(obvious > subtle, "{kind:?} {defect:?}: {subtle} at 0, {obvious} at 1");
@@ -289,12 +284,12 @@ mod tests {
 
     #[test]
     fn a_drawing_is_the_same_at_every_size() {
-        for (kind, defect) in every_defect(0.8) {
+        for (kind, defect) in Kind::ALL.into_iter().flat_map(|k| DefectKind::ALL.map(|d| (k, d))) {
             let area = |size: usize| {
-                let mask = draw_part(kind, 11, size, Some(defect)).mask;
+                let mask = draw_part(kind, 11, size, Some(Defect { kind: defect, strength: 0.8 })).mask;
                 mask.iter().filter(|&&m| m).count() as f64 / (size * size) as f64
             };
-            let (small, large) = (area(160), area(320));
+            let (small, large) = (area(128), area(256));
             assert!(small < 2.0 * large && large < 2.0 * small, "{kind:?} {defect:?}: {small} and {large}");
         }
     }
@@ -308,12 +303,13 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn anything_can_be_drawn(
             kind in prop::sample::select(Kind::ALL.to_vec()),
             defect in prop::option::of((prop::sample::select(DefectKind::ALL.to_vec()), any::<f32>())),
-            size in 0usize..90,
+            size in 0usize..70,
             seed: u64,
         ) {
             let drawing = draw_part(kind, seed, size, defect.map(|(kind, strength)| Defect { kind, strength }));
