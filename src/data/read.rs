@@ -357,7 +357,7 @@ mod tests {
             format in prop::sample::select(vec![
                 ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Pnm, ImageFormat::WebP,
             ]),
-            cut in 0.0..=1.0f64,
+            cut in prop_oneof![Just(1.0), 0.0..=1.0f64],
             flips in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..6),
         ) {
             let mut bytes = encoded(picture(), format);

@@ -30,7 +30,7 @@ pub fn read_all(
     f: impl FnMut(usize, Result<Frame>) -> Result<()>,
     stop: &dyn Fn() -> bool,
 ) -> Result<()> {
-    read_all_with(paths, threads, depth, |path| read_frame(path), f, stop)
+    read_all_with(paths, threads, depth, read_frame, f, stop)
 }
 
 /// [`read_all`] with any reader.

@@ -124,12 +124,17 @@ impl Network {
 
     /// Map and image score of residuals `[T, D]` by the statistics of one class.
     pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry) -> (f32, Map) {
-        let (grid, detection) = (self.config.features.grid, &self.config.detection);
-        let side = grid * MAP_SCALE;
-        let mut distance = match detection.distance {
+        let distance = match self.config.detection.distance {
             Distance::Mahalanobis => self.fields[class].distance(residuals),
             Distance::L2 => root_mean_squares(residuals, self.space.dim()),
         };
+        self.map(distance, geometry)
+    }
+
+    /// Map and image score of one distance per cell `[T]`.
+    pub fn map(&self, mut distance: Vec<f32>, geometry: Geometry) -> (f32, Map) {
+        let (grid, detection) = (self.config.features.grid, &self.config.detection);
+        let side = grid * MAP_SCALE;
         if geometry.valid[2] != geometry.valid[3] {
             blank_border(&mut distance, grid, geometry, self.config.input.size);
         }
