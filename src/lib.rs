@@ -1,4 +1,20 @@
-//! `diad`: industrial anomaly detection by feature-space diffusion.
+//! `diad`: industrial anomaly detection by feature-space diffusion, taught from good parts only.
+//!
+//! A frame goes this way: [`frame`] (crop, resize) → [`model`] (frozen backbone) → [`features`] (one grid, z-score, PCA) →
+//! [`diffusion`] with the denoiser of [`model::denoiser`] (rebuild from a noise-free start) → [`score`] (residual in the metric
+//! of good parts' residuals → map → score) → [`detector`] (class, thresholds, verdict, regions). [`train`] makes the model file
+//! that [`bundle`] reads and writes; the command line in `cli` is the only part that talks.
+//!
+//! Invariants:
+//! 1. Training, evaluation and the line use one preprocessing ([`frame::Preprocess`]) and one scoring path
+//!    ([`detector::Network::inspect`]).
+//! 2. A frame's detection does not depend on the rest of its batch: on the CPU every sample is computed by itself, in one
+//!    fixed order, whatever the number of threads.
+//! 3. What was not inspected is never [`detector::Verdict::Ok`].
+//! 4. A model file is enough to run a model; wrong files are refused before memory is taken for them.
+//! 5. The library prints nothing and seeds everything.
+//!
+//! Dependencies point one way, from `cli` down to [`kernels`]; `tests/tidy.rs` holds the table.
 
 #![warn(missing_docs)]
 

@@ -47,6 +47,10 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Tell every mistake in a configuration file
     Validate(ValidateArgs),
+    /// Time a model on this machine
+    Bench(BenchArgs),
+    /// The whole story with no data of yours: draw, train, evaluate, paint
+    Demo(DemoArgs),
 }
 
 const TRAIN: &str = "\
@@ -291,4 +295,50 @@ pub(super) struct ValidateArgs {
     /// The configuration file (TOML)
     #[arg(value_name = "CONFIG")]
     pub(super) config: PathBuf,
+}
+
+/// Time a model on this machine.
+///
+/// Milliseconds per call and frames per second for 1, 2, 4 and 8 frames in flight, with one thread and with all, for 1
+/// and 3 denoiser evaluations per frame. Preprocessing is in; reading and decoding files is not.
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// The model file
+    #[arg(long, value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// Frames per line of the table: more makes steadier figures and takes longer
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(super) frames: usize,
+
+    /// Side of the frames in pixels; the model's own input size without it. Larger frames cost their resize
+    #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u16).range(32..=4096))]
+    pub(super) frame_size: Option<u16>,
+
+    /// The product, or auto
+    #[arg(long, value_name = "C", default_value = "auto")]
+    pub(super) class: String,
+
+    /// Write the figures here as JSON
+    #[arg(long, value_name = "R.json")]
+    pub(super) report: Option<PathBuf>,
+}
+
+/// The whole story with no data of yours.
+///
+/// Draws parts of three products, trains one model on the good ones, measures it, and leaves report.html, report.json,
+/// pictures.png and the model. A few minutes on two cores.
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Folder for everything; made anew if an earlier demo made it, otherwise it must be empty or absent
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    pub(super) out: PathBuf,
+
+    /// Seed of the parts and of the training
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+
+    /// Training steps instead of the demo's own: fewer is faster and blunter
+    #[arg(long, value_name = "N")]
+    pub(super) steps: Option<usize>,
 }

@@ -12,9 +12,11 @@ use crate::error::{Error, Result};
 use crate::train::Stop;
 
 mod args;
+mod bench;
 mod calibrate;
 mod console;
 mod crash;
+mod demo;
 mod evaluate;
 mod frames;
 mod inspect;
@@ -57,6 +59,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Calibrate(args) => calibrate::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Validate(args) => inspect::validate(&context, &args),
+        Command::Bench(args) => bench::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
     }
 }
 
