@@ -6,8 +6,18 @@ use crate::error::{Error, Result};
 
 pub mod denoiser;
 mod efficientnet;
+pub mod import;
+mod resnet;
 
 pub use efficientnet::{EfficientNetLite, LITE_NAMES};
+pub use resnet::{RESNET_NAMES, ResNet};
+
+/// Names of all backbones.
+pub const NAMES: [&str; 6] = {
+    let [lite0, lite1, lite2] = LITE_NAMES;
+    let [resnet18, resnet50, wide_resnet50] = RESNET_NAMES;
+    [lite0, lite1, lite2, resnet18, resnet50, wide_resnet50]
+};
 
 /// Weights by name, as they stand in a file.
 pub type Weights = std::collections::HashMap<String, Tensor>;
@@ -62,6 +72,9 @@ pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dy
     if LITE_NAMES.contains(&name) {
         return Ok(Box::new(EfficientNetLite::new(name, weights, device)?));
     }
+    if RESNET_NAMES.contains(&name) {
+        return Ok(Box::new(ResNet::new(name, weights, device)?));
+    }
     Err(unknown(name))
 }
 
@@ -70,7 +83,7 @@ pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dy
 /// # Errors
 /// When the name is unknown.
 pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
-    efficientnet::weight_shapes(name).ok_or_else(|| unknown(name))
+    efficientnet::weight_shapes(name).or_else(|| resnet::weight_shapes(name)).ok_or_else(|| unknown(name))
 }
 
 /// Channels of all taps of a backbone together.
@@ -78,9 +91,9 @@ pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
 /// # Errors
 /// When the name is unknown.
 pub fn channels(name: &str) -> Result<usize> {
-    efficientnet::channels(name).ok_or_else(|| unknown(name))
+    efficientnet::channels(name).or_else(|| resnet::channels(name)).ok_or_else(|| unknown(name))
 }
 
 fn unknown(name: &str) -> Error {
-    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", ")))
+    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", NAMES.join(", ")))
 }

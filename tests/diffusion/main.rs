@@ -28,6 +28,7 @@ use rand_chacha::ChaCha8Rng;
 //     s = np.sqrt(bars(linear)); zero = ((s - s[-1]) * s[0] / (s[0] - s[-1])) ** 2
 //     for a in bars(linear), bars(cosine), bars(scaled), zero:
 //         print([f"{a[i]:.12e}" for i in (0, 1, 249, 499, 749, 998, 999)])
+//     for b in linear, scaled: print("nearest", [np.abs(bars(b) - x).argmin() for x in (.9, .7, .5, .4, .2)])
 //     a = bars(linear); t, b = 500, linear[500]
 //     print("posterior", np.sqrt(a[t-1]) * b / (1 - a[t]), np.sqrt(1 - b) * (1 - a[t-1]) / (1 - a[t]),
 //           b * (1 - a[t-1]) / (1 - a[t]), b)
