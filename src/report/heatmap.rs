@@ -24,7 +24,7 @@ const PLASMA: [[u8; 3]; 10] = [
     [253, 202, 38],
     [240, 249, 33],
 ];
-/// Levels below the threshold (one octave) and above it (two octaves).
+/// Levels below the threshold (one octave, from its half) and above it (two octaves, to four times); see [`octaves`].
 const BELOW: usize = 128;
 const ABOVE: usize = 256;
 /// Opacity just below the threshold, at it, and at the top of the scale.
@@ -90,13 +90,9 @@ impl HeatScale {
         if ratio.is_nan() || ratio <= 0.5 {
             return CLEAR;
         }
-        let octaves = ratio.log2(); // -1 at half the threshold, 0 at it, 2 at four times
-        let level = if value > self.threshold {
-            BELOW + (octaves * 0.5 * ABOVE as f32).clamp(0.0, (ABOVE - 1) as f32) as usize
-        } else {
-            ((octaves + 1.0) * BELOW as f32).clamp(0.0, (BELOW - 1) as f32) as usize
-        };
-        self.levels[level]
+        let level = octaves(ratio, 0.5);
+        // A quotient that rounds to 1 must not move its value across the threshold.
+        self.levels[if value > self.threshold { level.clamp(BELOW, BELOW + ABOVE - 1) } else { level.min(BELOW - 1) }]
     }
 
     /// `frame` with `map` over it.
@@ -166,6 +162,13 @@ impl Tap {
     }
 }
 
+/// How far `ratio` lies above `from`, both positive, in 1/128 octaves: 128 is twice as much, 256 four times.
+///
+/// The upper bits of a float are its logarithm, straight within each octave; taking them is all that a pixel costs.
+fn octaves(ratio: f32, from: f32) -> usize {
+    (ratio.to_bits().saturating_sub(from.to_bits()) >> 16) as usize
+}
+
 /// The colour at `position`, 0..=1.
 fn plasma(position: f32) -> [u8; 3] {
     let scaled = position.clamp(0.0, 1.0) * (PLASMA.len() - 1) as f32;
@@ -229,6 +232,13 @@ mod tests {
         assert_eq!(scale.rgba(2.000_001)[3], 153, "above it is");
         assert_eq!(scale.rgba(8.0), [240, 249, 33, 204]);
         assert_eq!(scale.rgba(f32::INFINITY), [240, 249, 33, 204]);
+    }
+
+    #[test]
+    fn an_octave_has_128_levels() {
+        assert_eq!([0.5, 0.75, 1.0, 1.5, 2.0, 4.0].map(|ratio| octaves(ratio, 0.5)), [0, 64, 128, 192, 256, 384]);
+        assert_eq!(octaves(0.3, 0.5), 0);
+        assert_eq!(BELOW + ABOVE, octaves(4.0, 0.5));
     }
 
     #[test]

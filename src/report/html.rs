@@ -77,8 +77,13 @@ impl Page<'_> {
             let images = images.get(name.as_str()).map_or(&[][..], Vec::as_slice);
             let _ = writeln!(out, "<section id=\"class-{at}\">\n<h2>{}</h2>", escape(name));
             class_figures(&mut out, class, images, self.curves.get(name));
+            let before = pictures;
             for kind in Kind::ALL {
                 gallery(&mut out, kind, self.gallery.cases(name, kind), images, &mut pictures)?;
+            }
+            if pictures > before {
+                let words = "multiples of the pixel threshold; the outline is the ground truth";
+                let _ = writeln!(out, "<p class=\"scale\">{}{words}</p>", legend());
             }
             out.push_str("</section>\n");
         }
@@ -369,7 +374,7 @@ fn gallery(out: &mut String, kind: Kind, cases: &[Case], images: &[&ImageResult]
         }
         return Ok(());
     }
-    let _ = writeln!(out, "<div class=\"gallery\">");
+    out.push_str("<div class=\"gallery\">\n");
     for case in cases {
         *pictures += 1;
         let picture = shrink(&case.picture)?;
@@ -381,16 +386,16 @@ fn gallery(out: &mut String, kind: Kind, cases: &[Case], images: &[&ImageResult]
         let _ = writeln!(
             out,
             "<figure class=\"case\">{}<figcaption><b>{label}</b> <span class=\"verdict {verdict}\">{}</span> \
-             <span>score {} / threshold {}{class}</span><code>{}</code></figcaption></figure>",
+             <span>score {} / threshold {}, percentile {:.1}{class}</span><code>{}</code></figcaption></figure>",
             drawing(&picture, *pictures)?,
             escape(&image.verdict),
             short(image.score.into()),
             short(image.threshold.into()),
+            image.percentile,
             escape(&image.path),
         );
     }
-    let _ =
-        writeln!(out, "</div>\n<p class=\"scale\">{} pixel threshold; the outline is the ground truth.</p>", legend());
+    out.push_str("</div>\n");
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Line<'a> {
 const SIDE: f64 = 240.0;
 const LEFT: f64 = 44.0;
 const TOP: f64 = 12.0;
-const BOTTOM: f64 = 42.0;
+const BOTTOM: f64 = 46.0;
 const RIGHT: f64 = 14.0;
 
 /// A square chart with both axes from 0 to 1.
@@ -97,7 +97,9 @@ impl Histogram<'_> {
     pub(super) fn svg(&self) -> String {
         let Some((low, high)) = self.range() else { return String::new() };
         let (good, defective) = (Self::bins(self.good, (low, high)), Self::bins(self.defective, (low, high)));
-        let most = good.iter().chain(&defective).copied().max().unwrap_or(0).max(1);
+        // The last bar holds all that is beyond: it may be cut off, but must not flatten the others.
+        let most = good[..BINS - 1].iter().chain(&defective[..BINS - 1]).copied().max().unwrap_or(0);
+        let most = if most == 0 { good[BINS - 1].max(defective[BINS - 1]).max(1) } else { most };
         let axis = Self::HEAD + Self::HALF;
         let bottom = axis + Self::HALF;
         let x_of = |score: f64| LEFT + (score - low) / (high - low) * Self::WIDTH;
@@ -109,7 +111,7 @@ impl Histogram<'_> {
             write!(svg, r#"<svg class="histogram" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">"#);
         for (class, name, bins, up) in [("good", "good", good, true), ("defect", "defective", defective, false)] {
             for (index, &count) in bins.iter().enumerate().filter(|(_, count)| **count > 0) {
-                let length = (count as f64 / most as f64 * Self::HALF).max(1.5);
+                let length = (count as f64 / most as f64).min(1.0) * Self::HALF;
                 let (x, y) = (LEFT + index as f64 * bar + 0.5, if up { axis - length } else { axis });
                 let from = low + (high - low) * index as f64 / BINS as f64;
                 let to = low + (high - low) * (index + 1) as f64 / BINS as f64;
@@ -123,6 +125,10 @@ impl Histogram<'_> {
                     r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{:.1}" height="{length:.1}"><title>{count} {name}: {range}</title></rect>"#,
                     bar - 1.0
                 );
+                if count > most {
+                    let (x, y) = (LEFT + Self::WIDTH, if up { y - 4.0 } else { y + length + 11.0 });
+                    let _ = write!(svg, r#"<text class="tick end" x="{x}" y="{y}">{count}</text>"#);
+                }
             }
         }
         let (right, edge) = (LEFT + Self::WIDTH, LEFT - 6.0);
@@ -150,10 +156,10 @@ impl Histogram<'_> {
             let more = if beyond { "+" } else { "" };
             let x = x_of(score);
             let _ =
-                write!(svg, r#"<text class="tick mid" x="{x:.1}" y="{}">{}{more}</text>"#, bottom + 16.0, short(score));
+                write!(svg, r#"<text class="tick mid" x="{x:.1}" y="{}">{}{more}</text>"#, bottom + 24.0, short(score));
         }
         let middle = LEFT + Self::WIDTH / 2.0;
-        let _ = write!(svg, r#"<text class="axis mid" x="{middle}" y="{}">image score</text>"#, bottom + 34.0);
+        let _ = write!(svg, r#"<text class="axis mid" x="{middle}" y="{}">image score</text>"#, bottom + 40.0);
         svg.push_str("</svg>");
         svg
     }
@@ -221,7 +227,7 @@ pub(super) fn legend() -> String {
             r##"<rect x="{x:.1}" y="2" width="{width:.1}" height="12" fill="#{r:02x}{g:02x}{b:02x}" fill-opacity="{opacity:.2}"/>"##
         );
     }
-    for (name, octave) in [("½", 0.0), ("threshold", 1.0), ("2×", 2.0), ("4×", 3.0)] {
+    for (name, octave) in [("½×", 0.0), ("1×", 1.0), ("2×", 2.0), ("4×", 3.0)] {
         let x = 20.0 + WIDTH * octave / 3.0;
         let _ =
             write!(svg, r#"<path class="base" d="M{x} 14V18"/><text class="tick mid" x="{x}" y="30">{name}</text>"#);
@@ -257,6 +263,16 @@ mod tests {
         let svg = histogram.svg();
         assert!(svg.contains("1 defective: 6.88 and above") && svg.contains("reject above 2.50"), "{svg}");
         assert!(svg.contains(">7.00+<"), "the axis says that there is more");
+    }
+
+    #[test]
+    fn what_lies_beyond_a_histogram_does_not_flatten_it() {
+        let defective: Vec<f32> = [3.0, 3.0].into_iter().chain((0..30).map(|at| 100.0 + at as f32)).collect();
+        let histogram = Histogram { good: &[1.0], defective: &defective, threshold: Some(2.0), warn_threshold: None };
+        let svg = histogram.svg();
+        assert!(svg.contains(r#"height="92.0"><title>2 defective"#), "{svg}");
+        assert!(svg.contains(r#"height="92.0"><title>30 defective"#) && svg.contains(">30</text>"), "{svg}");
+        assert_eq!(svg.matches(">2</text>").count(), 2, "the axis ends at 2 on both sides");
     }
 
     #[test]
