@@ -1,1 +1,434 @@
-//! (in work: calibrate)
+//! From the scores of good parts to a threshold, and what that threshold will cost.
+//!
+//! Split-conformal calibration: among `n` held-out good parts the threshold is the k-th smallest score, and a part is
+//! rejected when its score lies *strictly above* it. If the next good part is exchangeable with the held-out ones
+//! (same product, same camera, parts rather than consecutive frames of one part), it is rejected with probability at
+//! most `(n + 1 - k) / (n + 1)`, whatever the distribution and however many scores tie.
+//!
+//! Knows nothing of images, models or files: sorted numbers in, a threshold out.
+
+use serde::{Deserialize, Serialize};
+use statrs::function::beta::checked_beta_reg;
+
+use crate::error::{Error, Result};
+
+/// Relative slack that absorbs the rounding of rates such as `0.29` or `1.0 / 17.0`, so that `(n + 1) * rate` is read
+/// as the whole number it was meant to be. It loosens a promise by one part in 10^12.
+const RATE_SLACK: f64 = 1e-12;
+
+/// Probability left out on each side of [`Threshold::interval`].
+const TAIL: f64 = 0.025;
+
+/// A score above which a part is rejected, with what is known about it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threshold {
+    /// A part is rejected when its score is strictly greater.
+    pub value: f32,
+    /// Position of `value` among the sorted calibration scores, 1 to `n`.
+    pub rank: usize,
+    /// Number of calibration scores.
+    pub n: usize,
+    /// Promised upper bound on the rate of good parts that are rejected, averaged over calibration sets.
+    pub false_reject_rate: f64,
+    /// The rate that this one calibration set will really show: 95 % of Beta(n + 1 - rank, rank), lower and upper end.
+    /// With ties among the scores the true rate can only be lower.
+    pub interval: [f64; 2],
+}
+
+impl Threshold {
+    /// The `rank`-th smallest of `sorted_scores` (1 = smallest) as a threshold that promises `false_reject_rate`.
+    ///
+    /// `None` if there is no such rank. For a rank of one's own, such as that of [`pac_rank`];
+    /// [`conformal`] finds the usual one.
+    pub fn at_rank(sorted_scores: &[f32], rank: usize, false_reject_rate: f64) -> Option<Self> {
+        let value = *sorted_scores.get(rank.checked_sub(1)?)?;
+        let n = sorted_scores.len();
+        Some(Self { value, rank, n, false_reject_rate, interval: rate_interval(n, rank) })
+    }
+}
+
+/// The promise asked for needs more calibration scores than there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TooFew {
+    /// Calibration scores at hand.
+    pub n: usize,
+    /// False-reject rate asked for.
+    pub target: f64,
+    /// Scores that `target` needs; `usize::MAX` if no number is enough (a rate of zero, or none at all).
+    pub needed: usize,
+}
+
+impl std::fmt::Display for TooFew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { n, target, needed } = self;
+        if *needed == usize::MAX {
+            write!(f, "a false-reject rate of {target} cannot be promised from any number of good parts; ")?;
+        } else {
+            write!(
+                f,
+                "a false-reject rate of {target} needs {needed} held-out good part{}, there {} {n}; ",
+                plural(*needed, "", "s"),
+                plural(*n, "is", "are"),
+            )?;
+        }
+        match n {
+            0 => write!(f, "without any, no rate can be promised"),
+            _ => write!(f, "the smallest rate that {n} can promise is {}", rounded_up(smallest_rate(*n))),
+        }
+    }
+}
+
+impl std::error::Error for TooFew {}
+
+impl From<TooFew> for Error {
+    fn from(too_few: TooFew) -> Self {
+        Self::Usage(too_few.to_string())
+    }
+}
+
+fn plural(n: usize, one: &'static str, many: &'static str) -> &'static str {
+    if n == 1 { one } else { many }
+}
+
+/// A rate in at most four significant decimals, rounded up, so that typing it back asks for no more than was offered.
+fn rounded_up(rate: f64) -> f64 {
+    let scale = 10f64.powi(3 - rate.log10().floor() as i32);
+    (rate * scale * (1.0 - RATE_SLACK)).ceil() / scale
+}
+
+/// Scores in the order that everything here expects.
+///
+/// # Errors
+/// [`Error::Internal`] if a score is NaN or infinite: such a score would make a threshold that never rejects.
+pub fn sorted(mut scores: Vec<f32>) -> Result<Vec<f32>> {
+    if let Some(at) = scores.iter().position(|score| !score.is_finite()) {
+        return Err(Error::Internal(format!(
+            "calibration score {at} of {} is {}, expected a finite number",
+            scores.len(),
+            scores[at]
+        )));
+    }
+    scores.sort_unstable_by(f32::total_cmp);
+    Ok(scores)
+}
+
+/// The split-conformal threshold for a false-reject rate of `target`: the k-th smallest score with
+/// `k = ceil((n + 1) (1 - target))` (algorithm of Vovk et al.; Lei et al. 2018, section 2.2).
+///
+/// `sorted_scores` are ascending and finite (see [`sorted`]). A target of 1 or more gives the smallest score.
+///
+/// # Errors
+/// [`TooFew`] if `n < 1 / target - 1`, or if `target` is zero, negative or NaN.
+pub fn conformal(sorted_scores: &[f32], target: f64) -> Result<Threshold, TooFew> {
+    let n = sorted_scores.len();
+    conformal_rank(n, target).and_then(|rank| Threshold::at_rank(sorted_scores, rank, target)).ok_or_else(|| TooFew {
+        n,
+        target,
+        needed: needed(target),
+    })
+}
+
+/// Rank `k = ceil((n + 1) (1 - alpha))` of the split-conformal threshold, 1 to `n`; `None` if `n` cannot promise
+/// `alpha`.
+pub fn conformal_rank(n: usize, alpha: f64) -> Option<usize> {
+    // ceil(m - x) = m - floor(x): counting the scores that may lie above keeps the numbers small and exact.
+    let above = ((n as f64 + 1.0) * alpha * (1.0 + RATE_SLACK)).floor();
+    if n == 0 || above.is_nan() || above < 1.0 {
+        return None;
+    }
+    // `as` saturates, so an absurd alpha ends at rank 1.
+    Some(n.saturating_sub(above as usize - 1).max(1))
+}
+
+/// Smallest rank whose threshold keeps the false-reject rate at or below `alpha` with confidence `1 - delta` *for this
+/// calibration set* (conformal promises it on average over calibration sets): the smallest k with
+/// `P(Binom(n, alpha) >= n + 1 - k) >= 1 - delta`.
+///
+/// `None` if even the largest score does not, or if `alpha` or `delta` is not between 0 and 1.
+/// At `delta` 0.05 the largest score is enough for 5 % from n = 59, for 1 % from n = 299.
+pub fn pac_rank(n: usize, alpha: f64, delta: f64) -> Option<usize> {
+    let inside = |p: f64| 0.0 < p && p < 1.0;
+    if !inside(alpha) || !inside(delta) {
+        return None;
+    }
+    // P(Binom(n, alpha) >= n + 1 - k) is the chance that Beta(n + 1 - k, k), the true rate, is at most alpha.
+    let holds = |rank: usize| rate_cdf(n, rank, alpha) >= 1.0 - delta;
+    if n == 0 || !holds(n) {
+        return None;
+    }
+    // It grows with k: bisect, with `high` always a rank that holds.
+    let (mut low, mut high) = (0, n);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if holds(middle) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    Some(high)
+}
+
+/// Smallest false-reject rate that `n` calibration scores can promise, `1 / (n + 1)`.
+pub fn smallest_rate(n: usize) -> f64 {
+    1.0 / (n as f64 + 1.0)
+}
+
+/// Where `score` lies among the sorted scores of good parts: percentage of them below it, ties counted half,
+/// 0 to 100. NaN if there are none or `score` is NaN.
+pub fn percentile(sorted: &[f32], score: f32) -> f64 {
+    if score.is_nan() {
+        return f64::NAN;
+    }
+    let below = sorted.partition_point(|&normal| normal < score);
+    let not_above = sorted.partition_point(|&normal| normal <= score);
+    100.0 * (below + not_above) as f64 / (2 * sorted.len()) as f64
+}
+
+/// Calibration scores that a promise of `target` needs: the smallest n with `target >= 1 / (n + 1)`.
+fn needed(target: f64) -> usize {
+    if target > 0.0 { ((1.0 / (target * (1.0 + RATE_SLACK))).ceil() - 1.0).max(1.0) as usize } else { usize::MAX }
+}
+
+/// P(true false-reject rate <= `rate`) for the `rank`-th of `n` scores without ties: Beta(n + 1 - rank, rank).
+fn rate_cdf(n: usize, rank: usize, rate: f64) -> f64 {
+    let (a, b) = ((n - rank) as f64 + 1.0, rank as f64);
+    // Fails only outside 0 < a, 0 < b, 0 <= rate <= 1, which the callers keep to.
+    checked_beta_reg(a, b, rate).unwrap_or(f64::NAN)
+}
+
+/// Equal-tailed 95 % interval of the true false-reject rate for rank 1 <= `rank` <= `n`.
+fn rate_interval(n: usize, rank: usize) -> [f64; 2] {
+    [TAIL, 1.0 - TAIL].map(|probability| {
+        // Bisection instead of statrs' Newton iteration, which can run for ever on lopsided shapes. 64 halvings
+        // reach the resolution of f64.
+        let (mut low, mut high) = (0.0, 1.0);
+        for _ in 0..64 {
+            let middle = 0.5 * (low + high);
+            if rate_cdf(n, rank, middle) < probability {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        0.5 * (low + high)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    const RATES: [f64; 4] = [0.1, 0.05, 0.02, 0.01];
+
+    #[track_caller]
+    fn check_ranks(n: usize, marginal: [Option<usize>; 4], pac: [Option<usize>; 4]) {
+        assert_eq!(RATES.map(|rate| conformal_rank(n, rate)), marginal, "marginal ranks for n = {n}");
+        assert_eq!(RATES.map(|rate| pac_rank(n, rate, 0.05)), pac, "PAC ranks for n = {n}");
+    }
+
+    /// ```python
+    /// from math import ceil
+    /// from scipy.stats import binom                                              # 1.17
+    /// for n in [20, 60, 100, 200, 363, 1000, 58, 59, 298, 299, 50000]:
+    ///     print(n, [ceil((n + 1) * (1 - a) - 1e-9) for a in [.1, .05, .02, .01]],   # > n: None
+    ///           [next((k for k in range(1, n + 1) if binom.sf(n - k, n, a) >= .95), None) for a in [.1, .05, .02, .01]])
+    /// ```
+    #[test]
+    fn ranks_equal_the_table() {
+        check_ranks(20, [Some(19), Some(20), None, None], [None; 4]);
+        check_ranks(60, [Some(55), Some(58), Some(60), None], [Some(59), Some(60), None, None]);
+        check_ranks(100, [Some(91), Some(96), Some(99), Some(100)], [Some(96), Some(99), None, None]);
+        check_ranks(200, [Some(181), Some(191), Some(197), Some(199)], [Some(188), Some(196), Some(200), None]);
+        check_ranks(363, [Some(328), Some(346), Some(357), Some(361)], [Some(337), Some(352), Some(361), Some(363)]);
+        check_ranks(1000, [Some(901), Some(951), Some(981), Some(991)], [Some(916), Some(962), Some(988), Some(996)]);
+        check_ranks(58, [Some(54), Some(57), Some(58), None], [Some(57), None, None, None]);
+        check_ranks(59, [Some(54), Some(57), Some(59), None], [Some(58), Some(59), None, None]);
+        check_ranks(298, [Some(270), Some(285), Some(294), Some(297)], [Some(277), Some(290), Some(297), None]);
+        check_ranks(299, [Some(270), Some(285), Some(294), Some(297)], [Some(278), Some(291), Some(298), Some(299)]);
+        check_ranks(
+            50_000,
+            [Some(45_001), Some(47_501), Some(49_001), Some(49_501)],
+            [Some(45_111), Some(47_581), Some(49_052), Some(49_537)],
+        );
+    }
+
+    /// `scipy.stats.beta.ppf([.025, .975], n + 1 - k, k)` (1.17).
+    #[test]
+    fn interval_equals_the_beta_quantiles() {
+        for (n, rank, expected) in [
+            (1, 1, [0.025, 0.975]),
+            (20, 19, [0.012348527170294808, 0.24873276277202777]),
+            (60, 60, [0.00042187445234200883, 0.05962949228616691]),
+            (100, 1, [0.9637833073548235, 0.9997468539670226]),
+            (363, 346, [0.029649522372857808, 0.07392531725344366]),
+            (1000, 951, [0.03733539760466178, 0.06426605314016964]),
+            (20_000, 19_001, [0.04702009046424116, 0.05306014478394583]),
+            (100_000, 95_000, [0.048667126952963616, 0.05136892088058044]),
+            (1_000_000, 990_001, [0.009805906240745812, 0.010195930164378605]),
+            (8_000_000, 7_999_999, [3.0276161251932805e-08, 6.96455224925328e-07]),
+        ] {
+            for (got, expected) in rate_interval(n, rank).into_iter().zip(expected) {
+                assert!((got / expected - 1.0).abs() < 1e-6, "n {n}, rank {rank}: {got}, expected {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn threshold_is_the_score_at_the_rank_and_says_what_it_promises() {
+        let scores: Vec<f32> = (1..=99).map(|i| i as f32).collect();
+        let threshold = conformal(&scores, 0.05).unwrap();
+        assert_eq!((threshold.value, threshold.rank, threshold.n), (95.0, 95, 99));
+        assert_eq!(threshold.false_reject_rate, 0.05);
+        assert!(threshold.interval[0] < 0.05 && 0.05 < threshold.interval[1], "{:?}", threshold.interval);
+        assert_eq!(Threshold::at_rank(&scores, 95, 0.05), Some(threshold));
+        assert_eq!(Threshold::at_rank(&scores, 0, 0.05), None);
+        assert_eq!(Threshold::at_rank(&scores, 100, 0.05), None);
+    }
+
+    #[test]
+    fn rate_that_n_cannot_support_is_refused_with_the_n_it_needs() {
+        let scores = [1.0f32; 30];
+        let refused = conformal(&scores, 0.01).unwrap_err();
+        assert_eq!(refused, TooFew { n: 30, target: 0.01, needed: 99 });
+        assert_eq!(
+            refused.to_string(),
+            "a false-reject rate of 0.01 needs 99 held-out good parts, there are 30; \
+             the smallest rate that 30 can promise is 0.03226"
+        );
+        assert!(conformal(&scores, 0.03226).is_ok(), "the rate in the message is one that works");
+        assert_eq!(
+            conformal(&[], 0.5).unwrap_err().to_string(),
+            "a false-reject rate of 0.5 needs 1 held-out good part, there are 0; without any, no rate can be promised"
+        );
+        assert!(
+            conformal(&scores, 0.0).unwrap_err().to_string().starts_with("a false-reject rate of 0 cannot be promised")
+        );
+        assert_eq!(Error::from(refused).exit_code(), 2);
+    }
+
+    #[test]
+    fn smallest_rate_is_exactly_what_n_supports() {
+        for n in 1..=5000 {
+            let rate = smallest_rate(n);
+            assert_eq!(conformal_rank(n, rate), Some(n), "n = {n}");
+            assert_eq!(conformal_rank(n, rounded_up(rate)), Some(n), "n = {n}");
+            assert_eq!(needed(rate), n);
+            assert_eq!(conformal_rank(n, rate * 0.9999), None, "n = {n}");
+        }
+    }
+
+    #[test]
+    fn decimal_rates_are_read_as_meant() {
+        // 100 * 0.29 is 28.999999999999996 in binary: 29 scores may lie above all the same.
+        assert_eq!(conformal_rank(99, 0.29), Some(71));
+        for percent in 1..=100 {
+            assert_eq!(conformal_rank(99, f64::from(percent) / 100.0), Some((100 - percent as usize).max(1)));
+        }
+    }
+
+    #[test]
+    fn senseless_rates_get_an_answer_and_no_panic() {
+        let scores = [0.5f32, 1.0];
+        for rate in [0.0, -1.0, f64::NEG_INFINITY, f64::NAN, 1e-300, f64::MIN_POSITIVE] {
+            assert!(conformal(&scores, rate).is_err(), "{rate}");
+            assert!(!conformal(&scores, rate).unwrap_err().to_string().is_empty());
+            assert_eq!(pac_rank(10, rate, 0.05), None, "{rate}");
+            assert_eq!(pac_rank(10, 0.5, rate).is_some(), rate > 0.0 && 0.5f64.powi(10) <= rate, "{rate}");
+        }
+        for rate in [1.0, 2.0, f64::INFINITY] {
+            assert_eq!(conformal(&scores, rate).unwrap().rank, 1, "{rate}");
+            assert_eq!(pac_rank(10, rate, 0.05), None, "{rate}");
+        }
+        assert_eq!(pac_rank(0, 0.5, 0.5), None);
+        assert!(conformal_rank(usize::MAX, 0.5).is_some());
+    }
+
+    #[test]
+    fn percentile_counts_ties_half() {
+        let scores = [1.0, 2.0, 2.0, 3.0];
+        for (score, expected) in [(0.0, 0.0), (1.0, 12.5), (1.5, 25.0), (2.0, 50.0), (3.0, 87.5), (9.0, 100.0)] {
+            assert_eq!(percentile(&scores, score), expected, "{score}");
+        }
+        assert_eq!(percentile(&scores, f32::INFINITY), 100.0);
+        assert!(percentile(&scores, f32::NAN).is_nan());
+        assert!(percentile(&[], 1.0).is_nan());
+    }
+
+    #[test]
+    fn sorting_refuses_scores_that_are_not_finite() {
+        assert_eq!(sorted(vec![2.0, -1.0, 0.5]).unwrap(), [-1.0, 0.5, 2.0]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let message = sorted(vec![0.0, bad]).unwrap_err().to_string();
+            assert!(message.contains("calibration score 1 of 2"), "{message}");
+        }
+    }
+
+    proptest! {
+        /// The promise itself, without statistics: among any n + 1 exchangeable scores, ties or not, the number that
+        /// would be rejected if they were the new part and the others the calibration set is at most (n + 1) target.
+        #[test]
+        fn promised_rate_holds_for_any_scores(
+            scores in prop::collection::vec((0u8..12).prop_map(f32::from), 2..60),
+            target in 0.01f64..0.99,
+        ) {
+            let mut rejected = 0;
+            for i in 0..scores.len() {
+                let mut others = scores.clone();
+                let new = others.remove(i);
+                let Ok(threshold) = conformal(&sorted(others).unwrap(), target) else { return Ok(()) };
+                rejected += usize::from(new > threshold.value);
+            }
+            prop_assert!(rejected as f64 <= scores.len() as f64 * target * (1.0 + RATE_SLACK));
+        }
+
+        #[test]
+        fn a_stricter_promise_never_lowers_the_threshold(n in 1usize..2000, a in 0.001f64..1.0, b in 0.001f64..1.0) {
+            let (strict, loose) = if a < b { (a, b) } else { (b, a) };
+            if let Some(high) = conformal_rank(n, strict) {
+                prop_assert!(conformal_rank(n, loose).unwrap() <= high);
+                if let Some(pac) = pac_rank(n, strict, 0.05) {
+                    prop_assert!(high <= pac, "a promise for this very set is never the cheaper one");
+                }
+            }
+        }
+
+        #[test]
+        fn percentile_is_monotone_and_bounded(scores in prop::collection::vec(-5f32..5.0, 1..50), a in -6f32..6.0, b in -6f32..6.0) {
+            let scores = sorted(scores).unwrap();
+            let (low, high) = (percentile(&scores, a.min(b)), percentile(&scores, a.max(b)));
+            prop_assert!(0.0 <= low && low <= high && high <= 100.0);
+        }
+    }
+
+    /// Simulated lines: skewed scores, a new calibration set each, and the true rate of that line's threshold, which
+    /// for the exponential distribution is exp(-threshold).
+    #[test]
+    fn simulated_lines_keep_the_promise_and_the_interval() {
+        const LINES: usize = 4000;
+        const N: usize = 80;
+        let target = 0.05;
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let (mut mean_rate, mut inside, mut pac_kept) = (0.0, 0, 0);
+        for _ in 0..LINES {
+            let scores = sorted((0..N).map(|_| -(1.0 - rng.random::<f32>()).ln()).collect()).unwrap();
+            let threshold = conformal(&scores, target).unwrap();
+            let rate = (-f64::from(threshold.value)).exp();
+            mean_rate += rate / LINES as f64;
+            inside += usize::from(threshold.interval[0] <= rate && rate <= threshold.interval[1]);
+            let pac = Threshold::at_rank(&scores, pac_rank(N, target, 0.05).unwrap(), target).unwrap();
+            pac_kept += usize::from((-f64::from(pac.value)).exp() <= target);
+        }
+        // Expected: 4 / 81 on average; limits are four standard errors away.
+        assert!((mean_rate - 4.0 / 81.0).abs() < 4.0 * 0.0238 / (LINES as f64).sqrt(), "mean rate {mean_rate}");
+        assert!(mean_rate <= target);
+        let coverage = inside as f64 / LINES as f64;
+        assert!((coverage - 0.95).abs() < 4.0 * (0.95 * 0.05 / LINES as f64).sqrt(), "coverage {coverage}");
+        assert!(pac_kept as f64 / LINES as f64 >= 0.95, "PAC kept its promise on {pac_kept} of {LINES} lines");
+    }
+}

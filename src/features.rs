@@ -1,1 +1,221 @@
-//! (in work: features)
+//! Feature space: the backbone's taps on one grid, z-scored, projected by PCA with partial whitening, unit variance.
+//!
+//! Fitted once on training normals and stored in the model. The process is variance preserving, so signal-to-noise ratios
+//! mean something only because the variance here is 1.
+
+use candle_core::{Device, Tensor};
+use nalgebra::{DMatrix, SymmetricEigen};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::model::Weights;
+
+/// Added to eigenvalues before whitening.
+const EIGEN_FLOOR: f64 = 1e-4;
+
+/// Taps `[B, h, w, C_i]` area-averaged (or, where coarser, bilinearly enlarged) to `grid` x `grid` and put side by side:
+/// `[B, T, sum C_i]`.
+///
+/// # Errors
+/// When a tap's side is neither a multiple nor a divisor of the grid.
+pub fn to_grid(taps: &[Tensor], grid: usize) -> Result<Vec<Vec<f32>>> {
+    let batch = taps.first().map_or(Ok(0), |t| t.dim(0))?;
+    let total: usize = taps.iter().map(|t| t.dim(3)).sum::<candle_core::Result<usize>>()?;
+    let mut out = vec![vec![0.0; grid * grid * total]; batch];
+    let mut at = 0;
+    for tap in taps {
+        let (_, height, width, channels) = tap.dims4()?;
+        if height != width || !(height.is_multiple_of(grid) || grid.is_multiple_of(height)) {
+            return Err(Error::Internal(format!("features: a {height}x{width} map does not fit a grid of {grid}")));
+        }
+        let values = tap.flatten_all()?.to_vec1::<f32>()?;
+        out.par_iter_mut().zip(values.par_chunks_exact(height * width * channels)).for_each(|(out, map)| {
+            let place = Place { grid, total, at, channels };
+            if height >= grid { pool(map, height / grid, &place, out) } else { enlarge(map, height, &place, out) }
+        });
+        at += channels;
+    }
+    Ok(out)
+}
+
+/// Where a tap's channels go in a row of the grid.
+struct Place {
+    grid: usize,
+    total: usize,
+    at: usize,
+    channels: usize,
+}
+
+fn pool(map: &[f32], factor: usize, place: &Place, out: &mut [f32]) {
+    let Place { grid, total, at, channels } = *place;
+    let scale = 1.0 / (factor * factor) as f32;
+    for y in 0..grid * factor {
+        for x in 0..grid * factor {
+            let cell = &mut out[(y / factor * grid + x / factor) * total + at..][..channels];
+            for (o, v) in cell.iter_mut().zip(&map[(y * grid * factor + x) * channels..][..channels]) {
+                *o += v * scale;
+            }
+        }
+    }
+}
+
+fn enlarge(map: &[f32], side: usize, place: &Place, out: &mut [f32]) {
+    let Place { grid, total, at, channels } = *place;
+    for y in 0..grid {
+        let (y0, y1, fy) = crate::score::neighbours(y, grid, side);
+        for x in 0..grid {
+            let (x0, x1, fx) = crate::score::neighbours(x, grid, side);
+            let cell = &mut out[(y * grid + x) * total + at..][..channels];
+            for (c, o) in cell.iter_mut().enumerate() {
+                let v = |y: usize, x: usize| map[(y * side + x) * channels + c];
+                let (top, bottom) = (v(y0, x0) * (1.0 - fx) + v(y0, x1) * fx, v(y1, x0) * (1.0 - fx) + v(y1, x1) * fx);
+                *o = top * (1.0 - fy) + bottom * fy;
+            }
+        }
+    }
+}
+
+/// The fitted transform.
+pub struct FeatureSpace {
+    mean: Vec<f32>,       // [C]
+    deviation: Vec<f32>,  // [C]
+    projection: Vec<f32>, // [C, D]
+    packed: Packed,
+    clamp: f32,
+}
+
+/// Names of the tensors in a model file.
+const NAMES: [&str; 3] = ["features.mean", "features.deviation", "features.projection"];
+
+impl FeatureSpace {
+    /// Fits on rows of raw features `[N, C]`: z-score clamped to +-`clamp`, the `dim` strongest principal directions, each
+    /// scaled by its eigenvalue to the power -`gamma` / 2, all by one factor to unit variance.
+    ///
+    /// # Errors
+    /// When there are fewer rows than dimensions, or values are not finite.
+    pub fn fit(rows: &[f32], channels: usize, dim: usize, gamma: f64, clamp: f64) -> Result<Self> {
+        let n = rows.len() / channels.max(1);
+        if n < 2 * dim || dim > channels {
+            return Err(Error::Usage(format!(
+                "features.dim = {dim} needs at least {} feature rows and as many channels; got {n} rows of {channels}",
+                2 * dim
+            )));
+        }
+        let mut mean = vec![0.0f64; channels];
+        let mut square = vec![0.0f64; channels];
+        for row in rows.chunks_exact(channels) {
+            for ((m, s), &x) in mean.iter_mut().zip(&mut square).zip(row) {
+                *m += f64::from(x);
+                *s += f64::from(x) * f64::from(x);
+            }
+        }
+        let mean: Vec<f64> = mean.iter().map(|m| m / n as f64).collect();
+        let deviation: Vec<f32> =
+            square.iter().zip(&mean).map(|(s, m)| ((s / n as f64 - m * m).max(0.0).sqrt().max(1e-6)) as f32).collect();
+        let mean: Vec<f32> = mean.iter().map(|&m| m as f32).collect();
+        if !mean.iter().chain(&deviation).all(|x| x.is_finite()) {
+            return Err(Error::Internal("features: the backbone gave values that are not finite".into()));
+        }
+        let mut space =
+            Self { mean, deviation, projection: Vec::new(), packed: Packed::default(), clamp: clamp as f32 };
+        let mut z = rows.to_vec();
+        z.par_chunks_mut(channels).for_each(|row| space.standardise(row));
+        let mut covariance = vec![0.0; channels * channels];
+        let plain = Epilogue::default();
+        gemm_once(channels, channels, n, Matrix::transposed(&z, channels), Matrix::rows(&z, channels), &mut covariance, plain);
+        let matrix = DMatrix::from_iterator(channels, channels, covariance.iter().map(|&c| f64::from(c) / n as f64));
+        let eigen = SymmetricEigen::new(matrix);
+        let mut order: Vec<usize> = (0..channels).collect();
+        order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+        let mut projection = vec![0.0f32; channels * dim];
+        for (d, &index) in order.iter().take(dim).enumerate() {
+            let direction = eigen.eigenvectors.column(index);
+            // The sign of an eigenvector is free; the largest component is made positive so that it is always the same.
+            let largest = direction.iter().fold(0.0f64, |a, &b| if b.abs() > a.abs() { b } else { a });
+            let factor = largest.signum() * (eigen.eigenvalues[index].max(0.0) + EIGEN_FLOOR).powf(-gamma / 2.0);
+            for (c, &u) in direction.iter().enumerate() {
+                projection[c * dim + d] = (u * factor) as f32;
+            }
+        }
+        let mut y = vec![0.0; n * dim];
+        gemm_once(n, dim, channels, Matrix::rows(&z, channels), Matrix::rows(&projection, dim), &mut y, plain);
+        let variance = y.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / y.len() as f64;
+        projection.iter_mut().for_each(|p| *p = (f64::from(*p) / variance.sqrt()) as f32);
+        space.set_projection(projection);
+        Ok(space)
+    }
+
+    fn set_projection(&mut self, projection: Vec<f32>) {
+        let dim = projection.len() / self.mean.len();
+        self.packed = Packed::new(self.mean.len(), dim, Matrix::rows(&projection, dim));
+        self.projection = projection;
+    }
+
+    fn standardise(&self, row: &mut [f32]) {
+        for ((x, m), d) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
+            *x = ((*x - m) / d).clamp(-self.clamp, self.clamp);
+        }
+    }
+
+    /// Channels in.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Channels out.
+    pub fn dim(&self) -> usize {
+        self.projection.len() / self.mean.len()
+    }
+
+    /// Raw features of one image `[T, C]` to normalised ones `[T, D]`.
+    pub fn apply(&self, raw: &[f32]) -> Vec<f32> {
+        let (channels, dim) = (self.channels(), self.dim());
+        let tokens = raw.len() / channels;
+        let mut z = raw.to_vec();
+        z.chunks_exact_mut(channels).for_each(|row| self.standardise(row));
+        let mut out = vec![0.0; tokens * dim];
+        gemm(tokens, Matrix::rows(&z, channels), &self.packed, &mut out, Epilogue::default());
+        out
+    }
+
+    /// Tensors for the model file.
+    ///
+    /// # Errors
+    /// Never for a fitted space.
+    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let (c, d, cpu) = (self.channels(), self.dim(), &Device::Cpu);
+        Ok(vec![
+            (NAMES[0].into(), Tensor::from_slice(&self.mean, c, cpu)?),
+            (NAMES[1].into(), Tensor::from_slice(&self.deviation, c, cpu)?),
+            (NAMES[2].into(), Tensor::from_slice(&self.projection, (c, d), cpu)?),
+        ])
+    }
+
+    /// Names and shapes of `tensors` for `channels` in and `dim` out.
+    pub fn shapes(channels: usize, dim: usize) -> Vec<(String, Vec<usize>)> {
+        let shapes = [vec![channels], vec![channels], vec![channels, dim]];
+        NAMES.iter().map(ToString::to_string).zip(shapes).collect()
+    }
+
+    /// From the tensors of a model file.
+    ///
+    /// # Errors
+    /// When a tensor is missing.
+    pub fn load(tensors: &Weights, clamp: f64) -> Result<Self> {
+        let get = |name: &str| -> Result<Vec<f32>> {
+            let tensor =
+                tensors.get(name).ok_or_else(|| Error::Internal(format!("features: {name} is missing")))?;
+            Ok(tensor.flatten_all()?.to_vec1()?)
+        };
+        let mut space = Self {
+            mean: get(NAMES[0])?,
+            deviation: get(NAMES[1])?,
+            projection: Vec::new(),
+            packed: Packed::default(),
+            clamp: clamp as f32,
+        };
+        space.set_projection(get(NAMES[2])?);
+        Ok(space)
+    }
+}

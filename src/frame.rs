@@ -1,5 +1,6 @@
 //! `Frame`: the one image type between cameras, files and the model.
 
+use crate::config::Fit;
 use crate::error::{Error, Result};
 
 /// An owned 8-bit RGB image, rows without padding.
@@ -39,5 +40,163 @@ impl Frame {
     /// Bytes, `[H, W, 3]`.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
+    }
+}
+
+/// How frames become the model's input: the only resize and crop there is, used in training, evaluation and on the line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preprocess {
+    /// Side of the square input in pixels.
+    pub size: usize,
+    /// How a frame that is not square is fitted.
+    pub fit: Fit,
+    /// The part of the frame that is looked at, `[x, y, width, height]` as fractions of the frame.
+    pub roi: Option<[f64; 4]>,
+}
+
+/// A frame as the model sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    /// Square input.
+    pub frame: Frame,
+    /// Where it lies in the original.
+    pub geometry: Geometry,
+}
+
+/// The way from the model's square input back to the original frame.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Geometry {
+    /// Width and height of the original frame in pixels.
+    pub original: [usize; 2],
+    /// Rectangle of the input that shows the frame, `[x, y, width, height]` in input pixels; the rest is border.
+    pub valid: [f64; 4],
+    /// Rectangle of the original that is shown, `[x, y, width, height]` in pixels.
+    pub shown: [f64; 4],
+}
+
+impl Geometry {
+    /// Original pixels per input pixel, horizontally and vertically.
+    pub fn scale(&self) -> [f64; 2] {
+        [self.shown[2] / self.valid[2], self.shown[3] / self.valid[3]]
+    }
+
+    /// A point of the input in pixels of the original, inside the part that is shown.
+    pub fn to_original(&self, x: f64, y: f64) -> [f64; 2] {
+        let [sx, sy] = self.scale();
+        let [left, top, width, height] = self.shown;
+        [
+            (left + (x - self.valid[0]) * sx).clamp(left, left + width),
+            (top + (y - self.valid[1]) * sy).clamp(top, top + height),
+        ]
+    }
+}
+
+impl Preprocess {
+    /// Crops and resizes (area-weighted bilinear; a frame that already has the size is taken as it is).
+    ///
+    /// # Errors
+    /// When the region of interest has no pixel in this frame.
+    pub fn apply(&self, frame: &Frame) -> Result<Prepared> {
+        let (width, height) = (frame.width as f64, frame.height as f64);
+        let [x, y, w, h] = self.roi.unwrap_or([0.0, 0.0, 1.0, 1.0]);
+        let (left, top) = ((x * width).round(), (y * height).round());
+        let shown = [left, top, ((x + w) * width).round() - left, ((y + h) * height).round() - top];
+        if shown[2] < 1.0 || shown[3] < 1.0 {
+            return Err(Error::Usage(format!(
+                "input.roi {:?} leaves no pixel of a frame of {}x{}",
+                self.roi.unwrap_or_default(),
+                frame.width,
+                frame.height
+            )));
+        }
+        let size = self.size as f64;
+        let valid = match self.fit {
+            Fit::Stretch => [0.0, 0.0, size, size],
+            Fit::Pad => {
+                let scale = size / shown[2].max(shown[3]);
+                let (w, h) = ((shown[2] * scale).round().max(1.0), (shown[3] * scale).round().max(1.0));
+                [((size - w) / 2.0).floor(), ((size - h) / 2.0).floor(), w, h]
+            }
+        };
+        let geometry = Geometry { original: [frame.width, frame.height], valid, shown };
+        let resized = resize(frame, shown, valid[2] as usize, valid[3] as usize)?;
+        let frame = if resized.width == self.size && resized.height == self.size {
+            resized
+        } else {
+            repeat_edges(&resized, self.size, valid[0] as usize, valid[1] as usize)
+        };
+        Ok(Prepared { frame, geometry })
+    }
+}
+
+fn resize(frame: &Frame, [x, y, w, h]: [f64; 4], width: usize, height: usize) -> Result<Frame> {
+    use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef};
+
+    if [x, y] == [0.0; 2] && (w as usize, h as usize) == (frame.width, frame.height) && (width, height) == (frame.width, frame.height) {
+        return Ok(frame.clone());
+    }
+    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
+    let source = ImageRef::new(frame.width as u32, frame.height as u32, &frame.rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
+    let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(x, y, w, h);
+    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    Frame::new(width, height, target.into_vec())
+}
+
+/// `frame` at (`left`, `top`) of a square; the border repeats its edge pixels.
+fn repeat_edges(frame: &Frame, size: usize, left: usize, top: usize) -> Frame {
+    let mut rgb = Vec::with_capacity(size * size * 3);
+    for y in 0..size {
+        let sy = y.saturating_sub(top).min(frame.height - 1);
+        for x in 0..size {
+            let sx = x.saturating_sub(left).min(frame.width - 1);
+            rgb.extend_from_slice(&frame.rgb[(sy * frame.width + sx) * 3..][..3]);
+        }
+    }
+    Frame { width: size, height: size, rgb }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gradient(width: usize, height: usize) -> Frame {
+        let rgb = (0..width * height).flat_map(|i| [(i % width) as u8, (i / width) as u8, 7]).collect();
+        Frame::new(width, height, rgb).unwrap()
+    }
+
+    #[test]
+    fn a_frame_of_the_right_size_is_taken_as_it_is() {
+        let frame = gradient(64, 64);
+        let prepared = Preprocess { size: 64, fit: Fit::Stretch, roi: None }.apply(&frame).unwrap();
+        assert_eq!(prepared.frame, frame);
+        assert_eq!(prepared.geometry.to_original(10.0, 20.0), [10.0, 20.0]);
+    }
+
+    #[test]
+    fn padding_keeps_the_aspect_and_points_find_their_way_back() {
+        let prepared = Preprocess { size: 64, fit: Fit::Pad, roi: None }.apply(&gradient(200, 100)).unwrap();
+        assert_eq!(prepared.geometry.valid, [0.0, 16.0, 64.0, 32.0]);
+        assert_eq!(prepared.geometry.to_original(32.0, 32.0), [100.0, 50.0]);
+        assert_eq!(prepared.geometry.to_original(64.0, 64.0), [200.0, 100.0], "clamped to the frame");
+        let row = |y: usize| &prepared.frame.rgb()[y * 64 * 3..][..64 * 3];
+        assert_eq!(row(0), row(16), "the border repeats the edge");
+    }
+
+    #[test]
+    fn a_region_of_interest_is_all_the_model_sees() {
+        let process = Preprocess { size: 64, fit: Fit::Stretch, roi: Some([0.5, 0.0, 0.5, 1.0]) };
+        let prepared = process.apply(&gradient(128, 64)).unwrap();
+        assert_eq!(prepared.frame.rgb()[0], 64);
+        assert_eq!(prepared.geometry.to_original(0.0, 0.0), [64.0, 0.0]);
+        let none = Preprocess { roi: Some([0.0, 0.0, 0.001, 1.0]), ..process }.apply(&gradient(128, 64));
+        assert!(none.unwrap_err().to_string().contains("128x64"));
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        assert!(Frame::new(4, 4, vec![0; 47]).is_err());
+        assert!(Frame::new(0, 4, vec![]).is_err());
+        assert!(Frame::new(usize::MAX, 4, vec![]).is_err());
     }
 }

@@ -5,6 +5,7 @@
 pub mod error;
 
 pub mod config;
+pub mod files;
 pub mod frame;
 
 pub mod data;

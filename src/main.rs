@@ -1,3 +1,7 @@
 //! The `diad` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    diad::cli::main(std::env::args_os())
+}

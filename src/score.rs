@@ -1,1 +1,287 @@
-//! (in work: score)
+//! From residuals to a map and a score.
+//!
+//! The residual of a cell is what the denoiser did not rebuild, `r = x0 - x0_hat`. How large it is among good parts differs
+//! by class, place and feature, so it is measured in the metric of the good parts' residuals (`ResidualField`).
+
+use half::f16;
+use nalgebra::DMatrix;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{Epilogue, Matrix, gemm_once};
+
+/// Images that pull a cell's statistics towards the class average with the weight of this many images.
+const SHRINKAGE: f64 = 20.0;
+/// Added to the diagonal of every covariance (features have unit variance).
+const RIDGE: f64 = 0.05;
+
+/// Mean and covariance of the good parts' vectors in each cell of the grid, of one class.
+///
+/// The covariance is kept as the inverse of its Cholesky factor, packed by rows: `||W (v - mean)||` is the Mahalanobis
+/// distance. Stored as f16; computed in f32.
+pub struct ResidualField {
+    dim: usize,
+    mean: Vec<f32>,    // [T, D]
+    whiten: Vec<f16>,  // [T, D (D + 1) / 2]
+}
+
+/// Sums over images from which a `ResidualField` is made; memory `T * D * (D + 1)` floats.
+pub struct ResidualSums {
+    tokens: usize,
+    dim: usize,
+    count: usize,
+    sum: Vec<f64>,     // [T, D]
+    product: Vec<f32>, // [T, D, D]
+}
+
+impl ResidualSums {
+    /// Nothing summed yet.
+    pub fn new(tokens: usize, dim: usize) -> Self {
+        Self { tokens, dim, count: 0, sum: vec![0.0; tokens * dim], product: vec![0.0; tokens * dim * dim] }
+    }
+
+    /// Adds images: `vectors` `[n, T, D]`.
+    pub fn add(&mut self, vectors: &[f32]) {
+        let (dim, image) = (self.dim, self.tokens * self.dim);
+        let n = vectors.len() / image;
+        self.count += n;
+        self.product
+            .par_chunks_exact_mut(dim * dim)
+            .zip(self.sum.par_chunks_exact_mut(dim))
+            .enumerate()
+            .for_each(|(t, (product, sum))| {
+                let mut rows = vec![0.0; n * dim];
+                for (row, vector) in rows.chunks_exact_mut(dim).zip(vectors.chunks_exact(image)) {
+                    row.copy_from_slice(&vector[t * dim..][..dim]);
+                    for (s, &v) in sum.iter_mut().zip(row.iter()) {
+                        *s += f64::from(v);
+                    }
+                }
+                let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
+                gemm_once(dim, dim, n, Matrix::transposed(&rows, dim), Matrix::rows(&rows, dim), product, epilogue);
+            });
+    }
+
+    /// The field: each cell's covariance drawn towards the mean covariance of all cells with the weight of 20 images, plus
+    /// 0.05 on the diagonal; means likewise.
+    ///
+    /// # Errors
+    /// When nothing was added or values are not finite.
+    pub fn finish(self) -> Result<ResidualField> {
+        let Self { tokens, dim, count, sum, product } = self;
+        if count == 0 {
+            return Err(Error::Internal("score: statistics over no image".into()));
+        }
+        let n = count as f64;
+        let own = n / (n + SHRINKAGE);
+        let covariance = |t: usize| {
+            let mean = &sum[t * dim..][..dim];
+            let product = &product[t * dim * dim..][..dim * dim];
+            DMatrix::from_fn(dim, dim, |i, j| f64::from(product[i * dim + j]) / n - mean[i] / n * (mean[j] / n))
+        };
+        let mut pooled = DMatrix::<f64>::zeros(dim, dim);
+        let mut pooled_mean = vec![0.0; dim];
+        for t in 0..tokens {
+            pooled += covariance(t) / tokens as f64;
+            for (p, s) in pooled_mean.iter_mut().zip(&sum[t * dim..]) {
+                *p += s / n / tokens as f64;
+            }
+        }
+        let mean = sum
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (s / n * own + pooled_mean[i % dim] * (1.0 - own)) as f32)
+            .collect();
+        let rows = (0..tokens)
+            .into_par_iter()
+            .map(|t| {
+                let mut c = covariance(t) * own + &pooled * (1.0 - own);
+                for i in 0..dim {
+                    c[(i, i)] += RIDGE;
+                }
+                let inverse = c
+                    .cholesky()
+                    .and_then(|c| c.l().solve_lower_triangular(&DMatrix::identity(dim, dim)))
+                    .ok_or_else(|| Error::Internal(format!("score: the covariance of cell {t} is not finite")))?;
+                Ok((0..dim).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| f16::from_f64(inverse[at])).collect())
+            })
+            .collect::<Result<Vec<Vec<f16>>>>()?;
+        Ok(ResidualField { dim, mean, whiten: rows.concat() })
+    }
+}
+
+impl ResidualField {
+    /// From the tensors of a model file: `mean` `[T, D]`, `whiten` `[T, D (D + 1) / 2]`.
+    ///
+    /// # Errors
+    /// When the lengths do not fit each other.
+    pub fn new(dim: usize, mean: Vec<f32>, whiten: Vec<f16>) -> Result<Self> {
+        let tokens = mean.len() / dim.max(1);
+        if mean.len() != tokens * dim || whiten.len() != tokens * dim * (dim + 1) / 2 {
+            return Err(Error::Internal(format!("score: {} means, {} factors for {dim}", mean.len(), whiten.len())));
+        }
+        Ok(Self { dim, mean, whiten })
+    }
+
+    /// `[T, D]`
+    pub fn mean(&self) -> &[f32] {
+        &self.mean
+    }
+
+    /// `[T, D (D + 1) / 2]`
+    pub fn whiten(&self) -> &[f16] {
+        &self.whiten
+    }
+
+    /// Mahalanobis distance of each cell's vector `[T, D]`: `[T]`.
+    pub fn distance(&self, vectors: &[f32]) -> Vec<f32> {
+        let dim = self.dim;
+        let triangle = dim * (dim + 1) / 2;
+        vectors
+            .par_chunks_exact(dim)
+            .zip(self.mean.par_chunks_exact(dim))
+            .zip(self.whiten.par_chunks_exact(triangle))
+            .with_min_len(32)
+            .map_init(
+                || (vec![0.0; dim], vec![0.0; triangle]),
+                |(centred, rows), ((v, mean), whiten)| {
+                    for ((c, v), m) in centred.iter_mut().zip(v).zip(mean) {
+                        *c = v - m;
+                    }
+                    half::slice::HalfFloatSliceExt::convert_to_f32_slice(whiten, rows);
+                    crate::kernels::pointwise::triangular_norm(rows, centred)
+                },
+            )
+            .collect()
+    }
+}
+
+/// Root mean square of each cell's vector `[T, D]`: `[T]`.
+pub fn root_mean_squares(vectors: &[f32], dim: usize) -> Vec<f32> {
+    vectors.chunks_exact(dim).map(|v| (v.iter().map(|x| x * x).sum::<f32>() / dim as f32).sqrt()).collect()
+}
+
+/// The two source cells and the weight of the second for output `i` of `n` over a source of `m` (bilinear, half-pixel
+/// centres, edges repeated).
+pub(crate) fn neighbours(i: usize, n: usize, m: usize) -> (usize, usize, f32) {
+    let at = ((i as f32 + 0.5) * m as f32 / n as f32 - 0.5).clamp(0.0, (m - 1) as f32);
+    let low = at as usize;
+    (low, (low + 1).min(m - 1), at - low as f32)
+}
+
+/// Bilinear resize of a square map.
+pub fn resize(map: &[f32], from: usize, to: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(to * to);
+    for y in 0..to {
+        let (y0, y1, fy) = neighbours(y, to, from);
+        for x in 0..to {
+            let (x0, x1, fx) = neighbours(x, to, from);
+            let row = |y: usize| map[y * from + x0] * (1.0 - fx) + map[y * from + x1] * fx;
+            out.push(row(y0) * (1.0 - fy) + row(y1) * fy);
+        }
+    }
+    out
+}
+
+/// Gaussian blur of a square map, edges reflected, cut off at 4 standard deviations.
+pub fn smooth(map: &[f32], side: usize, sigma: f32) -> Vec<f32> {
+    if sigma <= 0.0 {
+        return map.to_vec();
+    }
+    let radius = (4.0 * sigma).ceil() as isize;
+    let mut kernel: Vec<f32> = (-radius..=radius).map(|d| (-((d * d) as f32) / (2.0 * sigma * sigma)).exp()).collect();
+    let total: f32 = kernel.iter().sum();
+    kernel.iter_mut().for_each(|k| *k /= total);
+    let reflect = |i: isize| {
+        let n = side as isize;
+        let i = i.rem_euclid(2 * n);
+        (if i < n { i } else { 2 * n - 1 - i }) as usize
+    };
+    let indices: Vec<usize> = (-radius..side as isize + radius).map(reflect).collect();
+    let mut rows = vec![0.0; map.len()];
+    for (line, out) in map.chunks_exact(side).zip(rows.chunks_exact_mut(side)) {
+        for (x, o) in out.iter_mut().enumerate() {
+            *o = kernel.iter().zip(&indices[x..]).map(|(k, &i)| k * line[i]).sum();
+        }
+    }
+    let mut out = vec![0.0; map.len()];
+    for (y, line) in out.chunks_exact_mut(side).enumerate() {
+        for (k, &i) in kernel.iter().zip(&indices[y..]) {
+            for (o, v) in line.iter_mut().zip(&rows[i * side..][..side]) {
+                *o += k * v;
+            }
+        }
+    }
+    out
+}
+
+/// Mean of the largest `fraction` of the values, at least one of them.
+pub fn top_mean(map: &[f32], fraction: f64) -> f32 {
+    let count = ((map.len() as f64 * fraction).round() as usize).clamp(1, map.len().max(1));
+    let mut values = map.to_vec();
+    values.sort_unstable_by(|a, b| b.total_cmp(a));
+    values.iter().take(count).sum::<f32>() / count as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distance is that of the textbook formula, with the stated shrinkage and ridge.
+    #[test]
+    fn distance_is_mahalanobis() {
+        let (tokens, dim, images) = (3, 4, 50);
+        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
+        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let mut sums = ResidualSums::new(tokens, dim);
+        sums.add(&data[..20 * tokens * dim]);
+        sums.add(&data[20 * tokens * dim..]);
+        let field = sums.finish().unwrap();
+        let at = |image: usize, t: usize, d: usize| f64::from(data[(image * tokens + t) * dim + d]);
+        let n = images as f64;
+        let mean = |t: usize, d: usize| (0..images).map(|i| at(i, t, d)).sum::<f64>() / n;
+        let cov = |t: usize, a: usize, b: usize| {
+            (0..images).map(|i| (at(i, t, a) - mean(t, a)) * (at(i, t, b) - mean(t, b))).sum::<f64>() / n
+        };
+        let own = n / (n + 20.0);
+        let query: Vec<f32> = (0..tokens * dim).map(|i| value(i + 9999)).collect();
+        for (t, &got) in field.distance(&query).iter().enumerate() {
+            let pooled = |a, b| (0..tokens).map(|t| cov(t, a, b)).sum::<f64>() / tokens as f64;
+            let c = DMatrix::from_fn(dim, dim, |a, b| {
+                own * cov(t, a, b) + (1.0 - own) * pooled(a, b) + if a == b { 0.05 } else { 0.0 }
+            });
+            let pooled_mean = |d| (0..tokens).map(|t| mean(t, d)).sum::<f64>() / tokens as f64;
+            let v = DMatrix::from_fn(dim, 1, |d, _| {
+                f64::from(query[t * dim + d]) - own * mean(t, d) - (1.0 - own) * pooled_mean(d)
+            });
+            let expected = (v.transpose() * c.try_inverse().unwrap() * v)[(0, 0)].sqrt();
+            assert!((f64::from(got) - expected).abs() < 2e-3 * expected, "cell {t}: {got} != {expected}");
+        }
+    }
+
+    #[test]
+    fn smoothing_keeps_the_sum_inside_and_constants_everywhere() {
+        let constant = smooth(&[2.0; 64], 8, 1.5);
+        assert!(constant.iter().all(|v| (v - 2.0).abs() < 1e-5));
+        let mut point = vec![0.0; 33 * 33];
+        point[16 * 33 + 16] = 1.0;
+        let blurred = smooth(&point, 33, 2.0);
+        assert!((blurred.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        // 1 / (2 pi sigma^2) at the centre
+        assert!((blurred[16 * 33 + 16] - 1.0 / (std::f32::consts::TAU * 4.0)).abs() < 1e-3);
+    }
+
+    /// `torch.nn.functional.interpolate(torch.tensor([[[[0., 1.], [2., 3.]]]]), size=4, mode="bilinear")[0, 0, 1]`
+    #[test]
+    fn resize_is_bilinear_with_half_pixel_centres() {
+        let out = resize(&[0.0, 1.0, 2.0, 3.0], 2, 4);
+        assert_eq!(&out[4..8], &[0.5, 0.75, 1.25, 1.5]);
+    }
+
+    #[test]
+    fn top_mean_takes_the_largest() {
+        let map: Vec<f32> = (0..200).map(|i| i as f32).collect();
+        assert_eq!(top_mean(&map, 0.01), 198.5);
+        assert_eq!(top_mean(&map, 1e-9), 199.0);
+    }
+}

@@ -1,1 +1,86 @@
-//! (in work: model)
+//! Networks: frozen backbones and the denoiser.
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{Error, Result};
+
+pub mod denoiser;
+mod efficientnet;
+
+pub use efficientnet::{EfficientNetLite, LITE_NAMES};
+
+/// Weights by name, as they stand in a file.
+pub type Weights = std::collections::HashMap<String, Tensor>;
+
+/// One output of a backbone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Channels.
+    pub channels: usize,
+    /// Input pixels per output pixel and side.
+    pub stride: usize,
+}
+
+/// A frozen network that turns an image into maps of features at several strides.
+pub trait Backbone: Send + Sync {
+    /// The name that configurations and model files use.
+    fn name(&self) -> &str;
+
+    /// What `forward` returns, finest first.
+    fn taps(&self) -> &[Tap];
+
+    /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, of images `[B, H, W, 3]`: RGB in 0..=255 as f32. A
+    /// sample's features do not depend on the rest of the batch.
+    ///
+    /// # Errors
+    /// When the shape does not fit or the device fails.
+    fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>>;
+}
+
+/// The trunk that is part of the program, as f16; see the attribution beside it.
+const LITE0: &[u8] = include_bytes!("efficientnet_lite0.f16.safetensors");
+
+/// Where the embedded weights come from and under which licence.
+pub const ATTRIBUTION: &str = include_str!("efficientnet_lite0.ATTRIBUTION.txt");
+
+/// The embedded weights of a backbone, if the program carries it.
+///
+/// # Errors
+/// Never for the weights that the program was built with.
+pub fn embedded(name: &str) -> Result<Option<Weights>> {
+    if name != "efficientnet-lite0" {
+        return Ok(None);
+    }
+    Ok(Some(candle_core::safetensors::load_buffer(LITE0, &Device::Cpu)?))
+}
+
+/// A backbone by name from its weights.
+///
+/// # Errors
+/// When the name is unknown, or weights are missing or of another shape.
+pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dyn Backbone>> {
+    if LITE_NAMES.contains(&name) {
+        return Ok(Box::new(EfficientNetLite::new(name, weights, device)?));
+    }
+    Err(unknown(name))
+}
+
+/// Names and shapes of a backbone's weights.
+///
+/// # Errors
+/// When the name is unknown.
+pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
+    efficientnet::weight_shapes(name).ok_or_else(|| unknown(name))
+}
+
+/// Channels of all taps of a backbone together.
+///
+/// # Errors
+/// When the name is unknown.
+pub fn channels(name: &str) -> Result<usize> {
+    efficientnet::channels(name).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", ")))
+}

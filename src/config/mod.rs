@@ -1,6 +1,25 @@
-//! Configuration: one struct, its defaults, its file format (TOML) and its rules.
+//! Configuration: one struct and its defaults here, its rules in `rules.rs`, its way from text in `read.rs`.
+//!
+//! A [`Config`] made by [`Config::from_toml`], [`Config::from_file`] or [`Config::assign`] keeps every rule. One that
+//! was put together by hand is checked with [`Config::check`].
+
+mod read;
+mod rules;
 
 use serde::{Deserialize, Serialize};
+
+/// The backbones that can be asked for, with the channels that their taps deliver together.
+pub const BACKBONES: [(&str, usize); 6] = [
+    ("efficientnet-lite0", 256),
+    ("efficientnet-lite1", 256),
+    ("efficientnet-lite2", 280),
+    ("resnet18", 448),
+    ("resnet50", 1792),
+    ("wide-resnet50", 1792),
+];
+
+/// The rate promised where `calibration.target_fpr` is absent and the held-out images support it.
+pub const DEFAULT_TARGET_FPR: f64 = 0.05;
 
 /// Everything that shapes a model and its training. Keys in TOML have the same names.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -146,10 +165,18 @@ pub struct DetectionConfig {
     pub smoothing_px: f64,
     /// The image score is the mean of this fraction of the highest map values.
     pub top_fraction: f64,
-    /// Weight of the squared error map.
-    pub l2_weight: f64,
-    /// Weight of the 1-cos map.
-    pub cosine_weight: f64,
+    /// How far a cell's residual is from those of good parts.
+    pub distance: Distance,
+}
+
+/// Measure of a residual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distance {
+    /// Mahalanobis distance to the good parts' residuals of the same class and place.
+    Mahalanobis,
+    /// Root of the mean squared error over the features.
+    L2,
 }
 
 /// `[calibration]`
@@ -178,7 +205,7 @@ impl Default for FeatureConfig {
 
 impl Default for DenoiserConfig {
     fn default() -> Self {
-        Self { width: 128, blocks: 4, attention_every: 3, heads: 4, kernel: 7, mlp_ratio: 4, dropout: 0.1 }
+        Self { width: 128, blocks: 4, attention_every: 3, heads: 4, kernel: 7, mlp_ratio: 4, dropout: 0.0 }
     }
 }
 
@@ -198,9 +225,9 @@ impl Default for DiffusionConfig {
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
-            steps: 3500,
+            steps: 2000,
             batch_size: 16,
-            learning_rate: 1e-3,
+            learning_rate: 3e-3,
             final_rate: 0.02,
             warmup_steps: 100,
             weight_decay: 0.05,
@@ -224,8 +251,7 @@ impl Default for DetectionConfig {
             ddim_steps: 1,
             smoothing_px: 4.0,
             top_fraction: 0.01,
-            l2_weight: 1.0,
-            cosine_weight: 0.0,
+            distance: Distance::Mahalanobis,
         }
     }
 }

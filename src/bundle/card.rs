@@ -1,0 +1,252 @@
+//! The card: what a model file says about itself, and whether that can be.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::hash::{is_sha256, sha256_hex};
+use crate::calibrate::{Threshold, conformal_rank};
+use crate::config::Config;
+use crate::error::Error;
+
+/// Version of the model file. It goes up whenever a file could be misread by what came before.
+pub const SCHEMA: u32 = 1;
+
+/// Classes one model may hold.
+const MAX_CLASSES: usize = 4096;
+
+/// Bytes a name may have.
+const MAX_NAME: usize = 255;
+
+/// Mistakes told at once.
+const MAX_MISTAKES: usize = 10;
+
+/// Everything about a model but its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// Version of the file, [`SCHEMA`] in files of this version.
+    pub schema: u32,
+    /// What wrote it, for instance `diad 0.1.0`.
+    pub tool: String,
+    /// Architecture, preprocessing, schedule, scoring. A key that is absent has its default.
+    pub config: Config,
+    /// The frozen network, whose weights are in the file.
+    pub backbone: BackboneCard,
+    /// The products it knows, at least one.
+    pub classes: Vec<ClassCard>,
+    /// Where it comes from.
+    pub training: TrainingCard,
+    /// Digest of all tensors: names, dtypes, shapes and values, in ascending order of the names. Lowercase
+    /// hexadecimal SHA-256, filled in by [`save`](super::save).
+    pub tensors_sha256: String,
+}
+
+/// The frozen network whose features the model was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneCard {
+    /// As in `features.backbone`.
+    pub name: String,
+    /// Of its weight file, lowercase hexadecimal.
+    pub sha256: String,
+}
+
+/// One product.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassCard {
+    /// Unique, not empty, at most 255 bytes without control characters.
+    pub name: String,
+    /// Good images it was trained on.
+    pub train_images: usize,
+    /// Image scores of the good images held out, ascending.
+    pub calibration_scores: Vec<f32>,
+    /// A part above this is rejected.
+    pub ng: Threshold,
+    /// A part above this is warned of.
+    pub warn: Threshold,
+    /// A map value above this belongs to a region.
+    pub pixel_threshold: f32,
+    /// Farther than this from the class's prototype, a part is not of this class. Root mean square over the features.
+    pub prototype_limit: f32,
+}
+
+/// How the model came about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingCard {
+    /// Good images of all classes, held-out ones included.
+    pub images: usize,
+    /// Digest of the training data, lowercase hexadecimal.
+    pub data_sha256: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Optimizer steps done.
+    pub steps: usize,
+}
+
+impl Card {
+    /// What this card says that cannot be, each with its key, value and expectation; empty if all is well.
+    ///
+    /// Whether the tensors fit the card is for [`load`](super::load) to see.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut found = Mistakes::default();
+        if self.schema != SCHEMA {
+            found.add("schema", self.schema, format!("{SCHEMA}"));
+        }
+        found.name("tool", &self.tool);
+        if let Err(error) = self.config.check("config") {
+            match error {
+                Error::Config { mistakes, .. } => {
+                    found.list.extend(mistakes.iter().map(|text| format!("config.{text}")))
+                }
+                other => found.list.push(other.to_string()),
+            }
+        }
+        if self.backbone.name != self.config.features.backbone {
+            let expected = format!("{:?}, as config.features.backbone", self.config.features.backbone);
+            found.add("backbone.name", format!("{:?}", self.backbone.name), expected);
+        }
+        found.digest("backbone.sha256", &self.backbone.sha256);
+        found.digest("training.data_sha256", &self.training.data_sha256);
+        found.digest("tensors_sha256", &self.tensors_sha256);
+        if self.classes.is_empty() || self.classes.len() > MAX_CLASSES {
+            found.add("classes", format!("{} classes", self.classes.len()), format!("1 to {MAX_CLASSES}"));
+        }
+        let mut names = BTreeSet::new();
+        for (i, class) in self.classes.iter().take(MAX_CLASSES).enumerate() {
+            class.check(&format!("classes[{i}]"), &mut found);
+            if !names.insert(class.name.as_str()) {
+                found.add(&format!("classes[{i}].name"), format!("{:?}", class.name), "a name of its own".into());
+            }
+        }
+        found.told()
+    }
+
+    /// Digest of the whole model: of this card, which holds that of the tensors. Lowercase hexadecimal SHA-256; the
+    /// name by which reports and results can say which model they come from.
+    pub fn digest(&self) -> String {
+        sha256_hex(self.to_json().as_bytes())
+    }
+
+    /// One line of JSON, the same for the same card. A card without [`mistakes`](Self::mistakes) comes back equal.
+    pub(super) fn to_json(&self) -> String {
+        // Strings, numbers, sequences and string-keyed maps: nothing in a card can fail to be JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The card in `json`, checked. The error is a reason without the file's name.
+    pub(super) fn from_json(json: &str) -> Result<Self, String> {
+        let card: Self = serde_json::from_str(json).map_err(|error| format!("card: {error}"))?;
+        match card.mistakes() {
+            mistakes if mistakes.is_empty() => Ok(card),
+            mistakes => Err(format!("card: {}", mistakes.join("; "))),
+        }
+    }
+
+    /// Whether a card of this version is in `json`, asked before anything else is looked at: a newer one may say
+    /// everything in another way.
+    pub(super) fn check_schema(json: &str) -> Result<(), String> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            schema: u64,
+        }
+        match serde_json::from_str::<Versioned>(json) {
+            Ok(Versioned { schema }) if schema > u64::from(SCHEMA) => Err(format!(
+                "was written by a newer diad (schema {schema}, this one reads up to {SCHEMA}); update diad"
+            )),
+            Ok(Versioned { schema: 0 }) => Err(format!("card: schema = 0: expected 1 to {SCHEMA}")),
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("card: {error}")),
+        }
+    }
+}
+
+impl ClassCard {
+    fn check(&self, key: &str, found: &mut Mistakes) {
+        found.name(&format!("{key}.name"), &self.name);
+        let scores = &self.calibration_scores;
+        let at = format!("{key}.calibration_scores");
+        if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
+            found.add(&format!("{at}[{i}]"), scores[i], "a finite number".into());
+        } else if let Some(i) = scores.windows(2).position(|pair| pair[0] > pair[1]) {
+            found.add(&format!("{at}[{}]", i + 1), scores[i + 1], format!("at least {}, ascending", scores[i]));
+        } else if scores.is_empty() {
+            found.add(&at, "[]", "at least one score".into());
+        }
+        if !self.pixel_threshold.is_finite() {
+            found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
+        }
+        check_threshold(&format!("{key}.ng"), &self.ng, scores, found);
+        check_threshold(&format!("{key}.warn"), &self.warn, scores, found);
+        if self.warn.rank > self.ng.rank {
+            found.add(&format!("{key}.warn.rank"), self.warn.rank, format!("at most {}, the rank of ng", self.ng.rank));
+        }
+    }
+}
+
+/// A threshold is a score of the class, at a rank that keeps what it promises.
+fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut Mistakes) {
+    let Threshold { value, rank, n, false_reject_rate, interval: [low, high] } = *threshold;
+    if n != scores.len() {
+        found.add(&format!("{key}.n"), n, format!("{}, the number of calibration scores", scores.len()));
+    }
+    match rank.checked_sub(1).and_then(|i| scores.get(i)) {
+        None => found.add(&format!("{key}.rank"), rank, format!("1 to {}", scores.len())),
+        Some(score) if *score != value => {
+            found.add(&format!("{key}.value"), value, format!("{score}, calibration score {rank}"));
+        }
+        Some(_) => {}
+    }
+    // A higher rank than needed keeps the promise all the more (see `calibrate::pac_rank`).
+    if !(0.0 < false_reject_rate && false_reject_rate <= 1.0) {
+        found.add(&format!("{key}.false_reject_rate"), false_reject_rate, "a number x with 0 < x <= 1".into());
+    } else if conformal_rank(scores.len(), false_reject_rate).is_none_or(|needed| rank < needed) {
+        let expected = format!("a rate that rank {rank} of {} scores keeps", scores.len());
+        found.add(&format!("{key}.false_reject_rate"), false_reject_rate, expected);
+    }
+    if !(0.0 <= low && low <= high && high <= 1.0) {
+        found.add(&format!("{key}.interval"), format!("[{low}, {high}]"), "0 <= low <= high <= 1".into());
+    }
+}
+
+/// What is wrong, in order; counted beyond the first few.
+#[derive(Default)]
+struct Mistakes {
+    list: Vec<String>,
+    more: usize,
+}
+
+impl Mistakes {
+    fn add(&mut self, key: &str, got: impl std::fmt::Display, expected: String) {
+        if self.list.len() < MAX_MISTAKES {
+            self.list.push(format!("{key} = {got}: expected {expected}"));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn name(&mut self, key: &str, name: &str) {
+        if name.trim().is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+            let start: String = name.chars().take(40).collect();
+            self.add(key, format!("{start:?}"), format!("a name of 1 to {MAX_NAME} bytes without control characters"));
+        }
+    }
+
+    fn digest(&mut self, key: &str, digest: &str) {
+        if !is_sha256(digest) {
+            let start: String = digest.chars().take(70).collect();
+            self.add(key, format!("{start:?}"), "64 lowercase hexadecimal digits".into());
+        }
+    }
+
+    fn told(mut self) -> Vec<String> {
+        self.more += self.list.len().saturating_sub(MAX_MISTAKES);
+        self.list.truncate(MAX_MISTAKES);
+        if self.more > 0 {
+            self.list.push(format!("and {} more", self.more));
+        }
+        self.list
+    }
+}

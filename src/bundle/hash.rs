@@ -1,0 +1,57 @@
+//! SHA-256 in the two shapes a model file needs: of text, and of tensors.
+
+use sha2::{Digest, Sha256};
+
+use super::layout::TensorSpec;
+
+/// Lowercase hexadecimal SHA-256 of `bytes`.
+pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Whether `text` could be one.
+pub(super) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Digest of tensors, fed in ascending order of their names.
+///
+/// Of each, everything that gives its bytes a meaning comes first, and lengths come before what they measure, so that
+/// no two sets of tensors are hashed as the same bytes: name length (u64, little-endian), name, dtype as in the file
+/// followed by a zero byte, number of dimensions (u64), dimensions (u64 each), then the values as in the file.
+#[derive(Default)]
+pub(super) struct TensorsHash(Sha256);
+
+impl TensorsHash {
+    pub(super) fn begin(&mut self, spec: &TensorSpec) {
+        self.length(spec.name.len());
+        self.0.update(spec.name.as_bytes());
+        self.0.update(spec.dtype.to_string().as_bytes());
+        self.0.update([0]);
+        self.length(spec.shape.len());
+        for &dimension in &spec.shape {
+            self.length(dimension);
+        }
+    }
+
+    pub(super) fn values(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn hex(self) -> String {
+        hex(&self.0.finalize())
+    }
+
+    fn length(&mut self, length: usize) {
+        self.0.update((length as u64).to_le_bytes());
+    }
+}

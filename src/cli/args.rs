@@ -1,0 +1,294 @@
+//! What may be typed: commands and flags, and the manual that `--help` is.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const AFTER: &str = "\
+EXIT CODES
+  0    done (also when parts are ng: the verdicts are in the output)
+  1    failed while working: an image or model cannot be read, a disk is full
+  2    wrong use, configuration or data layout, found before any work was done
+  130  interrupted by Ctrl-C or SIGTERM; `train` leaves a checkpoint to --resume from
+
+Results go to standard output; progress, notes and warnings to standard error.
+`diad COMMAND --help` is the manual of a command. A first look: `diad demo`.";
+
+/// Finds defects on a production line, taught from good parts only.
+///
+/// A model is one file, made by `diad train` from a folder of good images. It gives every image a score, a verdict
+/// (ok, warn or ng) and a map of where the defect is, and it knows how many good parts its threshold will cost.
+#[derive(Debug, Parser)]
+#[command(name = "diad", version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
+pub(super) struct Cli {
+    /// No progress and no notes: only results, warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 900)]
+    pub(super) quiet: bool,
+
+    /// Tell more of what goes on; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 901)]
+    pub(super) verbose: u8,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Teach a model from good images
+    Train(TrainArgs),
+    /// Measure a model on labelled images: figures, curves, pictures
+    Evaluate(EvaluateArgs),
+    /// Ask a model about images: verdict, score, regions, heat maps
+    Predict(PredictArgs),
+    /// Make new thresholds from more good parts
+    Calibrate(CalibrateArgs),
+    /// Show what is in a model file
+    Inspect(InspectArgs),
+    /// Tell every mistake in a configuration file
+    Validate(ValidateArgs),
+}
+
+const TRAIN: &str = "\
+EXAMPLES
+  A folder of good images, nothing else:
+    diad train --data photos/bottle --out bottle.diad
+  Several products in one model, each a folder with train/good in it:
+    diad train --data photos --out line1.diad --report line1.train.json
+  Half the steps, another seed:
+    diad train --data photos --out quick.diad --set training.steps=1750 --seed 1
+  Go on after Ctrl-C or a power cut, with the same arguments:
+    diad train --data photos --out line1.diad --resume
+
+The same data, configuration and seed give the same file, byte for byte, on the same machine, whether or not the run was
+interrupted. 100 or more good images per product are a good start: a part of them (training.calibration_fraction) is
+never trained on and sets the threshold, and it takes 19 of those to promise a false-reject rate of 5 %, 99 for 1 %.";
+
+/// Teach a model from good images.
+///
+/// Reads the good images of every product under ROOT, runs the frozen backbone over each once, trains the denoiser,
+/// and sets the thresholds from images that it held out. Ends by saying what the thresholds will cost.
+#[derive(Debug, Args)]
+#[command(after_help = TRAIN)]
+pub(super) struct TrainArgs {
+    /// One product (a folder with train/good), a folder of products, or a folder of good images
+    #[arg(long, value_name = "ROOT")]
+    pub(super) data: PathBuf,
+
+    /// The model file to write; replaced only when training has ended well
+    #[arg(long, value_name = "M.diad")]
+    pub(super) out: PathBuf,
+
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+
+    /// Train on this product only; repeat for several. Fewer products: faster, and a little sharper on each
+    #[arg(long = "class", value_name = "C")]
+    pub(super) classes: Vec<String>,
+
+    /// Seed of everything random (training.seed): another one trades one model for an equally good one
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+
+    /// Weights of the backbone, made by `diad backbone import`; without it those in the program. A larger backbone
+    /// sees more and takes longer per frame
+    #[arg(long, value_name = "FILE")]
+    pub(super) backbone: Option<PathBuf>,
+
+    /// Write configuration, losses, timings and thresholds here as JSON
+    #[arg(long, value_name = "R.json")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Go on from the checkpoint beside the model file (M.diad.checkpoint). Data and configuration must be the same
+    #[arg(long)]
+    pub(super) resume: bool,
+}
+
+/// Where a configuration comes from: defaults, then the file, then `--set`.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration (TOML); what it does not say is at its default. See configs/default.toml
+    #[arg(long, value_name = "F")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Change one key of the configuration, for instance training.steps=500; repeat for several. Stronger than the file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(super) set: Vec<String>,
+}
+
+const EVALUATE: &str = "\
+EXAMPLES
+  diad evaluate --model line1.diad --data photos --report line1.json --html line1.html
+  How much better than simpler methods on the same features:
+    diad evaluate --model line1.diad --data photos --baselines
+
+ROOT has test/good, test/DEFECT and, where it is known where the defects are, ground_truth/DEFECT with masks. A figure
+that cannot be computed (no masks, no good images) is a dash in the table and null in the JSON, never 0.
+An image that cannot be read is in no figure; it is listed in the reports and the exit code is 1.";
+
+/// Measure a model on labelled images.
+///
+/// Per product and on average: how well scores tell defects from good parts (image AUROC, AP, best F1), how well maps
+/// find the defect (pixel AUROC, AP, best F1, AUPRO), and what the shipped threshold does: the share of good parts
+/// rejected and of defects that escape.
+#[derive(Debug, Args)]
+#[command(after_help = EVALUATE)]
+pub(super) struct EvaluateArgs {
+    /// The model file
+    #[arg(long, value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// One product or a folder of products, with test images
+    #[arg(long, value_name = "ROOT")]
+    pub(super) data: PathBuf,
+
+    /// Measure on this product only; repeat for several
+    #[arg(long = "class", value_name = "C")]
+    pub(super) classes: Vec<String>,
+
+    /// Write all figures and the score of every image here as JSON
+    #[arg(long, value_name = "R.json")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Write a page with figures, curves and pictures here; it needs no other file
+    #[arg(long, value_name = "R.html")]
+    pub(super) html: Option<PathBuf>,
+
+    /// Tell the model which product each image shows (its folder) rather than let it find out. Right if the line knows
+    #[arg(long)]
+    pub(super) class_known: bool,
+
+    /// Also measure Mahalanobis distance and nearest neighbours on the same features, for comparison. Needs the good
+    /// images that the model was trained on (ROOT's train/good), time and some memory
+    #[arg(long)]
+    pub(super) baselines: bool,
+
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+}
+
+/// How frames go through the model.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Denoiser evaluations per frame instead of the model's own number. More: slower, often a little sharper; but
+    /// the thresholds were measured with the model's own
+    #[arg(long, value_name = "N")]
+    pub(super) ddim_steps: Option<usize>,
+
+    /// Images inspected at a time: more keeps more cores busy and takes more memory. Scores do not depend on it
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) batch: u16,
+}
+
+const PREDICT: &str = "\
+EXAMPLES
+  diad predict --model line1.diad --input part.png
+  diad predict --model line1.diad --input photos/today --out heatmaps --jsonl results.jsonl
+  diad predict --model line1.diad --input photos/today --jsonl - | jq 'select(.verdict==\"ng\").image'
+
+VERDICTS
+  ok     the score is within both thresholds
+  warn   above the warning threshold, not above the threshold
+  ng     above the threshold, or not a product that the model knows (class_source unknown-product)
+  error  could not be inspected; never counts as good
+
+The exit code is 0 also when parts are ng; it is 1 when an image could not be inspected.
+The percentile says how many in a hundred of the good parts held out in training score lower.";
+
+/// Ask a model about images.
+///
+/// Prints one line per image: verdict, score, threshold, percentile, class and the largest defect. Regions are in
+/// pixels of the image.
+#[derive(Debug, Args)]
+#[command(after_help = PREDICT)]
+pub(super) struct PredictArgs {
+    /// The model file
+    #[arg(long, value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// An image, or a folder of images (its subfolders are not looked at)
+    #[arg(long, value_name = "FILE-or-DIR")]
+    pub(super) input: PathBuf,
+
+    /// Write the image with its heat map over it for every image into this folder, which is made if need be
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+
+    /// Write one JSON object per image here; `-` writes them to standard output instead of the table
+    #[arg(long, value_name = "F")]
+    pub(super) jsonl: Option<PathBuf>,
+
+    /// The product shown, if it is known; otherwise the model finds out. Knowing is surer and a little faster
+    #[arg(long, value_name = "C", default_value = "auto")]
+    pub(super) class: String,
+
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+}
+
+const CALIBRATE: &str = "\
+EXAMPLE
+  A night of good parts from the line, and one false reject in a hundred at most:
+    diad calibrate --model line1.diad --data last-night --target-fpr 0.01 --out line1b.diad
+
+Use parts that the model was not trained on, from the same camera and light as on the line, and parts rather than
+consecutive frames of one part: the promise holds for parts like those. n parts can promise 1/(n+1) at best.";
+
+/// Make new thresholds from more good parts.
+///
+/// Scores the good images under DIR and replaces the thresholds of those products; the network stays as it is, tensor
+/// by tensor. A rate that the number of images cannot support is refused with the number it takes.
+#[derive(Debug, Args)]
+#[command(after_help = CALIBRATE)]
+pub(super) struct CalibrateArgs {
+    /// The model file
+    #[arg(long, value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// One product, a folder of products, or a folder of good images. Folder names are the model's class names
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: PathBuf,
+
+    /// The share of good parts that may be rejected (0.01 is one in a hundred). Lower: fewer good parts lost, more
+    /// defects escape, more parts needed here
+    #[arg(long, value_name = "P")]
+    pub(super) target_fpr: f64,
+
+    /// The share of good parts that may be marked warn or worse; twice the other without it
+    #[arg(long, value_name = "P")]
+    pub(super) warn_fpr: Option<f64>,
+
+    /// The product in a folder of another name; or, of a folder of products, the ones to use
+    #[arg(long = "class", value_name = "C")]
+    pub(super) classes: Vec<String>,
+
+    /// The model file to write
+    #[arg(long, value_name = "M2.diad")]
+    pub(super) out: PathBuf,
+}
+
+/// Show what is in a model file.
+///
+/// Classes with their thresholds and what they promise, the configuration, where the model comes from, its digest.
+/// Reads the file's header only.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The model file
+    #[arg(value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// Everything as JSON, calibration scores included
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Tell every mistake in a configuration file.
+///
+/// All at once, each with its line, its key, its value and what was expected. Without a mistake: the keys that differ
+/// from the defaults.
+#[derive(Debug, Args)]
+pub(super) struct ValidateArgs {
+    /// The configuration file (TOML)
+    #[arg(value_name = "CONFIG")]
+    pub(super) config: PathBuf,
+}

@@ -1,0 +1,356 @@
+//! `diad evaluate`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::args::EvaluateArgs;
+use super::frames::{Seen, inspect_all};
+use super::table::{Align, Table, figure};
+use super::train::warn_ignored;
+use super::{Context, words};
+use crate::data::{Category, Dataset, Sample, read_mask};
+use crate::detector::{Choice, ClassSource, Detector, Verdict};
+use crate::error::{Error, Result};
+use crate::files::{check_writable, write_atomic};
+use crate::frame::Geometry;
+use crate::metrics::PixelSet;
+use crate::report::{
+    ClassReport, Curves, Gallery, ImageResult, Latency, Metrics, Page, Picture, Report, Thresholds, Unreadable,
+};
+
+/// Pictures of each kind (escape, false reject, detected) that a page shows per class.
+const PICTURES: usize = 6;
+
+pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
+    for target in [&args.report, &args.html].into_iter().flatten() {
+        check_writable(target)?;
+    }
+    let data = Dataset::scan(&args.data, &args.classes)?;
+    if data.categories.iter().all(|category| category.test.is_empty()) {
+        let expected = "expected test images: test/good and test/DEFECT in each product's folder";
+        return Err(Error::data(&args.data, expected));
+    }
+    let mut detector = Detector::open(&args.model)?;
+    if let Some(steps) = args.run.ddim_steps {
+        detector.set_ddim_steps(steps)?;
+    }
+    warn_ignored(&context.console, &data.root, &data.ignored);
+    let settings = Settings {
+        model: args.model.display().to_string(),
+        batch: usize::from(args.run.batch),
+        class_known: args.class_known,
+    };
+    let evaluation = evaluate(context, &detector, &data, &settings)?;
+    evaluation.write(args.report.as_deref(), args.html.as_deref())?;
+    context.console.print(evaluation.summary())?;
+    let unreadable = evaluation.report.unreadable.len();
+    if unreadable > 0 {
+        return Err(Error::Image {
+            path: args.data.clone(),
+            reason: format!(
+                "{} could not be inspected; the figures are without them",
+                words::count(unreadable, "image")
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// How to evaluate.
+pub(super) struct Settings {
+    /// The model's name in the report.
+    pub(super) model: String,
+    /// Images inspected at a time.
+    pub(super) batch: usize,
+    /// Whether the model is told the class of each image.
+    pub(super) class_known: bool,
+}
+
+/// Figures, curves and pictures.
+pub(super) struct Evaluation {
+    pub(super) report: Report,
+    curves: BTreeMap<String, Curves>,
+    gallery: Gallery,
+}
+
+/// Inspects all test images of `data`.
+///
+/// # Errors
+/// When a class has to be known and is not in the model, when interrupted, when the device fails.
+pub(super) fn evaluate(
+    context: &Context,
+    detector: &Detector,
+    data: &Dataset,
+    settings: &Settings,
+) -> Result<Evaluation> {
+    let total = data.categories.iter().map(|category| category.test.len()).sum();
+    let mut task = context.console.task("evaluate", total);
+    let mut all = All::default();
+    let mut gallery = Gallery::new(PICTURES);
+    let mut done = 0;
+    for category in data.categories.iter().filter(|category| !category.test.is_empty()) {
+        let choice = if settings.class_known { detector.choice(&category.name)? } else { Choice::Auto };
+        let mut class = Class::new(category, &data.root);
+        let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
+        inspect_all(context, detector, choice, settings.batch, &paths, |index, seen| {
+            done += 1;
+            match seen {
+                Ok(seen) => class.add(&category.test[index], &seen, &mut gallery)?,
+                Err(error) => {
+                    context.console.warn(words::error(&error));
+                    class.unreadable.push(unreadable(&paths[index], &data.root, &error));
+                }
+            }
+            task.set(done, &category.name);
+            Ok(())
+        })?;
+        all.take(class, thresholds(detector, &category.name))?;
+    }
+    task.finish();
+    let mut report = Report::new(&settings.model, data.root.display().to_string(), all.classes, all.images);
+    report.ms_per_image = Latency::of(&all.ms);
+    all.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
+    report.unreadable = all.unreadable;
+    Ok(Evaluation { report, curves: all.curves, gallery })
+}
+
+/// What the classes have in common.
+#[derive(Default)]
+struct All {
+    classes: BTreeMap<String, ClassReport>,
+    curves: BTreeMap<String, Curves>,
+    images: Vec<ImageResult>,
+    unreadable: Vec<Unreadable>,
+    ms: Vec<f64>,
+}
+
+impl All {
+    fn take(&mut self, class: Class<'_>, thresholds: Thresholds) -> Result<()> {
+        let name = class.category.name.clone();
+        let ranking = class.pixels.map(PixelSet::rank);
+        let report = ClassReport::measure(&class.images, ranking.as_ref(), thresholds)?;
+        if let Some(ranking) = &ranking {
+            self.curves.insert(name.clone(), Curves::of(ranking));
+        }
+        self.classes.insert(name, report);
+        self.images.extend(class.images);
+        self.unreadable.extend(class.unreadable);
+        self.ms.extend(class.ms);
+        Ok(())
+    }
+}
+
+/// One class while its images are inspected.
+struct Class<'a> {
+    category: &'a Category,
+    root: &'a Path,
+    images: Vec<ImageResult>,
+    /// Absent where no test image has a mask.
+    pixels: Option<PixelSet>,
+    unreadable: Vec<Unreadable>,
+    ms: Vec<f64>,
+}
+
+impl<'a> Class<'a> {
+    fn new(category: &'a Category, root: &'a Path) -> Self {
+        let masks = category.test.iter().any(|sample| sample.mask.is_some());
+        let pixels = masks.then(PixelSet::new);
+        Self { category, root, images: Vec::new(), pixels, unreadable: Vec::new(), ms: Vec::new() }
+    }
+
+    fn add(&mut self, sample: &Sample, seen: &Seen, gallery: &mut Gallery) -> Result<()> {
+        let detection = &seen.detection;
+        let map = &detection.map;
+        let size = side(&map.geometry);
+        let truth = match truth(sample, &map.geometry, size) {
+            Ok(truth) => truth,
+            Err(error) => {
+                self.unreadable.push(unreadable(sample.mask.as_deref().unwrap_or(&sample.path), self.root, &error));
+                None
+            }
+        };
+        if let (Some(pixels), Some(truth)) = (&mut self.pixels, &truth) {
+            let part = Part::of(&map.geometry, size);
+            pixels.push(&part.cut(&map.resized(size), size), &part.cut(truth, size), part.width, part.height)?;
+        }
+        let image = ImageResult {
+            path: words::below(&sample.path, self.root),
+            category: self.category.name.clone(),
+            label: sample.label.name().to_owned(),
+            score: detection.score,
+            threshold: detection.threshold,
+            percentile: detection.percentile,
+            verdict: detection.verdict.to_string(),
+            rejected: detection.verdict == Verdict::Ng,
+            class: Some(detection.class.clone()),
+            class_source: source(detection.class_source).to_owned(),
+        };
+        gallery.offer(&image, || {
+            Ok(Picture {
+                frame: seen.frame.clone(),
+                map: map.over_frame(size, size),
+                map_width: size,
+                map_height: size,
+                pixel_threshold: detection.pixel_threshold,
+                mask: sample
+                    .mask
+                    .as_deref()
+                    .map(|mask| read_mask(mask, seen.frame.width(), seen.frame.height()))
+                    .transpose()?,
+            })
+        })?;
+        self.images.push(image);
+        self.ms.push(seen.ms);
+        Ok(())
+    }
+}
+
+/// The ground truth over the model's input `[size, size]`, where it is known: good parts have no defect anywhere.
+fn truth(sample: &Sample, geometry: &Geometry, size: usize) -> Result<Option<Vec<bool>>> {
+    let Some(mask) = &sample.mask else {
+        return Ok((!sample.label.is_defect()).then(|| vec![false; size * size]));
+    };
+    let [width, height] = geometry.original;
+    let mask = read_mask(mask, width, height)?;
+    let mut out = Vec::with_capacity(size * size);
+    for y in 0..size {
+        for x in 0..size {
+            let [at_x, at_y] = geometry.to_original(x as f64 + 0.5, y as f64 + 0.5);
+            out.push(mask[(at_y as usize).min(height - 1) * width + (at_x as usize).min(width - 1)]);
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Side of the model's input: the part of it that shows the frame touches two opposite sides.
+fn side(geometry: &Geometry) -> usize {
+    geometry.valid[2].max(geometry.valid[3]) as usize
+}
+
+/// The part of the model's input that shows the frame: the border counts in no figure.
+struct Part {
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+}
+
+impl Part {
+    fn of(geometry: &Geometry, size: usize) -> Self {
+        let [x, y, width, height] = geometry.valid.map(|v| v as usize);
+        let (x, y) = (x.min(size), y.min(size));
+        Self { x, y, width: width.min(size - x), height: height.min(size - y) }
+    }
+
+    fn cut<T: Copy>(&self, values: &[T], size: usize) -> Vec<T> {
+        let rows = values.chunks_exact(size).skip(self.y).take(self.height);
+        rows.flat_map(|row| &row[self.x..][..self.width]).copied().collect()
+    }
+}
+
+fn unreadable(path: &Path, root: &Path, error: &Error) -> Unreadable {
+    Unreadable { path: words::below(path, root), reason: error.to_string() }
+}
+
+fn source(source: ClassSource) -> &'static str {
+    match source {
+        ClassSource::Known => "known",
+        ClassSource::Only => "only",
+        ClassSource::Chosen => "chosen",
+        ClassSource::UnknownProduct => "unknown-product",
+    }
+}
+
+/// The thresholds that images of this category are held against: its own, or those of the model's only class.
+fn thresholds(detector: &Detector, category: &str) -> Thresholds {
+    let classes = &detector.card().classes;
+    let own = classes.iter().find(|class| class.name == category);
+    let only = (classes.len() == 1).then(|| &classes[0]);
+    own.or(only).map_or_else(Thresholds::default, |class| Thresholds {
+        threshold: Some(class.ng.value),
+        warn_threshold: Some(class.warn.value),
+        pixel_threshold: Some(class.pixel_threshold),
+        promised_false_reject_rate: Some(class.ng.false_reject_rate),
+    })
+}
+
+impl Evaluation {
+    /// Writes the reports that are wanted.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn write(&self, json: Option<&Path>, html: Option<&Path>) -> Result<()> {
+        if let Some(path) = json {
+            write_atomic(path, self.report.to_json()?.as_bytes())?;
+        }
+        if let Some(path) = html {
+            let page = Page { report: &self.report, curves: &self.curves, gallery: &self.gallery };
+            write_atomic(path, page.html()?.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The figures as a table, in per cent.
+    pub(super) fn summary(&self) -> String {
+        use Align::{Left, Right};
+
+        let report = &self.report;
+        let mut table = Table::new(&[
+            ("", Left),
+            ("good", Right),
+            ("defect", Right),
+            ("I-AUROC", Right),
+            ("I-AP", Right),
+            ("I-F1max", Right),
+            ("P-AUROC", Right),
+            ("P-AP", Right),
+            ("P-F1max", Right),
+            ("AUPRO", Right),
+            ("false rejects", Right),
+            ("escapes", Right),
+        ]);
+        let row = |name: &str, counts: [String; 2], metrics: &Metrics, rates: [Option<f64>; 2]| {
+            let metrics = [
+                metrics.image_auroc,
+                metrics.image_ap,
+                metrics.image_f1max,
+                metrics.pixel_auroc,
+                metrics.pixel_ap,
+                metrics.pixel_f1max,
+                metrics.aupro,
+            ];
+            let figures = metrics.into_iter().chain(rates).map(figure);
+            [name.to_owned()].into_iter().chain(counts).chain(figures).collect()
+        };
+        for (name, class) in &report.classes {
+            let counts = [class.n_good.to_string(), class.n_defect.to_string()];
+            table.row(row(name, counts, &class.metrics, [class.false_reject_rate, class.escape_rate]));
+        }
+        let none = || [String::new(), String::new()];
+        if report.classes.len() > 1 {
+            let mean = &report.mean;
+            table.row(row("mean", none(), &mean.metrics, [mean.false_reject_rate, mean.escape_rate]));
+        }
+        for (name, baseline) in &report.baselines {
+            table.row(row(&format!("{name} (mean)"), none(), &baseline.mean, [None, None]));
+        }
+        let ms = &report.ms_per_image;
+        let ms = [ms.p50, ms.p95, ms.p99].map(|v| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}")));
+        format!("{table}\nin per cent; ms per image: p50 {}, p95 {}, p99 {}", ms[0], ms[1], ms[2])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_border_of_a_padded_input_is_cut_away() {
+        let geometry = Geometry { original: [8, 4], valid: [0.0, 1.0, 4.0, 2.0], shown: [0.0, 0.0, 8.0, 4.0] };
+        let size = side(&geometry);
+        assert_eq!(size, 4);
+        let part = Part::of(&geometry, size);
+        let values: Vec<usize> = (0..16).collect();
+        assert_eq!(part.cut(&values, size), [4, 5, 6, 7, 8, 9, 10, 11]);
+    }
+}

@@ -1,0 +1,233 @@
+//! Progress: bars on a terminal, now and then a line in a pipe or a log file.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::console::Console;
+use crate::train;
+
+/// A line in a pipe after this long ...
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// ... or after this share of the work, but never more often than [`LINE_PAUSE`].
+const LINE_SHARE: usize = 20; // a twentieth
+const LINE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Progress of one thing that is counted. Dropped before its end, it leaves what was last shown.
+pub(super) struct Task {
+    console: Console,
+    name: &'static str,
+    first: usize,
+    total: usize,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    last: Instant,
+    told: usize,
+}
+
+impl Task {
+    /// `first` of the `total` things were done before.
+    pub(super) fn new(console: Console, name: &'static str, first: usize, total: usize) -> Self {
+        let bar = console.bars().map(|bars| {
+            let bar = bars.add(ProgressBar::new(total as u64));
+            bar.set_style(style());
+            bar.set_prefix(name);
+            bar.set_position(first as u64);
+            bar.reset_eta();
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        });
+        let now = Instant::now();
+        Self { console, name, first, total, bar, started: now, last: now, told: first }
+    }
+
+    /// `done` of the total are done; `detail` is written behind.
+    pub(super) fn set(&mut self, done: usize, detail: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(detail.to_owned());
+            bar.set_position(done as u64);
+            return;
+        }
+        let now = Instant::now();
+        let due = Line { done, told: self.told, total: self.total, since: now - self.last }.is_due();
+        if due {
+            let left =
+                time_left(now - self.started, done - self.first.min(done), self.total - self.first.min(self.total));
+            let percent = 100 * done / self.total.max(1);
+            let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
+            self.console.note(format_args!("{}: {done}/{} ({percent} %){detail}{left}", self.name, self.total));
+            (self.last, self.told) = (now, done);
+        }
+    }
+
+    /// All is done.
+    pub(super) fn finish(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar
+            && !bar.is_finished()
+        {
+            bar.abandon();
+        }
+    }
+}
+
+/// Whether a line is worth its place.
+struct Line {
+    done: usize,
+    told: usize,
+    total: usize,
+    since: Duration,
+}
+
+impl Line {
+    fn is_due(&self) -> bool {
+        let share = |done: usize| done * LINE_SHARE / self.total.max(1);
+        let further = share(self.done) > share(self.told) && self.since >= LINE_PAUSE;
+        let last = self.done >= self.total && self.told < self.total;
+        last || further || self.since >= LINE_EVERY
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix:>12} {bar:32.cyan/dim} {pos}/{len} {elapsed} (left {eta}) {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─")
+}
+
+/// `, 1 min 20 s left`; nothing where there is no telling yet.
+fn time_left(spent: Duration, done: usize, total: usize) -> String {
+    if done == 0 || done >= total || spent < LINE_PAUSE {
+        return String::new();
+    }
+    let left = spent.mul_f64((total - done) as f64 / done as f64);
+    format!(", {} left", duration(left))
+}
+
+/// `45 s`, `1 min 20 s`, `2 h 5 min`.
+pub(super) fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Shows what training says.
+pub(super) struct TrainingProgress<'a> {
+    console: &'a Console,
+    current: RefCell<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    task: Option<(Stage, Task)>,
+    /// Loss, smoothed over the last steps so that one can see where it goes.
+    loss: Option<f64>,
+    first_step: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Features,
+    Steps,
+    Calibration,
+}
+
+/// Weight of a new loss in the one that is shown.
+const LOSS_WEIGHT: f64 = 0.05;
+
+impl<'a> TrainingProgress<'a> {
+    pub(super) fn new(console: &'a Console) -> Self {
+        Self { console, current: RefCell::default() }
+    }
+
+    fn show(&self, stage: Stage, name: &'static str, done: usize, total: usize, detail: &str) {
+        let mut current = self.current.borrow_mut();
+        if current.task.as_ref().is_none_or(|(of, _)| *of != stage) {
+            if let Some((_, task)) = current.task.take() {
+                task.finish();
+            }
+            let first = if stage == Stage::Steps { current.first_step } else { 0 };
+            current.task = Some((stage, Task::new(self.console.clone(), name, first, total)));
+        }
+        if let Some((_, task)) = &mut current.task {
+            task.set(done, detail);
+        }
+        if done >= total
+            && let Some((_, task)) = current.task.take()
+        {
+            task.finish();
+        }
+    }
+}
+
+impl train::Observer for TrainingProgress<'_> {
+    fn event(&self, event: &train::Event<'_>) {
+        match event {
+            train::Event::Features { done, total } => self.show(Stage::Features, "features", *done, *total, ""),
+            train::Event::Skipped { path, reason } => {
+                let name = path.display().to_string();
+                let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(reason);
+                self.console.warn(format_args!("{name}: {reason}; left out"));
+            }
+            train::Event::Spilled => {
+                self.console
+                    .note("features exceed training.cache_mib: the rest goes to a temporary file beside the model");
+            }
+            train::Event::Started { step, parameters } => {
+                self.current.borrow_mut().first_step = *step;
+                let from = if *step > 0 { format!(", going on after step {step}") } else { String::new() };
+                self.console.note(format_args!("training {parameters} parameters{from}"));
+            }
+            train::Event::Step { step, steps, loss, images_per_second } => {
+                let shown = {
+                    let mut current = self.current.borrow_mut();
+                    let shown = current.loss.map_or(*loss, |old| old + LOSS_WEIGHT * (loss - old));
+                    current.loss = Some(shown);
+                    shown
+                };
+                let detail = format!("loss {shown:.4}, {images_per_second:.1} images/s");
+                self.show(Stage::Steps, "training", *step, *steps, &detail);
+            }
+            train::Event::Checkpoint { path } => self.console.note(format_args!("checkpoint {}", path.display())),
+            train::Event::Calibration { done, total } => {
+                self.show(Stage::Calibration, "calibration", *done, *total, "")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_after_a_share_or_a_while_and_at_the_end() {
+        let line = |done, told, ms| Line { done, told, total: 1000, since: Duration::from_millis(ms) }.is_due();
+        assert!(!line(49, 0, 5000), "less than a twentieth");
+        assert!(line(50, 0, 1000));
+        assert!(!line(50, 0, 999), "too soon");
+        assert!(line(1, 0, 10_000));
+        assert!(line(1000, 999, 0));
+        assert!(!line(1000, 1000, 0), "the end is told once");
+    }
+
+    #[test]
+    fn times_are_written_for_people() {
+        assert_eq!(duration(Duration::from_millis(45_400)), "45 s");
+        assert_eq!(duration(Duration::from_secs(80)), "1 min 20 s");
+        assert_eq!(duration(Duration::from_secs(7_500)), "2 h 5 min");
+        assert_eq!(time_left(Duration::from_secs(10), 10, 100), ", 1 min 30 s left");
+        assert_eq!(time_left(Duration::from_secs(10), 0, 100), "");
+        assert_eq!(time_left(Duration::from_secs(10), 100, 100), "");
+    }
+}

@@ -1,0 +1,180 @@
+//! `diad train`
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::args::{ConfigArgs, TrainArgs};
+use super::console::Console;
+use super::progress::{TrainingProgress, duration};
+use super::{Context, words};
+use crate::bundle::ClassCard;
+use crate::config::Config;
+use crate::data::{self, Dataset, Ignored};
+use crate::error::{Error, Result};
+use crate::files::{check_writable, write_atomic};
+use crate::train::{self, Outcome};
+
+/// Fewer good images of a product than this are worth a warning.
+const FEW_IMAGES: usize = 50;
+/// A product with this many times the images of another is worth a warning.
+const UNBALANCED: usize = 5;
+/// Losses in a report, at most: a curve of a long training needs no more points.
+const LOSS_POINTS: usize = 1000;
+
+pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
+    let console = &context.console;
+    let mut config = configuration(&args.config)?;
+    if let Some(seed) = args.seed {
+        config.set("training.seed", &seed.to_string())?;
+    }
+    let options = train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume };
+    check_writable(&args.out)?;
+    check_writable(options.checkpoint())?;
+    if let Some(report) = &args.report {
+        check_writable(report)?;
+    }
+    if args.resume && !options.checkpoint().is_file() {
+        return Err(Error::Usage(format!(
+            "{}: there is no such checkpoint to --resume from; train without --resume to start anew",
+            options.checkpoint().display()
+        )));
+    }
+    let data = Dataset::scan(&args.data, &args.classes)?;
+    describe(console, &data, &config);
+
+    let outcome = train::train(&config, &data, &options, &TrainingProgress::new(console), &context.stop)?;
+
+    let [features, steps, calibration] = outcome.seconds.map(std::time::Duration::from_secs_f64);
+    console.note(format_args!(
+        "features {}, training {} ({:.1} images/s), calibration {}",
+        duration(features),
+        duration(steps),
+        outcome.images_per_second,
+        duration(calibration)
+    ));
+    if let Some(path) = &args.report {
+        let mut json = serde_json::to_string_pretty(&Report::new(&args.out, &data, &outcome))
+            .map_err(|error| Error::Internal(format!("training report: {error}")))?;
+        json.push('\n');
+        write_atomic(path, json.as_bytes())?;
+    }
+    console.print(format_args!("{}", args.out.display()))?;
+    for class in &outcome.detector.card().classes {
+        console.print(words::cost(class))?;
+    }
+    console.note(format_args!(
+        "next: diad evaluate --model {0} --data {1}, diad predict --model {0} --input IMAGE",
+        args.out.display(),
+        args.data.display()
+    ));
+    Ok(())
+}
+
+/// Defaults, then the file, then `--set`.
+pub(super) fn configuration(args: &ConfigArgs) -> Result<Config> {
+    let mut config = match &args.config {
+        Some(path) => Config::from_file(path)?,
+        None => Config::default(),
+    };
+    config.assign(&args.set)?;
+    Ok(config)
+}
+
+/// Says what was found, and warns of what may go wrong with it.
+pub(super) fn describe(console: &Console, data: &Dataset, config: &Config) {
+    for category in &data.categories {
+        let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
+        console.note(format_args!(
+            "{}: {}, {} held out for the threshold",
+            category.name,
+            words::count(category.train.len(), "good image"),
+            split.calibration.len()
+        ));
+        if category.train.len() < FEW_IMAGES {
+            console.warn(format_args!(
+                "{}: only {}; expect false rejects of parts that look a little different ({FEW_IMAGES} or more are a start)",
+                category.name,
+                words::count(category.train.len(), "good image"),
+            ));
+        }
+    }
+    let size = |category: &&data::Category| category.train.len();
+    let (most, least) = (data.categories.iter().max_by_key(size), data.categories.iter().min_by_key(size));
+    if let (Some(most), Some(least)) = (most, least)
+        && most.train.len() >= UNBALANCED * least.train.len()
+    {
+        console.warn(format_args!(
+            "{} has {} good images and {} only {}: the model will know the first better",
+            most.name,
+            most.train.len(),
+            least.name,
+            least.train.len()
+        ));
+    }
+    warn_ignored(console, &data.root, &data.ignored);
+}
+
+/// Nobody should wonder where an image went.
+pub(super) fn warn_ignored(console: &Console, root: &Path, ignored: &Ignored) {
+    if !ignored.is_empty() {
+        console.warn(format_args!("{}: passed over {ignored}", root.display()));
+    }
+}
+
+/// What `--report` writes.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    tool: &'a str,
+    model: String,
+    data: String,
+    seconds: Seconds,
+    images_per_second: f64,
+    steps: usize,
+    /// Step and loss.
+    losses: Vec<(usize, f64)>,
+    skipped: Vec<Skipped>,
+    classes: &'a [ClassCard],
+    config: &'a Config,
+}
+
+#[derive(Serialize)]
+struct Seconds {
+    features: f64,
+    training: f64,
+    calibration: f64,
+}
+
+#[derive(Serialize)]
+struct Skipped {
+    path: String,
+    reason: String,
+}
+
+impl<'a> Report<'a> {
+    fn new(out: &Path, data: &Dataset, outcome: &'a Outcome) -> Self {
+        let card = outcome.detector.card();
+        let [features, training, calibration] = outcome.seconds;
+        let first = card.training.steps - outcome.losses.len().min(card.training.steps);
+        let every = outcome.losses.len().div_ceil(LOSS_POINTS).max(1);
+        let losses = outcome.losses.iter().enumerate().map(|(i, &loss)| (first + i + 1, loss));
+        Self {
+            schema: 1,
+            tool: &card.tool,
+            model: out.display().to_string(),
+            data: data.root.display().to_string(),
+            seconds: Seconds { features, training, calibration },
+            images_per_second: outcome.images_per_second,
+            steps: card.training.steps,
+            losses: losses.filter(|(step, _)| step % every == 0 || *step == card.training.steps).collect(),
+            skipped: outcome
+                .skipped
+                .iter()
+                .map(|(path, reason)| Skipped { path: path.display().to_string(), reason: reason.clone() })
+                .collect(),
+            classes: &card.classes,
+            config: &card.config,
+        }
+    }
+}

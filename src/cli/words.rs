@@ -1,0 +1,99 @@
+//! Figures and errors in words.
+
+use std::path::Path;
+
+use crate::bundle::ClassCard;
+use crate::calibrate;
+use crate::error::Error;
+
+/// An error as the user sees it: further lines indented, so that one sees where it ends.
+pub(super) fn error(error: &Error) -> String {
+    error.to_string().trim_end().replace('\n', "\n  ")
+}
+
+/// `1 image`, `2 images`.
+pub(super) fn count(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
+/// A rate as a percentage with as many decimals as it takes to be told from 0: `5 %`, `0.25 %`.
+pub(super) fn percent(rate: f64) -> String {
+    let value = 100.0 * rate;
+    let decimals = if value >= 10.0 || (value - value.round()).abs() < 0.005 { 0 } else { 2 };
+    let text = format!("{value:.decimals$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text} %")
+}
+
+/// What the thresholds of a class will cost, and what a lower rate would take.
+pub(super) fn cost(class: &ClassCard) -> String {
+    let ng = &class.ng;
+    let [low, high] = ng.interval;
+    let lower = lower_rate(ng.false_reject_rate);
+    let needed = parts_needed(lower);
+    let way = if calibrate::conformal_rank(ng.n, lower).is_some() {
+        format!("{} is within reach of these parts: diad calibrate or calibration.target_fpr", percent(lower))
+    } else {
+        format!("{} would take {needed} held-out parts, {} more", percent(lower), needed - ng.n)
+    };
+    format!(
+        "{}: threshold {:.4}, warning from {:.4}\n  set on {} held out of training: at most {} of good parts rejected on \
+         average,\n  for these very parts {} to {} (95 %); {} warned of\n  {way}",
+        class.name,
+        ng.value,
+        class.warn.value,
+        count(ng.n, "good part"),
+        percent(ng.false_reject_rate),
+        percent(low),
+        percent(high),
+        percent(class.warn.false_reject_rate),
+    )
+}
+
+/// The next rate down that people ask for.
+fn lower_rate(rate: f64) -> f64 {
+    const USUAL: [f64; 8] = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
+    USUAL.into_iter().find(|&usual| usual < rate * 0.999).unwrap_or(rate / 2.0)
+}
+
+/// Held-out parts that can promise `rate`.
+pub(super) fn parts_needed(rate: f64) -> usize {
+    let guess = ((1.0 / rate).ceil() as usize).saturating_sub(2).max(1);
+    (guess..).find(|&n| calibrate::conformal_rank(n, rate).is_some()).unwrap_or(usize::MAX)
+}
+
+/// A path as people know it: relative to `root` where it lies below.
+pub(super) fn below(path: &Path, root: &Path) -> String {
+    let shown = path.strip_prefix(root).ok().filter(|rest| !rest.as_os_str().is_empty()).unwrap_or(path);
+    shown.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_short_and_never_rounded_to_nothing() {
+        for (rate, text) in [
+            (0.05, "5 %"),
+            (0.0833, "8.33 %"),
+            (0.0025, "0.25 %"),
+            (0.333_333, "33 %"),
+            (0.1, "10 %"),
+            (0.0, "0 %"),
+            (1.0, "100 %"),
+        ] {
+            assert_eq!(percent(rate), text);
+        }
+    }
+
+    #[test]
+    fn a_lower_rate_is_said_with_the_parts_it_takes() {
+        assert_eq!(lower_rate(0.05), 0.02);
+        assert_eq!(lower_rate(1.0 / 13.0), 0.05);
+        assert_eq!(lower_rate(0.001), 0.0005);
+        assert_eq!(parts_needed(0.05), 19);
+        assert_eq!(parts_needed(0.01), 99);
+        assert_eq!(parts_needed(0.29), 3);
+    }
+}

@@ -1,0 +1,200 @@
+//! From text to a checked [`Config`], with every mistake reported at once.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+use super::Config;
+use super::rules::{self, Mistake};
+use crate::error::{Error, Result};
+
+/// No configuration is near this long; whatever is, is some other file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Mistakes told; a file with more is some other file.
+const MAX_MISTAKES: usize = 50;
+
+impl Config {
+    /// The configuration in `text` (TOML), absent keys at their defaults. `origin` names the source in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with all mistakes: syntax errors if there are any, else unknown sections and keys (with the
+    /// one that may be meant), wrong types, impossible values and values that do not go together. Each names the
+    /// line, the key, the value and what was expected.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        let (parsed, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            return Err(wrong(origin, syntax_mistakes(text, &errors)));
+        }
+        let tree: Table = toml::from_str(text).map_err(|error| wrong(origin, vec![rules::excerpt(error.message())]))?;
+        let starts = key_starts(parsed.get_ref());
+        rules::resolve(&tree).map_err(|mistakes| {
+            let placed = |mistake: Mistake| match mistake.keys.iter().find_map(|key| starts.get(key)) {
+                Some(&start) => (start, format!("line {}: {}", line(text, start), mistake.text)),
+                None => (usize::MAX, mistake.text),
+            };
+            let mut placed: Vec<_> = mistakes.into_iter().map(placed).collect();
+            placed.sort_by_key(|(start, _)| *start);
+            wrong(origin, placed.into_iter().map(|(_, text)| text).collect())
+        })
+    }
+
+    /// [`Config::from_toml`] on a file.
+    ///
+    /// # Errors
+    /// [`Error::Config`] as well if the file cannot be read, is not text or is larger than 1 MiB.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let origin = path.display().to_string();
+        let text = read_text(path).map_err(|reason| wrong(&origin, vec![reason]))?;
+        Self::from_toml(&text, &origin)
+    }
+
+    /// Gives one key a value written as on a command line: a TOML value, or a string without its quotes.
+    ///
+    /// Conditions between keys are left to [`Config::check`], because the next assignment may be what fulfils them;
+    /// [`Config::assign`] does both.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no such key or it cannot have this value; the configuration is unchanged.
+    pub fn set(&mut self, key: &str, value_text: &str) -> Result<()> {
+        self.try_set(key, value_text).map_err(|mistake| wrong("--set", vec![mistake]))
+    }
+
+    /// Takes assignments such as `training.steps=500` in their order, and checks the result.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with all mistakes; the configuration is unchanged.
+    pub fn assign<S: AsRef<str>>(&mut self, assignments: &[S]) -> Result<()> {
+        let mut changed = self.clone();
+        let mut mistakes = Vec::new();
+        for assignment in assignments.iter().map(AsRef::as_ref) {
+            let result = match assignment.split_once('=') {
+                Some((key, value)) => changed.try_set(key.trim(), value),
+                None => Err(format!("{assignment:?}: expected KEY=VALUE, for instance training.steps=500")),
+            };
+            mistakes.extend(result.err());
+        }
+        if let Err(found) = changed.resolved() {
+            mistakes.extend(found);
+        }
+        if !mistakes.is_empty() {
+            return Err(wrong("--set", mistakes));
+        }
+        *self = changed;
+        Ok(())
+    }
+
+    /// Whether every rule is kept. `origin` names the source in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with all mistakes.
+    pub fn check(&self, origin: &str) -> Result<()> {
+        self.resolved().map_err(|mistakes| wrong(origin, mistakes))
+    }
+
+    fn try_set(&mut self, key: &str, value_text: &str) -> Result<(), String> {
+        let value = parse_value(value_text.trim());
+        rules::check_key(key, &value).map_err(|mistake| mistake.text)?;
+        let mut tree = Table::try_from(&*self).map_err(|error| error.to_string())?;
+        if let Some((section, name)) = key.split_once('.')
+            && let Some(Value::Table(section)) = tree.get_mut(section)
+        {
+            section.insert(name.to_owned(), value);
+        }
+        *self = Self::deserialize(Value::Table(tree)).map_err(|error| error.message().to_owned())?;
+        Ok(())
+    }
+
+    fn resolved(&self) -> Result<(), Vec<String>> {
+        // TOML's integers end at 2^63 - 1: a seed beyond has no place in the tree that the rules look at.
+        let tree = Table::try_from(self).map_err(|error| {
+            let seed = self.training.seed;
+            if seed > i64::MAX as u64 {
+                vec![format!("training.seed = {seed}: expected an integer from 0 to {}", i64::MAX)]
+            } else {
+                vec![error.to_string()]
+            }
+        })?;
+        match rules::resolve(&tree) {
+            Ok(_) => Ok(()),
+            Err(mistakes) => Err(mistakes.into_iter().map(|mistake| mistake.text).collect()),
+        }
+    }
+}
+
+fn wrong(origin: &str, mut mistakes: Vec<String>) -> Error {
+    let more = mistakes.len().saturating_sub(MAX_MISTAKES);
+    if more > 0 {
+        mistakes.truncate(MAX_MISTAKES);
+        mistakes.push(format!("and {more} more"));
+    }
+    Error::Config { origin: origin.to_owned(), mistakes }
+}
+
+/// The first error of every line, in order: what follows on a line is mostly an echo.
+fn syntax_mistakes(text: &str, errors: &[toml::de::Error]) -> Vec<String> {
+    let mut first = BTreeMap::new();
+    for error in errors {
+        let start = error.span().map_or(text.len(), |span| span.start);
+        let entry = first.entry(line(text, start)).or_insert((start, error.message()));
+        if start < entry.0 {
+            *entry = (start, error.message());
+        }
+    }
+    first.into_iter().map(|(line, (_, message))| format!("line {line}: {}", rules::excerpt(message))).collect()
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    // Asked before opening, since opening a named pipe would wait for somebody to write to it.
+    let about = std::fs::metadata(path).map_err(|error| format!("cannot read: {error}"))?;
+    if !about.is_file() {
+        let kind = if about.is_dir() { "a folder" } else { "not a regular file" };
+        return Err(format!("is {kind}, expected a configuration file (TOML)"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot read: {error}"))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("is larger than {MAX_BYTES} bytes, expected a configuration file (TOML)"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!(
+            "is not text (byte {} is not UTF-8), expected a configuration file (TOML)",
+            error.utf8_error().valid_up_to()
+        )
+    })
+}
+
+/// A TOML value, or else the text itself as a string.
+fn parse_value(text: &str) -> Value {
+    let parsed = toml::from_str::<Table>(&format!("value = {text}"));
+    match parsed {
+        // One key exactly: text with a line break could have brought its own.
+        Ok(mut table) if table.len() == 1 => table.remove("value").unwrap_or_else(|| text.into()),
+        _ => text.into(),
+    }
+}
+
+/// Number of the line that byte `at` of `text` is on, from 1.
+fn line(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+/// Where each section and key of the document starts, in bytes, by dotted path.
+fn key_starts(document: &DeTable<'_>) -> BTreeMap<String, usize> {
+    let mut starts = BTreeMap::new();
+    for (section, value) in document {
+        starts.insert(section.get_ref().to_string(), section.span().start);
+        for (key, _) in value.get_ref().as_table().into_iter().flatten() {
+            starts.insert(format!("{}.{}", section.get_ref(), key.get_ref()), key.span().start);
+        }
+    }
+    starts
+}

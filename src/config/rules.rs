@@ -1,0 +1,511 @@
+//! What a configuration may say: one line per key in [`RULES`], one entry per condition between keys in [`TOGETHER`].
+//!
+//! To add a key: the field with its comment and default in `config/mod.rs`, a line here, a line in
+//! `configs/default.toml`. Tests fail until all three agree.
+
+use std::ops::Bound::{self, Excluded, Included};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{BACKBONES, Config, DEFAULT_TARGET_FPR};
+
+/// Every key there is, in the order of the structs, with the values it may have.
+pub(super) const RULES: &[(&str, Kind)] = &[
+    ("input.size", integer(64, 1024).step(32)),
+    ("input.fit", Kind::OneOf(&["stretch", "pad"])),
+    ("input.roi", Kind::Rectangle),
+    ("features.backbone", Kind::OneOf(&BACKBONE_NAMES)),
+    ("features.grid", integer(4, 64)),
+    ("features.dim", integer(8, 1024)),
+    ("features.whitening", closed(0.0, 1.0)),
+    ("features.clamp", closed(1.0, 100.0)),
+    ("denoiser.width", integer(16, 1024).step(16)),
+    ("denoiser.blocks", integer(1, 64)),
+    ("denoiser.attention_every", integer(0, 64)),
+    ("denoiser.heads", integer(1, 64)),
+    ("denoiser.kernel", integer(3, 7).step(2)),
+    ("denoiser.mlp_ratio", integer(1, 8)),
+    ("denoiser.dropout", below(0.0, 1.0)),
+    ("diffusion.log_snr_min", closed(-20.0, 20.0)),
+    ("diffusion.log_snr_max", closed(-20.0, 20.0)),
+    ("diffusion.log_snr_center", closed(-20.0, 20.0)),
+    ("diffusion.log_snr_spread", above(0.0, 20.0)),
+    ("diffusion.min_snr_gamma", above(0.0, 1e6)),
+    ("diffusion.min_snr_floor", closed(0.0, 1e6)),
+    ("training.steps", integer(1, 10_000_000)),
+    ("training.batch_size", integer(1, 4096)),
+    ("training.learning_rate", above(0.0, 1.0)),
+    ("training.final_rate", closed(0.0, 1.0)),
+    ("training.warmup_steps", integer(0, 10_000_000)),
+    ("training.weight_decay", closed(0.0, 1.0)),
+    ("training.clip_norm", above(0.0, 1e6)),
+    ("training.ema_decay", below(0.0, 1.0)),
+    ("training.mask", below(0.0, 1.0)),
+    ("training.shuffle", below(0.0, 1.0)),
+    ("training.class_drop", closed(0.0, 1.0)),
+    ("training.calibration_fraction", closed(0.01, 0.9)),
+    ("training.checkpoint_steps", integer(1, 10_000_000)),
+    ("training.cache_mib", integer(1, 1 << 20)),
+    ("training.seed", integer(0, i64::MAX)),
+    ("detection.start_alpha_bar", open(0.0, 1.0)),
+    ("detection.ddim_steps", integer(1, 1000)),
+    ("detection.smoothing_px", closed(0.0, 128.0)),
+    ("detection.top_fraction", above(0.0, 1.0)),
+    ("detection.distance", Kind::OneOf(&["mahalanobis", "l2"])),
+    ("calibration.target_fpr", open(0.0, 1.0)),
+    ("calibration.warn_fpr", open(0.0, 1.0)),
+    ("calibration.min_area", integer(0, 1_000_000)),
+];
+
+/// A condition between keys.
+pub(super) struct Condition {
+    /// The keys, the one to blame first.
+    keys: &'static [&'static str],
+    /// What must hold. Called only with keys that are right in themselves.
+    holds: fn(&Config) -> bool,
+    /// The same in words, after "expected".
+    words: &'static str,
+}
+
+/// Every condition between keys.
+pub(super) const TOGETHER: &[Condition] = &[
+    Condition {
+        keys: &["input.size", "features.grid"],
+        holds: |c| [4, 8, 16].iter().all(|stride| fits(c.input.size / stride, c.features.grid)),
+        words: "grid to divide the sides of the feature maps (1/4, 1/8 and 1/16 of size) or to be a multiple of them, \
+                for instance size / 16",
+    },
+    Condition {
+        keys: &["features.dim", "features.backbone"],
+        holds: |c| c.features.dim <= channels(&c.features.backbone),
+        words: "dim to be at most the channels of the backbone (efficientnet-lite0 and -lite1 256, -lite2 280, \
+                resnet18 448, resnet50 and wide-resnet50 1792)",
+    },
+    Condition {
+        keys: &["denoiser.width", "denoiser.heads"],
+        holds: |c| c.denoiser.width.is_multiple_of(c.denoiser.heads),
+        words: "width to be a multiple of heads",
+    },
+    Condition {
+        keys: &["denoiser.attention_every", "denoiser.blocks"],
+        holds: |c| c.denoiser.attention_every <= c.denoiser.blocks,
+        words: "attention_every to be at most blocks (0 for no attention)",
+    },
+    Condition {
+        keys: &["diffusion.log_snr_min", "diffusion.log_snr_max"],
+        holds: |c| c.diffusion.log_snr_min < c.diffusion.log_snr_max,
+        words: "log_snr_min to be less than log_snr_max",
+    },
+    Condition {
+        keys: &["diffusion.log_snr_center", "diffusion.log_snr_min", "diffusion.log_snr_max"],
+        holds: |c| is_trained(c, c.diffusion.log_snr_center),
+        words: "log_snr_center to lie between log_snr_min and log_snr_max",
+    },
+    Condition {
+        keys: &["detection.start_alpha_bar", "diffusion.log_snr_min", "diffusion.log_snr_max"],
+        holds: |c| is_trained(c, log_snr(c.detection.start_alpha_bar)),
+        words: "ln(start_alpha_bar / (1 - start_alpha_bar)) to lie between log_snr_min and log_snr_max, the noise \
+                seen in training",
+    },
+    Condition {
+        keys: &["diffusion.min_snr_floor", "diffusion.min_snr_gamma"],
+        holds: |c| c.diffusion.min_snr_floor <= c.diffusion.min_snr_gamma,
+        words: "min_snr_floor to be at most min_snr_gamma",
+    },
+    Condition {
+        keys: &["training.warmup_steps", "training.steps"],
+        holds: |c| c.training.warmup_steps <= c.training.steps,
+        words: "warmup_steps to be at most steps",
+    },
+    Condition {
+        keys: &["training.mask", "training.shuffle"],
+        holds: |c| c.training.mask + c.training.shuffle < 1.0,
+        words: "mask + shuffle to be less than 1, so that something of the image is left",
+    },
+    Condition {
+        keys: &["calibration.warn_fpr", "calibration.target_fpr"],
+        holds: |c| {
+            let target = c.calibration.target_fpr.unwrap_or(DEFAULT_TARGET_FPR);
+            c.calibration.warn_fpr.is_none_or(|warn| warn >= target)
+        },
+        words: "warn_fpr to be at least target_fpr (0.05 if absent): a part that is rejected is one to warn of",
+    },
+];
+
+/// Names of the backbones that can be asked for.
+const BACKBONE_NAMES: [&str; BACKBONES.len()] = {
+    let mut names = [""; BACKBONES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = BACKBONES[i].0;
+        i += 1;
+    }
+    names
+};
+
+fn channels(backbone: &str) -> usize {
+    BACKBONES.iter().find(|(name, _)| *name == backbone).map_or(0, |&(_, channels)| channels)
+}
+
+fn fits(side: usize, grid: usize) -> bool {
+    side.is_multiple_of(grid) || grid.is_multiple_of(side)
+}
+
+fn log_snr(alpha_bar: f64) -> f64 {
+    (alpha_bar / (1.0 - alpha_bar)).ln()
+}
+
+fn is_trained(config: &Config, log_snr: f64) -> bool {
+    (config.diffusion.log_snr_min..=config.diffusion.log_snr_max).contains(&log_snr)
+}
+
+/// What one key may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// `min`, `min + step`, and so on up to `max`.
+    Integer { min: i64, max: i64, step: i64 },
+    /// A number between two bounds; integers are taken too, NaN never.
+    Real(Bound<f64>, Bound<f64>),
+    /// One of these strings.
+    OneOf(&'static [&'static str]),
+    /// `[x, y, width, height]` inside the unit square, with an area.
+    Rectangle,
+}
+
+const fn integer(min: i64, max: i64) -> Kind {
+    Kind::Integer { min, max, step: 1 }
+}
+
+/// min <= x <= max
+const fn closed(min: f64, max: f64) -> Kind {
+    Kind::Real(Included(min), Included(max))
+}
+
+/// min < x < max
+const fn open(min: f64, max: f64) -> Kind {
+    Kind::Real(Excluded(min), Excluded(max))
+}
+
+/// min <= x < max
+const fn below(min: f64, max: f64) -> Kind {
+    Kind::Real(Included(min), Excluded(max))
+}
+
+/// min < x <= max
+const fn above(min: f64, max: f64) -> Kind {
+    Kind::Real(Excluded(min), Included(max))
+}
+
+impl Kind {
+    const fn step(self, step: i64) -> Self {
+        match self {
+            Self::Integer { min, max, .. } => Self::Integer { min, max, step },
+            other => other,
+        }
+    }
+
+    /// Whether `value` has a type that this key takes at all.
+    fn takes(self, value: &Value) -> bool {
+        match self {
+            Self::Integer { .. } => value.is_integer(),
+            Self::Real(..) => number(value).is_some(),
+            Self::OneOf(_) => value.is_str(),
+            Self::Rectangle => value.is_array(),
+        }
+    }
+
+    fn allows(self, value: &Value) -> bool {
+        match self {
+            Self::Integer { min, max, step } => {
+                value.as_integer().is_some_and(|i| (min..=max).contains(&i) && (i - min) % step == 0)
+            }
+            Self::Real(min, max) => {
+                use std::ops::RangeBounds;
+                number(value).is_some_and(|x| (min, max).contains(&x))
+            }
+            Self::OneOf(names) => value.as_str().is_some_and(|name| names.contains(&name)),
+            Self::Rectangle => rectangle(value).is_some_and(|[x, y, width, height]| {
+                // 0.7 + 0.3 may come out a hair above 1.
+                let inside = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
+                inside(x, width) && inside(y, height)
+            }),
+        }
+    }
+
+    /// The rule in words, after "expected".
+    fn words(self) -> String {
+        match self {
+            Self::Integer { min: 0, max: i64::MAX, step: 1 } => "an integer, 0 or more".into(),
+            Self::Integer { min, max, step: 1 } => format!("an integer from {min} to {max}"),
+            Self::Integer { min, max, step } if min % step == 0 => {
+                format!("a multiple of {step} from {min} to {max}")
+            }
+            Self::Integer { min, max, step } => {
+                let all: Vec<_> = (min..=max).step_by(step as usize).map(|i| i.to_string()).collect();
+                format!("one of {}", all.join(", "))
+            }
+            Self::Real(min, max) => {
+                let left = match min {
+                    Included(min) => format!("{min} <= "),
+                    Excluded(min) => format!("{min} < "),
+                    Bound::Unbounded => String::new(),
+                };
+                let right = match max {
+                    Included(max) => format!(" <= {max}"),
+                    Excluded(max) => format!(" < {max}"),
+                    Bound::Unbounded => String::new(),
+                };
+                format!("a number x with {left}x{right}")
+            }
+            Self::OneOf(names) => format!("one of {}", names.join(", ")),
+            Self::Rectangle => "[x, y, width, height] as fractions of the frame, inside 0 to 1, with an area".into(),
+        }
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+fn rectangle(value: &Value) -> Option<[f64; 4]> {
+    let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(number).collect();
+    numbers?.try_into().ok()
+}
+
+/// One thing that is wrong, and the keys (dotted, as the user wrote them) it is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Mistake {
+    pub(super) keys: Vec<String>,
+    pub(super) text: String,
+}
+
+/// The configuration that `tree` (section -> key -> value) describes, absent keys at their defaults; or everything
+/// that is wrong with it.
+pub(super) fn resolve(tree: &Table) -> Result<Config, Vec<Mistake>> {
+    let mut sieve = Sieve::default();
+    for (section, value) in tree {
+        sieve.section(section, value);
+    }
+    let Sieve { good, bad, mut mistakes } = sieve;
+    match Config::deserialize(Value::Table(good)) {
+        Ok(config) => {
+            // A key that is wrong in itself has been named already, and stands at its default here.
+            let sensible = TOGETHER.iter().filter(|condition| condition.keys.iter().all(|key| !bad.contains(key)));
+            mistakes.extend(
+                sensible
+                    .filter(|condition| !(condition.holds)(&config))
+                    .map(|condition| contradiction(&config, condition)),
+            );
+            if mistakes.is_empty() { Ok(config) } else { Err(mistakes) }
+        }
+        Err(error) => {
+            mistakes.push(Mistake { keys: Vec::new(), text: excerpt(error.message()) });
+            Err(mistakes)
+        }
+    }
+}
+
+/// What is wrong with `value` at `key` by itself.
+pub(super) fn check_key(key: &str, value: &Value) -> Result<(), Mistake> {
+    match RULES.iter().find(|(known, _)| *known == key) {
+        Some((_, kind)) => check_value(key, *kind, value),
+        None => Err(unknown_key(key)),
+    }
+}
+
+/// Parts a tree into what can be used and what is wrong.
+#[derive(Default)]
+struct Sieve {
+    good: Table,
+    bad: Vec<&'static str>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Sieve {
+    fn section(&mut self, name: &str, value: &Value) {
+        let known = sections().find(|known| *known == name);
+        match (known, value) {
+            (Some(known), Value::Table(keys)) => self.keys(name, known, keys),
+            (Some(_), other) => self.mistakes.push(Mistake {
+                keys: vec![name.into()],
+                text: format!("{name} = {}: expected a section, [{name}]", shown_with_type(other)),
+            }),
+            (None, Value::Table(keys)) => {
+                let meant = nearest(name, sections());
+                self.mistakes.push(Mistake {
+                    keys: vec![name.into()],
+                    text: match meant {
+                        Some(meant) => format!("[{}]: no such section; did you mean [{meant}]?", excerpt(name)),
+                        None => format!(
+                            "[{}]: no such section; expected one of {}",
+                            excerpt(name),
+                            sections().map(|known| format!("[{known}]")).collect::<Vec<_>>().join(", ")
+                        ),
+                    },
+                });
+                // Its keys are looked at all the same, so that nothing waits for a second try.
+                if let Some(meant) = meant {
+                    self.keys(name, meant, keys);
+                }
+            }
+            (None, _) => self.mistakes.push(unknown_key(name)),
+        }
+    }
+
+    /// Checks the keys of a section called `name`, by the rules of section `known`.
+    fn keys(&mut self, name: &str, known: &'static str, keys: &Table) {
+        for (key, value) in keys {
+            let path = format!("{name}.{key}");
+            let rule = RULES.iter().find(|(rule, _)| rule.split_once('.') == Some((known, key)));
+            let Some((rule, kind)) = rule else {
+                self.mistakes.push(unknown_key(&path));
+                continue;
+            };
+            match check_value(&path, *kind, value) {
+                Ok(()) => {
+                    let section = self.good.entry(known).or_insert_with(|| Value::Table(Table::new()));
+                    if let Some(section) = section.as_table_mut() {
+                        section.insert(key.clone(), value.clone());
+                    }
+                }
+                Err(mistake) => {
+                    self.bad.push(rule);
+                    self.mistakes.push(mistake);
+                }
+            }
+        }
+    }
+}
+
+fn check_value(path: &str, kind: Kind, value: &Value) -> Result<(), Mistake> {
+    if kind.allows(value) {
+        return Ok(());
+    }
+    let got = if kind.takes(value) { shown(value) } else { shown_with_type(value) };
+    let hint = match (kind, value) {
+        (Kind::OneOf(names), Value::String(name)) => nearest(name, names.iter().copied()),
+        _ => None,
+    };
+    let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
+    Err(Mistake { keys: vec![path.into()], text: format!("{path} = {got}: expected {}{hint}", kind.words()) })
+}
+
+fn unknown_key(path: &str) -> Mistake {
+    let hint = nearest_key(path).map(|key| format!("; did you mean {key}?")).unwrap_or_default();
+    Mistake { keys: vec![path.into()], text: format!("{}: no such key{hint}", excerpt(path)) }
+}
+
+fn contradiction(config: &Config, condition: &Condition) -> Mistake {
+    let Condition { keys, words, .. } = condition;
+    let tree = Table::try_from(config).unwrap_or_default();
+    let value = |key: &str| {
+        let (section, name) = key.split_once('.')?;
+        tree.get(section)?.get(name).map(shown)
+    };
+    let got: Vec<_> = keys.iter().map(|key| format!("{key} = {}", value(key).unwrap_or("absent".into()))).collect();
+    Mistake {
+        keys: keys.iter().map(|&key| key.to_owned()).collect(),
+        text: format!("{}: expected {words}", got.join(", ")),
+    }
+}
+
+/// Names of the sections, each once.
+fn sections() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    RULES.iter().filter_map(move |(key, _)| {
+        let section = key.split_once('.').map_or(*key, |(section, _)| section);
+        (section != std::mem::replace(&mut last, section)).then_some(section)
+    })
+}
+
+/// The key that somebody who wrote `path` may have meant: one of a similar name, in the same section if there is one.
+fn nearest_key(path: &str) -> Option<&'static str> {
+    let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let mine = |key: &&str| key.split_once('.').is_some_and(|(its, _)| its == section);
+    let all = || RULES.iter().map(|(key, _)| *key);
+    let leaf = |key: &'static str| key.rsplit_once('.').map_or(key, |(_, leaf)| leaf);
+    let find = |keys: &mut dyn Iterator<Item = &'static str>| {
+        let keys: Vec<_> = keys.collect();
+        let meant = nearest(name, keys.iter().map(|key| leaf(key)))?;
+        keys.into_iter().find(|key| leaf(key) == meant)
+    };
+    find(&mut all().filter(mine)).or_else(|| find(&mut all()))
+}
+
+/// The candidate within a third of `word`'s length in edits, if any.
+fn nearest(word: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    // Longer than any key: not a slip of the finger, and not worth the quadratic time.
+    const LONGEST: usize = 40;
+    let length = word.chars().take(LONGEST + 1).count();
+    if length > LONGEST {
+        return None;
+    }
+    candidates
+        .map(|candidate| (edits(word, candidate), candidate))
+        .filter(|(edits, _)| *edits <= (length / 3).max(1))
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein distance in characters.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn shown(value: &Value) -> String {
+    excerpt(&value.to_string())
+}
+
+fn shown_with_type(value: &Value) -> String {
+    let article = if matches!(value, Value::Integer(_) | Value::Array(_)) { "an" } else { "a" };
+    format!("{} ({article} {})", shown(value), value.type_str())
+}
+
+/// The beginning of `text` on one line, safe to print.
+pub(super) fn excerpt(text: &str) -> String {
+    const LENGTH: usize = 80;
+    let mut short: String = text.chars().take(LENGTH).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LENGTH).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_speak_of_keys_that_exist() {
+        for condition in TOGETHER {
+            for key in condition.keys {
+                assert!(RULES.iter().any(|(known, _)| known == key), "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("abc", "", 3),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("batchsize", "batch_size", 1),
+            ("größe", "grosse", 3),
+        ] {
+            assert_eq!(edits(a, b), expected, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The detector: a frame in, a verdict out. Training, evaluation and the line all score through [`Network::inspect`].
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::bundle::{self, Card, ClassCard};
+use crate::calibrate::percentile;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::frame::{Frame, Geometry};
+use crate::regions::{Region, regions};
+use crate::score::resize;
+
+mod network;
+mod store;
+
+pub use network::{Choice, Inspection, Network, Program, mean_token, raw_features};
+pub use store::{expected_tensors, save};
+
+/// Cells of the smoothed map per cell of the feature grid and side.
+const MAP_SCALE: usize = 4;
+
+/// The answer to "is this part good?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Inspected; the score is within the threshold.
+    Ok,
+    /// Inspected; above the warning threshold, not above the threshold.
+    Warn,
+    /// Inspected; above the threshold, or not a product that the model knows.
+    Ng,
+    /// Not inspected; never counts as good.
+    Uninspected,
+    /// Inspection failed; never counts as good.
+    Error,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Ng => "ng",
+            Self::Uninspected => "uninspected",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// How the class of a detection was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassSource {
+    /// The caller named it.
+    Known,
+    /// The model has one class only.
+    Only,
+    /// Nearest prototype and calibrated score.
+    Chosen,
+    /// No class is near: the class reported is the nearest, the verdict is `ng`.
+    UnknownProduct,
+}
+
+/// Everything about one frame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Detection {
+    /// The answer.
+    pub verdict: Verdict,
+    /// Image score: mean of the highest part of the map. Unbounded above, compares with `threshold`.
+    pub score: f32,
+    /// Above it the verdict is `ng`.
+    pub threshold: f32,
+    /// Above it the verdict is `warn`.
+    pub warn_threshold: f32,
+    /// Share of the class's held-out good parts with a lower score, 0..=100.
+    pub percentile: f64,
+    /// Class whose thresholds and statistics were used.
+    pub class: String,
+    /// How it was found.
+    pub class_source: ClassSource,
+    /// Defect regions in pixels of the frame, highest peak first.
+    pub regions: Vec<Region>,
+    /// Score above which a pixel belongs to a region.
+    pub pixel_threshold: f32,
+    /// The anomaly map over the model's input.
+    #[serde(skip)]
+    pub map: Map,
+}
+
+/// A square anomaly map over the model's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Map {
+    /// Cells per side.
+    pub side: usize,
+    /// Scores, `[side, side]`.
+    pub values: Vec<f32>,
+    /// Where the input lies in the frame.
+    pub geometry: Geometry,
+}
+
+impl Map {
+    /// The map at another size.
+    pub fn resized(&self, side: usize) -> Vec<f32> {
+        resize(&self.values, self.side, side)
+    }
+
+    /// The map over the whole original frame at `width` x `height`; what the model did not look at is 0.
+    pub fn over_frame(&self, width: usize, height: usize) -> Vec<f32> {
+        let Geometry { original, valid, shown } = self.geometry;
+        let input = self.resized(self.side * MAP_SCALE);
+        let cells = (self.side * MAP_SCALE) as f64 / self.input_size(valid);
+        let mut out = vec![0.0; width * height];
+        for y in 0..height {
+            let fy = (y as f64 + 0.5) * original[1] as f64 / height as f64 - shown[1];
+            for x in 0..width {
+                let fx = (x as f64 + 0.5) * original[0] as f64 / width as f64 - shown[0];
+                if fx < 0.0 || fy < 0.0 || fx >= shown[2] || fy >= shown[3] {
+                    continue;
+                }
+                let side = self.side * MAP_SCALE;
+                let cell = |f: f64, i: usize| {
+                    (((f * valid[i + 2] / shown[i + 2] + valid[i]) * cells) as usize).min(side - 1)
+                };
+                out[y * width + x] = input[cell(fy, 1) * side + cell(fx, 0)];
+            }
+        }
+        out
+    }
+
+    /// Side of the model's input: the valid part is centred and touches two opposite sides.
+    fn input_size(&self, valid: [f64; 4]) -> f64 {
+        valid[2].max(valid[3])
+    }
+}
+
+/// A trained model with its thresholds, ready for frames.
+pub struct Detector {
+    network: Network,
+    card: Card,
+    program: Program,
+}
+
+impl Detector {
+    /// Opens a model file.
+    ///
+    /// # Errors
+    /// When the file is not a model, is damaged, or is from a newer version.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = bundle::load(path, expected_tensors)?;
+        Self::new(store::network(&file.card, &file.tensors)?, file.card)
+    }
+
+    /// From a network and the card that holds its thresholds.
+    ///
+    /// # Errors
+    /// When the card's classes are not the network's.
+    pub fn new(network: Network, card: Card) -> Result<Self> {
+        if card.classes.len() != network.fields.len() {
+            let (a, b) = (card.classes.len(), network.fields.len());
+            return Err(Error::Internal(format!("detector: {a} classes on the card, {b} in the network")));
+        }
+        let program = network.program(network.config.detection.ddim_steps)?;
+        Ok(Self { network, card, program })
+    }
+
+    /// What is on the model's card.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// The network, without thresholds.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Changes the number of denoiser evaluations per frame. Thresholds were measured with the model's own number.
+    ///
+    /// # Errors
+    /// When `steps` is 0.
+    pub fn set_ddim_steps(&mut self, steps: usize) -> Result<()> {
+        if steps == 0 {
+            return Err(Error::Usage("ddim steps must be at least 1, got 0".into()));
+        }
+        self.program = self.network.program(steps)?;
+        Ok(())
+    }
+
+    /// The choice for a class name: `auto` or one of the model's classes.
+    ///
+    /// # Errors
+    /// When the model does not know the name; the message lists those it knows.
+    pub fn choice(&self, class: &str) -> Result<Choice> {
+        if class == "auto" {
+            return Ok(Choice::Auto);
+        }
+        let position = self.card.classes.iter().position(|c| c.name == class);
+        position.map(Choice::Known).ok_or_else(|| {
+            let known = self.card.classes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+            Error::Usage(format!("class {class:?} is not in the model; expected auto or one of: {known}"))
+        })
+    }
+
+    /// Inspects frames. Each is computed by itself: its detection does not depend on the others.
+    pub fn detect(&self, frames: &[Frame], choice: Choice) -> Vec<Result<Detection>> {
+        frames.par_iter().map(|frame| self.detect_one(frame, choice)).collect()
+    }
+
+    fn detect_one(&self, frame: &Frame, choice: Choice) -> Result<Detection> {
+        let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
+        let inspection = self.network.inspect(frame, choice, &self.program, calibrated)?;
+        Ok(judge(inspection, &self.card.classes, &self.card.config))
+    }
+}
+
+/// Thresholds, percentile and regions for what the network saw.
+fn judge(inspection: Inspection, classes: &[ClassCard], config: &Config) -> Detection {
+    let Inspection { class, source, prototype_distance, score, map } = inspection;
+    let card = &classes[class];
+    let unknown = prototype_distance > card.prototype_limit && source != ClassSource::Known;
+    let verdict = if unknown || score > card.ng.value {
+        Verdict::Ng
+    } else if score > card.warn.value {
+        Verdict::Warn
+    } else {
+        Verdict::Ok
+    };
+    Detection {
+        verdict,
+        score,
+        threshold: card.ng.value,
+        warn_threshold: card.warn.value,
+        percentile: percentile(&card.calibration_scores, score),
+        class: card.name.clone(),
+        class_source: if unknown { ClassSource::UnknownProduct } else { source },
+        regions: frame_regions(&map, card.pixel_threshold, config),
+        pixel_threshold: card.pixel_threshold,
+        map,
+    }
+}
+
+/// Regions of the map in pixels of the frame.
+fn frame_regions(map: &Map, threshold: f32, config: &Config) -> Vec<Region> {
+    let size = config.input.size;
+    let [sx, sy] = map.geometry.scale();
+    let found = regions(&map.resized(size), size, size, threshold, 1);
+    found
+        .into_iter()
+        .map(|r| {
+            let [x0, y0] = map.geometry.to_original(f64::from(r.x), f64::from(r.y));
+            let [x1, y1] = map.geometry.to_original(f64::from(r.x + r.width), f64::from(r.y + r.height));
+            let (x, y) = (x0.floor() as u32, y0.floor() as u32);
+            Region {
+                x,
+                y,
+                width: (x1.ceil() as u32).saturating_sub(x).max(1),
+                height: (y1.ceil() as u32).saturating_sub(y).max(1),
+                area: ((f64::from(r.area) * sx * sy).round() as u32).max(1),
+                peak: r.peak,
+            }
+        })
+        .filter(|r| r.area as usize >= config.calibration.min_area)
+        .collect()
+}

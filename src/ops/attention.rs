@@ -1,0 +1,319 @@
+//! Self-attention with adaLN and a gated residual as one operation (Vaswani et al. 2017; adaLN-zero, Peebles & Xie 2023).
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{elements, on_cpu, sum_in_order, with_elements};
+use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::pointwise as pw;
+
+/// Sizes of a self-attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Tokens.
+    pub tokens: usize,
+    /// Channels; a multiple of `heads`.
+    pub channels: usize,
+    /// Heads.
+    pub heads: usize,
+}
+
+impl AttentionShape {
+    fn lengths(&self) -> [usize; 4] {
+        let c = self.channels;
+        [c * 3 * c, 3 * c, c * c, c]
+    }
+
+    /// Number of parameters: query/key/value matrix `[C, 3 C]` and bias, output matrix `[C, C]` and bias.
+    pub fn parameters(&self) -> usize {
+        self.lengths().iter().sum()
+    }
+
+    fn split<'a>(&self, mut flat: &'a [f32]) -> [&'a [f32]; 4] {
+        self.lengths().map(|n| {
+            let (head, tail) = flat.split_at(n);
+            flat = tail;
+            head
+        })
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / ((self.channels / self.heads) as f32).sqrt()
+    }
+}
+
+/// `x + gate * project(attention(norm(x) * (1 + scale) + shift))`.
+///
+/// `x` `[B, T, C]`; `parameters` `[n]` as in [`AttentionShape::parameters`]; `modulation` `[B, 3 C]`: shift, scale, gate.
+/// `train` keeps what the gradient needs.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn attention(
+    x: &Tensor,
+    parameters: &Tensor,
+    modulation: &Tensor,
+    shape: AttentionShape,
+    train: bool,
+) -> Result<Tensor> {
+    let (batch, tokens, channels) = x.dims3()?;
+    if tokens != shape.tokens
+        || channels != shape.channels
+        || !channels.is_multiple_of(shape.heads)
+        || parameters.dims() != [shape.parameters()]
+        || modulation.dims() != [batch, 3 * channels]
+    {
+        candle_core::bail!(
+            "attention: x {:?}, parameters {:?}, modulation {:?} do not fit {shape:?}",
+            x.dims(),
+            parameters.dims(),
+            modulation.dims()
+        );
+    }
+    if !x.device().is_cpu() {
+        return attention_composite(x, parameters, modulation, shape);
+    }
+    let op = Attention { shape, stash: train.then(OnceLock::new) };
+    let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
+    if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
+}
+
+/// The same in plain candle ops.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn attention_composite(
+    x: &Tensor,
+    parameters: &Tensor,
+    modulation: &Tensor,
+    shape: AttentionShape,
+) -> Result<Tensor> {
+    let (batch, tokens, c) = x.dims3()?;
+    let mut at = 0;
+    let mut part = |n: usize| {
+        at += n;
+        parameters.narrow(0, at - n, n)
+    };
+    let [w, b, p, pb] = shape.lengths();
+    let (qkv, qkv_bias) = (part(w)?.reshape((c, 3 * c))?, part(b)?);
+    let (project, project_bias) = (part(p)?.reshape((c, c))?, part(pb)?);
+    let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * c)?)?;
+    let h = super::linear_composite(&h, &qkv, &qkv_bias)?;
+    let h = h.reshape((batch, tokens, 3, shape.heads, c / shape.heads))?.permute((2, 0, 3, 1, 4))?; // [3, B, heads, T, d]
+    let (q, k, v) = (h.get(0)?.contiguous()?, h.get(1)?.contiguous()?, h.get(2)?.contiguous()?);
+    let weights = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
+    let weights = candle_nn::ops::softmax(&weights, D::Minus1)?;
+    let o = weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, c))?;
+    let y = super::linear_composite(&o, &project, &project_bias)?;
+    x + y.broadcast_mul(&modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?)?
+}
+
+/// What the backward pass takes from the forward pass.
+struct Stash {
+    qkv: Vec<f32>,    // [B, T, 3 C]
+    mixed: Vec<f32>,  // [B, T, C]: the heads' outputs side by side
+    update: Vec<f32>, // [B, T, C]: after the output matrix
+}
+
+struct Attention {
+    shape: AttentionShape,
+    stash: Option<OnceLock<Stash>>,
+}
+
+impl Attention {
+    /// Attention weights `[T, T]` of one head from one sample's `qkv` `[T, 3 C]`.
+    fn weights(&self, qkv: &[f32], head: usize) -> Vec<f32> {
+        let AttentionShape { tokens, channels: c, heads } = self.shape;
+        let d = c / heads;
+        let q = Matrix { data: &qkv[head * d..], row: 3 * c, col: 1 };
+        let keys = Matrix { data: &qkv[c + head * d..], row: 1, col: 3 * c };
+        let mut weights = vec![0.0; tokens * tokens];
+        gemm_once(tokens, tokens, d, q, keys, &mut weights, Epilogue::default());
+        pw::softmax_rows(&mut weights, tokens, self.shape.scale());
+        weights
+    }
+}
+
+/// Copies `[T, d]` into the columns of one head of `[T, stride]`.
+fn scatter_head(head: &[f32], d: usize, at: usize, stride: usize, out: &mut [f32]) {
+    for (from, to) in head.chunks_exact(d).zip(out.chunks_exact_mut(stride)) {
+        to[at..at + d].copy_from_slice(from);
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = elements(s1, l1, self.name())?;
+        let [qkv_weight, qkv_bias, project, project_bias] = self.shape.split(elements(s2, l2, self.name())?);
+        let modulation = elements(s3, l3, self.name())?;
+        let AttentionShape { tokens, channels: c, heads } = self.shape;
+        let (sample, d) = (tokens * c, c / heads);
+        let qkv_packed = Packed::new(c, 3 * c, Matrix::rows(qkv_weight, 3 * c));
+        let project_packed = Packed::new(c, c, Matrix::rows(project, c));
+
+        let mut qkv = vec![0.0; x.len() * 3];
+        qkv.par_chunks_exact_mut(3 * sample)
+            .zip(x.par_chunks_exact(sample))
+            .zip(modulation.par_chunks_exact(3 * c))
+            .for_each(|((qkv, x), m)| {
+                let mut normed = vec![0.0; sample];
+                pw::modulated_norm(x, &m[..c], &m[c..2 * c], &mut normed);
+                let epilogue = Epilogue { bias: Some(qkv_bias), ..Epilogue::default() };
+                gemm(tokens, Matrix::rows(&normed, c), &qkv_packed, qkv, epilogue);
+            });
+        let per_head: Vec<Vec<f32>> = (0..x.len() / sample * heads)
+            .into_par_iter()
+            .map(|i| {
+                let (qkv, head) = (&qkv[i / heads * 3 * sample..][..3 * sample], i % heads);
+                let weights = self.weights(qkv, head);
+                let values = Matrix { data: &qkv[2 * c + head * d..], row: 3 * c, col: 1 };
+                let mut out = vec![0.0; tokens * d];
+                gemm_once(tokens, d, tokens, Matrix::rows(&weights, tokens), values, &mut out, Epilogue::default());
+                out
+            })
+            .collect();
+        let (mut mixed, mut update) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let mut out = vec![0.0; x.len()];
+        mixed
+            .par_chunks_exact_mut(sample)
+            .zip(update.par_chunks_exact_mut(sample))
+            .zip(out.par_chunks_exact_mut(sample))
+            .zip(x.par_chunks_exact(sample))
+            .zip(modulation.par_chunks_exact(3 * c))
+            .enumerate()
+            .for_each(|(i, ((((mixed, update), out), x), m))| {
+                for head in 0..heads {
+                    scatter_head(&per_head[i * heads + head], d, head * d, c, mixed);
+                }
+                let epilogue = Epilogue { bias: Some(project_bias), ..Epilogue::default() };
+                gemm(tokens, Matrix::rows(mixed, c), &project_packed, update, epilogue);
+                pw::gated_add(x, &m[2 * c..], update, out);
+            });
+        if let Some(cell) = &self.stash {
+            let _ = cell.set(Stash { qkv, mixed, update }); // set once: an op runs forward once
+        }
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        parameters: &Tensor,
+        modulation: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Some(stash) = self.stash.as_ref().and_then(OnceLock::get) else {
+            candle_core::bail!("attention: the forward pass kept nothing for a gradient");
+        };
+        let (gx, gp, gm) = with_elements(x, self.name(), |x| {
+            with_elements(parameters, self.name(), |parameters| {
+                with_elements(modulation, self.name(), |modulation| {
+                    with_elements(grad, self.name(), |grad| Ok(self.backward(stash, x, parameters, modulation, grad)))
+                })
+            })
+        })?;
+        Ok((
+            Some(on_cpu(gx, x.shape())?),
+            Some(on_cpu(gp, parameters.shape())?),
+            Some(on_cpu(gm, modulation.shape())?),
+        ))
+    }
+}
+
+impl Attention {
+    fn backward(
+        &self,
+        stash: &Stash,
+        x: &[f32],
+        parameters: &[f32],
+        modulation: &[f32],
+        grad: &[f32],
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let AttentionShape { tokens, channels: c, .. } = self.shape;
+        let sample = tokens * c;
+        let [qkv_weight, _, project, _] = self.shape.split(parameters);
+        let qkv_packed = Packed::new(3 * c, c, Matrix::transposed(qkv_weight, 3 * c));
+        let project_packed = Packed::new(c, c, Matrix::transposed(project, c));
+        let mut grad_x = grad.to_vec(); // the residual path
+        let mut grad_modulation = vec![0.0; modulation.len()];
+        let parts: Vec<Vec<f32>> = grad_x
+            .par_chunks_exact_mut(sample)
+            .zip(grad_modulation.par_chunks_exact_mut(3 * c))
+            .enumerate()
+            .map(|(i, (gx, gm))| {
+                let at = i * sample..(i + 1) * sample;
+                let m = &modulation[i * 3 * c..][..3 * c];
+                let (shift, scale, gate) = (&m[..c], &m[c..2 * c], &m[2 * c..]);
+                let (grad_shift, rest) = gm.split_at_mut(c);
+                let (grad_scale, grad_gate) = rest.split_at_mut(c);
+                let mut sums = vec![0.0; parameters.len()];
+                let (w_sum, rest) = sums.split_at_mut(qkv_weight.len());
+                let (b_sum, rest) = rest.split_at_mut(3 * c);
+                let (p_sum, pb_sum) = rest.split_at_mut(c * c);
+
+                let mut grad_update = vec![0.0; sample];
+                pw::gated_add_backward(&grad[at.clone()], gate, &stash.update[at.clone()], &mut grad_update, grad_gate);
+                pw::add_column_sums(&grad_update, pb_sum);
+                let mixed = Matrix::transposed(&stash.mixed[at.clone()], c);
+                gemm_once(c, c, tokens, mixed, Matrix::rows(&grad_update, c), p_sum, Epilogue::default());
+                let mut grad_mixed = vec![0.0; sample];
+                gemm(tokens, Matrix::rows(&grad_update, c), &project_packed, &mut grad_mixed, Epilogue::default());
+
+                let grad_qkv = self.heads_backward(&stash.qkv[i * 3 * sample..][..3 * sample], &grad_mixed);
+                pw::add_column_sums(&grad_qkv, b_sum);
+                let x = &x[at];
+                let mut normed = vec![0.0; sample];
+                pw::modulated_norm(x, shift, scale, &mut normed);
+                let a = Matrix::transposed(&normed, c);
+                gemm_once(c, 3 * c, tokens, a, Matrix::rows(&grad_qkv, 3 * c), w_sum, Epilogue::default());
+                gemm(tokens, Matrix::rows(&grad_qkv, 3 * c), &qkv_packed, &mut grad_update, Epilogue::default());
+                pw::modulated_norm_backward(x, scale, &grad_update, gx, grad_shift, grad_scale);
+                sums
+            })
+            .collect();
+        (grad_x, sum_in_order(parts), grad_modulation)
+    }
+
+    /// Gradient of one sample's `qkv` `[T, 3 C]` from that of the heads' outputs `[T, C]`.
+    fn heads_backward(&self, qkv: &[f32], grad_mixed: &[f32]) -> Vec<f32> {
+        let AttentionShape { tokens, channels: c, heads } = self.shape;
+        let d = c / heads;
+        let mut grad_qkv = vec![0.0; tokens * 3 * c];
+        let mut part = vec![0.0; tokens * d];
+        let mut grad_weights = vec![0.0; tokens * tokens];
+        for head in 0..heads {
+            let weights = self.weights(qkv, head);
+            let columns = |offset: usize| Matrix { data: &qkv[offset + head * d..], row: 3 * c, col: 1 };
+            let grad_out = Matrix { data: &grad_mixed[head * d..], row: c, col: 1 };
+            let plain = Epilogue::default();
+            // value: P^T dO
+            gemm_once(tokens, d, tokens, Matrix::transposed(&weights, tokens), grad_out, &mut part, plain);
+            scatter_head(&part, d, 2 * c + head * d, 3 * c, &mut grad_qkv);
+            // weights: dO V^T, through the softmax
+            let values = Matrix { data: &qkv[2 * c + head * d..], row: 1, col: 3 * c };
+            gemm_once(tokens, tokens, d, grad_out, values, &mut grad_weights, plain);
+            pw::softmax_rows_backward(&weights, &mut grad_weights, tokens, self.shape.scale());
+            // query: dS K; key: dS^T Q
+            gemm_once(tokens, d, tokens, Matrix::rows(&grad_weights, tokens), columns(c), &mut part, plain);
+            scatter_head(&part, d, head * d, 3 * c, &mut grad_qkv);
+            gemm_once(tokens, d, tokens, Matrix::transposed(&grad_weights, tokens), columns(0), &mut part, plain);
+            scatter_head(&part, d, c + head * d, 3 * c, &mut grad_qkv);
+        }
+        grad_qkv
+    }
+}

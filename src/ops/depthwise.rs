@@ -1,0 +1,170 @@
+//! Depthwise convolution: candle's grouped convolution loops over the groups and is a hundred times slower.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{elements, on_cpu, sum_in_order, with_elements};
+use crate::kernels::depthwise as dw;
+
+/// Depthwise convolution, channels last: `x` `[B, H, W, C]`, `weight` `[k, k, C]` with k = 3, 5 or 7, stride 1 or 2, zero
+/// padding `[top, bottom, left, right]`. Output `[B, H', W', C]` with `H' = (H + top + bottom - k) / stride + 1`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn depthwise(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]) -> Result<Tensor> {
+    let op = Depthwise::new(x, weight, stride, padding)?;
+    if !x.device().is_cpu() {
+        return depthwise_composite(x, weight, stride, padding);
+    }
+    x.contiguous()?.apply_op2(&weight.contiguous()?, op)
+}
+
+/// The same in plain candle ops: one shifted, weighted copy of the input per tap.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn depthwise_composite(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]) -> Result<Tensor> {
+    let op = Depthwise::new(x, weight, stride, padding)?;
+    let [top, bottom, left, right] = padding;
+    let padded = x.pad_with_zeros(1, top, bottom)?.pad_with_zeros(2, left, right)?;
+    let mut sum: Option<Tensor> = None;
+    for ky in 0..op.kernel {
+        for kx in 0..op.kernel {
+            let rows = strided(&padded, 1, ky, op.out_height, stride)?;
+            let tap = strided(&rows, 2, kx, op.out_width, stride)?.broadcast_mul(&weight.get(ky)?.get(kx)?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + tap)?,
+                None => tap,
+            });
+        }
+    }
+    sum.ok_or_else(|| candle_core::Error::Msg("depthwise: empty kernel".into()))
+}
+
+/// Every `stride`-th of the elements from `start` along `dim`, `count` of them.
+fn strided(x: &Tensor, dim: usize, start: usize, count: usize, stride: usize) -> Result<Tensor> {
+    if stride == 1 {
+        return x.narrow(dim, start, count);
+    }
+    let indices = (0..count).map(|i| (start + i * stride) as u32).collect::<Vec<_>>();
+    x.index_select(&Tensor::new(indices, x.device())?, dim)
+}
+
+struct Depthwise {
+    height: usize,
+    width: usize,
+    channels: usize,
+    kernel: usize,
+    stride: usize,
+    padding: [usize; 4],
+    out_height: usize,
+    out_width: usize,
+}
+
+impl Depthwise {
+    fn new(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]) -> Result<Self> {
+        let (_, height, width, channels) = x.dims4()?;
+        let (kernel, columns, weight_channels) = weight.dims3()?;
+        let [top, bottom, left, right] = padding;
+        if kernel != columns
+            || ![3, 5, 7].contains(&kernel)
+            || ![1, 2].contains(&stride)
+            || weight_channels != channels
+            || padding.iter().any(|&p| p >= kernel)
+            || height + top + bottom < kernel
+            || width + left + right < kernel
+        {
+            candle_core::bail!(
+                "depthwise: x {:?}, weight {:?}, stride {stride}, padding {padding:?}; expected x [B, H, W, C], weight \
+                 [k, k, C] with k 3, 5 or 7, stride 1 or 2, padding below k",
+                x.dims(),
+                weight.dims()
+            );
+        }
+        let out_height = (height + top + bottom - kernel) / stride + 1;
+        let out_width = (width + left + right - kernel) / stride + 1;
+        Ok(Self { height, width, channels, kernel, stride, padding, out_height, out_width })
+    }
+
+    fn shape(&self) -> dw::Shape {
+        dw::Shape {
+            padded_width: self.width + self.padding[2] + self.padding[3],
+            channels: self.channels,
+            kernel: self.kernel,
+            stride: self.stride,
+            out_width: self.out_width,
+        }
+    }
+
+    /// Gradient of one sample: input `[H, W, C]` and, added to `sums`, weights.
+    fn backward(&self, x: &[f32], flipped: &[f32], grad: &[f32], grad_x: &mut [f32], sums: &mut [f32]) {
+        let (c, k) = (self.channels, self.kernel);
+        let [top, _, left, _] = self.padding;
+        let mut padded = Vec::new();
+        dw::pad(x, self.width, c, self.padding, &mut padded);
+        let mut unused_bias = vec![0.0; c];
+        dw::backward_weights(&padded, grad, sums, &mut unused_bias, self.shape());
+        // The transposed convolution: the gradient, spread to the stride, under the reversed kernel.
+        let (rows, columns) = (self.height + k - 1, self.width + k - 1);
+        let mut spread = vec![0.0; rows * columns * c];
+        for y in 0..self.out_height {
+            for column in 0..self.out_width {
+                let (ty, tx) = (y * self.stride + k - 1 - top, column * self.stride + k - 1 - left);
+                if ty < rows && tx < columns {
+                    spread[(ty * columns + tx) * c..][..c]
+                        .copy_from_slice(&grad[(y * self.out_width + column) * c..][..c]);
+                }
+            }
+        }
+        let shape =
+            dw::Shape { padded_width: columns, channels: c, kernel: k, stride: 1, out_width: self.width };
+        unused_bias.fill(0.0);
+        dw::forward(&spread, flipped, &unused_bias, grad_x, shape, false);
+    }
+}
+
+impl CustomOp2 for Depthwise {
+    fn name(&self) -> &'static str {
+        "depthwise"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, weight) = (elements(s1, l1, self.name())?, elements(s2, l2, self.name())?);
+        let sample = self.height * self.width * self.channels;
+        let out_sample = self.out_height * self.out_width * self.channels;
+        let batch = l1.shape().dims4()?.0;
+        let bias = vec![0.0; self.channels];
+        let mut out = vec![0.0; batch * out_sample];
+        out.par_chunks_exact_mut(out_sample).zip(x.par_chunks_exact(sample)).for_each(|(out, x)| {
+            let mut padded = Vec::new();
+            dw::pad(x, self.width, self.channels, self.padding, &mut padded);
+            dw::forward(&padded, weight, &bias, out, self.shape(), false);
+        });
+        Ok((CpuStorage::F32(out), (batch, self.out_height, self.out_width, self.channels).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let sample = self.height * self.width * self.channels;
+        let out_sample = self.out_height * self.out_width * self.channels;
+        let (gx, gw) = with_elements(x, self.name(), |x| {
+            with_elements(weight, self.name(), |weight| {
+                with_elements(grad, self.name(), |grad| {
+                    let flipped = dw::flipped(weight, self.channels);
+                    let mut grad_x = vec![0.0; x.len()];
+                    let parts = grad_x
+                        .par_chunks_exact_mut(sample)
+                        .zip(x.par_chunks_exact(sample))
+                        .zip(grad.par_chunks_exact(out_sample))
+                        .map(|((gx, x), g)| {
+                            let mut sums = vec![0.0; weight.len()];
+                            self.backward(x, &flipped, g, gx, &mut sums);
+                            sums
+                        })
+                        .collect();
+                    Ok((grad_x, sum_in_order(parts)))
+                })
+            })
+        })?;
+        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gw, weight.shape())?)))
+    }
+}

@@ -1,0 +1,172 @@
+//! Chooses the pictures worth a person's time while an evaluation runs, so that it holds a few and not all of them.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use crate::error::Result;
+use crate::frame::Frame;
+
+use super::ImageResult;
+
+/// Why a picture is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A defect that was not rejected; the one furthest below its threshold first.
+    Escape,
+    /// A good part that was rejected; the one furthest above its threshold first.
+    FalseReject,
+    /// A defect that was rejected; the one furthest above its threshold first.
+    Detected,
+}
+
+impl Kind {
+    /// All kinds in the order of the page.
+    pub const ALL: [Self; 3] = [Self::Escape, Self::FalseReject, Self::Detected];
+
+    /// Where `image` belongs; a good part that was let pass is no news.
+    pub fn of(image: &ImageResult) -> Option<Self> {
+        match (image.is_defect(), image.rejected) {
+            (true, false) => Some(Self::Escape),
+            (false, true) => Some(Self::FalseReject),
+            (true, true) => Some(Self::Detected),
+            (false, false) => None,
+        }
+    }
+
+    /// First what says most, equal ones by path: the choice does not depend on the order in which images come.
+    fn order(self, a: &ImageResult, b: &ImageResult) -> Ordering {
+        let by_margin = match self {
+            Self::Escape => a.margin().total_cmp(&b.margin()),
+            Self::FalseReject | Self::Detected => b.margin().total_cmp(&a.margin()),
+        };
+        by_margin.then_with(|| a.path.cmp(&b.path))
+    }
+}
+
+/// What is drawn of one image.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// The image as the model saw it.
+    pub frame: Frame,
+    /// Its anomaly map, `[map_height, map_width]`, spread over the whole frame.
+    pub map: Vec<f32>,
+    /// Columns of the map.
+    pub map_width: usize,
+    /// Rows of the map.
+    pub map_height: usize,
+    /// What the colour scale hangs on.
+    pub pixel_threshold: f32,
+    /// The ground truth, `[frame.height(), frame.width()]`, true where there is a defect.
+    pub mask: Option<Vec<bool>>,
+}
+
+/// An image with its picture.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it was given.
+    pub image: ImageResult,
+    /// What it looks like.
+    pub picture: Picture,
+}
+
+/// The best cases of every kind in every category.
+#[derive(Clone, Debug)]
+pub struct Gallery {
+    per_kind: usize,
+    cases: BTreeMap<(String, Kind), Vec<Case>>,
+}
+
+impl Gallery {
+    /// A gallery that keeps `per_kind` cases of each kind per category.
+    pub fn new(per_kind: usize) -> Self {
+        Self { per_kind, cases: BTreeMap::new() }
+    }
+
+    /// Shows the gallery an image; `picture` is asked for only if it is to be kept.
+    ///
+    /// # Errors
+    /// Those of `picture`.
+    pub fn offer(&mut self, image: &ImageResult, picture: impl FnOnce() -> Result<Picture>) -> Result<()> {
+        let Some(kind) = Kind::of(image) else { return Ok(()) };
+        let cases = self.cases.entry((image.category.clone(), kind)).or_default();
+        let at = cases.partition_point(|case| kind.order(&case.image, image) == Ordering::Less);
+        if at < self.per_kind {
+            cases.insert(at, Case { image: image.clone(), picture: picture()? });
+            cases.truncate(self.per_kind);
+        }
+        Ok(())
+    }
+
+    /// The cases of a kind in a category, what says most first.
+    pub fn cases(&self, category: &str, kind: Kind) -> &[Case] {
+        self.cases.get(&(category.to_owned(), kind)).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Error;
+    use crate::report::tests::image;
+
+    fn picture() -> Result<Picture> {
+        let frame = Frame::new(1, 1, vec![0; 3])?;
+        Ok(Picture { frame, map: vec![0.0], map_width: 1, map_height: 1, pixel_threshold: 1.0, mask: None })
+    }
+
+    fn paths(gallery: &Gallery, kind: Kind) -> Vec<&str> {
+        gallery.cases("a", kind).iter().map(|case| case.image.path.as_str()).collect()
+    }
+
+    #[test]
+    fn the_worst_misses_the_worst_false_rejects_and_the_clearest_finds_are_kept() {
+        let mut gallery = Gallery::new(2);
+        for (path, label, score) in [
+            ("escape near", "dent", 0.9),
+            ("escape far", "dent", 0.1),
+            ("escape mid", "dent", 0.5),
+            ("reject far", "good", 3.0),
+            ("reject near", "good", 1.1),
+            ("pass", "good", 0.2),
+            ("found near", "dent", 1.2),
+            ("found far", "dent", 9.0),
+            ("found mid", "dent", 2.0),
+        ] {
+            gallery.offer(&image("a", path, label, score), picture).unwrap();
+        }
+        assert_eq!(paths(&gallery, Kind::Escape), ["escape far", "escape mid"]);
+        assert_eq!(paths(&gallery, Kind::FalseReject), ["reject far", "reject near"]);
+        assert_eq!(paths(&gallery, Kind::Detected), ["found far", "found mid"]);
+        assert!(gallery.cases("b", Kind::Escape).is_empty());
+    }
+
+    #[test]
+    fn only_what_is_kept_is_drawn_and_its_error_is_passed_on() {
+        let mut gallery = Gallery::new(1);
+        let fails = || Err(Error::Internal("no picture".to_owned()));
+        gallery.offer(&image("a", "first", "dent", 0.1), picture).unwrap();
+        gallery.offer(&image("a", "second", "dent", 0.2), fails).unwrap();
+        gallery.offer(&image("a", "pass", "good", 0.2), fails).unwrap();
+        assert!(gallery.offer(&image("a", "third", "dent", 0.0), fails).is_err());
+        assert_eq!(paths(&gallery, Kind::Escape), ["first"]);
+        Gallery::new(0).offer(&image("a", "none", "dent", 0.1), fails).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_does_not_depend_on_the_order(scores in prop::collection::vec(0_u8..8, 1..12), turn in 0_usize..12) {
+            let images: Vec<_> = scores.iter().enumerate()
+                .map(|(at, &score)| image("a", &format!("{at:02}"), "dent", f32::from(score) / 4.0)).collect();
+            let (mut one, mut other) = (Gallery::new(3), Gallery::new(3));
+            for at in 0..images.len() {
+                one.offer(&images[at], picture).unwrap();
+                other.offer(&images[(at + turn) % images.len()], picture).unwrap();
+            }
+            for kind in Kind::ALL {
+                prop_assert_eq!(paths(&one, kind), paths(&other, kind));
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The report as one HTML file that needs nothing else: no script, no network, light and dark.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use image::imageops::thumbnail;
+use image::{ImageBuffer, Rgb};
+
+use crate::error::{Error, Result};
+use crate::frame::Frame;
+use crate::metrics::{CurvePoint, Ranking};
+
+use super::gallery::{Case, Gallery, Kind, Picture};
+use super::heatmap::{HeatScale, MapView};
+use super::png::{base64, png, png_rgba};
+use super::svg::{Histogram, Line, chart, legend, outline, short};
+use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
+
+const STYLE: &str = include_str!("page.css");
+/// Points of a drawn curve: more than the chart has pixels.
+const CURVE_POINTS: usize = 400;
+/// Pictures are shown no larger than this: a page holds dozens of them.
+const PICTURE_SIDE: usize = 384;
+
+/// The pixel curves of a class; those of its images follow from the report.
+#[derive(Clone, Debug, Default)]
+pub struct Curves {
+    roc: Vec<CurvePoint>,
+    pr: Vec<CurvePoint>,
+    pro: Vec<CurvePoint>,
+}
+
+impl Curves {
+    /// The curves of ranked pixels, few enough points to keep while other classes are evaluated.
+    pub fn of(pixels: &Ranking) -> Self {
+        Self {
+            roc: pixels.roc_curve(CURVE_POINTS),
+            pr: pixels.pr_curve(CURVE_POINTS),
+            pro: pixels.pro_curve(CURVE_POINTS),
+        }
+    }
+}
+
+/// All that the page shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// The figures.
+    pub report: &'a Report,
+    /// Pixel curves per category; a category without masks has none.
+    pub curves: &'a BTreeMap<String, Curves>,
+    /// The pictures.
+    pub gallery: &'a Gallery,
+}
+
+impl Page<'_> {
+    /// The HTML file's text. It shows no time of day: the same evaluation gives the same page, but for the latency.
+    ///
+    /// # Errors
+    /// When a picture cannot be drawn: a mask of another size than its frame.
+    pub fn html(&self) -> Result<String> {
+        let report = self.report;
+        let mut out = String::new();
+        let title = escape(&report.model);
+        let _ = write!(
+            out,
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} · diad evaluation</title>\n\
+             <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        );
+        self.head(&mut out);
+        self.figures(&mut out);
+        self.baselines(&mut out);
+        let images = report.images_by_category();
+        let mut pictures = 0;
+        for (at, (name, class)) in report.classes.iter().enumerate() {
+            let images = images.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+            let _ = writeln!(out, "<section id=\"class-{at}\">\n<h2>{}</h2>", escape(name));
+            class_figures(&mut out, class, images, self.curves.get(name));
+            for kind in Kind::ALL {
+                gallery(&mut out, kind, self.gallery.cases(name, kind), images, &mut pictures)?;
+            }
+            out.push_str("</section>\n");
+        }
+        self.unreadable(&mut out);
+        out.push_str(NOTES);
+        out.push_str("</main>\n</body>\n</html>\n");
+        Ok(out)
+    }
+
+    fn head(&self, out: &mut String) {
+        let report = self.report;
+        let (n, classes) = (report.images.len(), report.classes.len());
+        let _ = write!(
+            out,
+            "<header>\n<p class=\"eyebrow\">diad evaluation</p>\n<h1>{}</h1>\n<p class=\"sub\">{} from {}, {}, by {}</p>\n",
+            escape(&report.model),
+            count(n, "test image"),
+            escape(&report.data),
+            if classes == 1 { "1 class".to_owned() } else { format!("{classes} classes") },
+            escape(&report.tool),
+        );
+        let mean = &report.mean;
+        let ms = report.ms_per_image.p50.map_or(NONE.to_owned(), |ms| format!("{} ms", short(ms)));
+        let cards = [
+            ("Image AUROC", figure(mean.metrics.image_auroc), "defects above good parts"),
+            ("Pixel AUROC", figure(mean.metrics.pixel_auroc), "defect pixels above good ones"),
+            ("AUPRO", figure(mean.metrics.aupro), "defect regions covered"),
+            ("False rejects", percent(mean.false_reject_rate), "good parts taken out"),
+            ("Escapes", percent(mean.escape_rate), "defects let pass"),
+            ("Per image", ms, "median"),
+        ];
+        out.push_str("<dl class=\"cards\">\n");
+        for (name, value, meaning) in cards {
+            let _ = writeln!(out, "<div><dt>{name}</dt><dd>{value}</dd><dd class=\"note\">{meaning}</dd></div>");
+        }
+        out.push_str("</dl>\n");
+        if classes > 1 {
+            out.push_str("<nav>");
+            for (at, name) in report.classes.keys().enumerate() {
+                let _ = write!(out, "<a href=\"#class-{at}\">{}</a>", escape(name));
+            }
+            out.push_str("</nav>\n");
+        }
+        out.push_str("</header>\n");
+    }
+
+    fn figures(&self, out: &mut String) {
+        out.push_str("<section>\n<h2>Figures</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th>Class</th>");
+        for (name, _) in Metrics::COLUMNS {
+            let _ = write!(out, "<th>{name}</th>");
+        }
+        out.push_str("<th>False rejects</th><th>Escapes</th><th>Good</th><th>Defective</th></tr></thead>\n<tbody>\n");
+        for (at, (name, class)) in self.report.classes.iter().enumerate() {
+            let _ = write!(out, "<tr><th><a href=\"#class-{at}\">{}</a></th>", escape(name));
+            metric_cells(out, &class.metrics);
+            let (rejects, escapes) = (percent(class.false_reject_rate), percent(class.escape_rate));
+            let _ = writeln!(
+                out,
+                "<td>{rejects}</td><td>{escapes}</td><td>{}</td><td>{}</td></tr>",
+                class.n_good, class.n_defect
+            );
+        }
+        let mean = &self.report.mean;
+        out.push_str("</tbody>\n<tfoot><tr><th>Mean</th>");
+        metric_cells(out, &mean.metrics);
+        let total = |of: fn(&ClassReport) -> usize| self.report.classes.values().map(of).sum::<usize>();
+        let _ = write!(
+            out,
+            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr></tfoot>\n</table></div>\n</section>\n",
+            percent(mean.false_reject_rate),
+            percent(mean.escape_rate),
+            total(|class| class.n_good),
+            total(|class| class.n_defect),
+        );
+    }
+
+    /// The model against the baselines: means in the open, classes folded away.
+    fn baselines(&self, out: &mut String) {
+        if self.report.baselines.is_empty() {
+            return;
+        }
+        out.push_str(
+            "<section>\n<h2>Against baselines</h2>\n\
+             <p>Other methods on the same features and images; the best of each column is bold.</p>\n",
+        );
+        let means = self.report.baselines.iter().map(|(name, baseline)| (name.as_str(), &baseline.mean));
+        comparison(out, &self.report.mean.metrics, means);
+        out.push_str("<details><summary>Per class</summary>\n");
+        for (name, class) in &self.report.classes {
+            let rows = self.report.baselines.iter();
+            let rows = rows.filter_map(|(method, b)| b.classes.get(name).map(|metrics| (method.as_str(), metrics)));
+            let _ = writeln!(out, "<h3>{}</h3>", escape(name));
+            comparison(out, &class.metrics, rows);
+        }
+        out.push_str("</details>\n</section>\n");
+    }
+
+    fn unreadable(&self, out: &mut String) {
+        let unreadable = &self.report.unreadable;
+        if unreadable.is_empty() {
+            return;
+        }
+        let _ = write!(
+            out,
+            "<section>\n<h2>Not inspected</h2>\n<p>{} could not be inspected and {} in no figure.</p>\n<ul class=\"files\">\n",
+            count(unreadable.len(), "image"),
+            if unreadable.len() == 1 { "is" } else { "are" },
+        );
+        for image in unreadable {
+            let _ = writeln!(out, "<li><code>{}</code> {}</li>", escape(&image.path), escape(&image.reason));
+        }
+        out.push_str("</ul>\n</section>\n");
+    }
+}
+
+/// How the page says that there is no figure.
+const NONE: &str = "–";
+
+const NOTES: &str = "<section>\n<h2>How to read this</h2>\n<dl class=\"notes\">\n\
+<dt>AUROC</dt><dd>The chance that a defect scores above a good part (or pixel); ties count half, 0.5 is guessing.</dd>\n\
+<dt>AP</dt><dd>Average precision: the share of true alarms, averaged over recall; guessing gives the share of defects.</dd>\n\
+<dt>F1max</dt><dd>The best balance of precision and recall that any threshold gives.</dd>\n\
+<dt>AUPRO</dt><dd>The covered share of each defect region, all regions equal (8-connected), averaged over false-positive \
+rates of pixels up to 0.3, or up to 0.05.</dd>\n\
+<dt>False rejects, escapes</dt><dd>Good parts rejected and defects not rejected at the thresholds in the model, which were \
+set on good parts alone. The interval is what so many images can say with 95 % confidence (Wilson).</dd>\n\
+<dt>Mean</dt><dd>The plain mean over the classes that have the figure. A dash is a figure that cannot be computed, for \
+instance without ground-truth masks.</dd>\n</dl>\n</section>\n";
+
+fn metric_cells(out: &mut String, metrics: &Metrics) {
+    for (_, value) in Metrics::COLUMNS {
+        let _ = write!(out, "<td>{}</td>", figure(value(metrics)));
+    }
+}
+
+/// A table of `ours` and other methods, the best of each column bold.
+fn comparison<'a>(out: &mut String, ours: &'a Metrics, others: impl Iterator<Item = (&'a str, &'a Metrics)>) {
+    let rows: Vec<(&str, &Metrics)> = std::iter::once(("diad", ours)).chain(others).collect();
+    out.push_str("<div class=\"scroll\"><table>\n<thead><tr><th>Method</th>");
+    for (name, _) in Metrics::COLUMNS {
+        let _ = write!(out, "<th>{name}</th>");
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for (method, metrics) in &rows {
+        let _ = write!(out, "<tr><th>{}</th>", escape(method));
+        for (_, value) in Metrics::COLUMNS {
+            // Compared as shown: two figures that read the same are both best.
+            let (shown, best) = (figure(value(metrics)), rows.iter().filter_map(|(_, m)| value(m)).fold(0.0, f64::max));
+            let bold = value(metrics).is_some() && shown == figure(Some(best));
+            let _ = if bold { write!(out, "<td><b>{shown}</b></td>") } else { write!(out, "<td>{shown}</td>") };
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody>\n</table></div>\n");
+}
+
+/// What the thresholds cost, curves, histogram, kinds of defects.
+fn class_figures(out: &mut String, class: &ClassReport, images: &[&ImageResult], pixels: Option<&Curves>) {
+    let limits = &class.thresholds;
+    out.push_str("<p class=\"facts\">");
+    match (limits.threshold, limits.promised_false_reject_rate) {
+        (Some(limit), Some(rate)) => {
+            let _ =
+                write!(out, "Rejected above {}, set for {} false rejects. ", short(limit.into()), percent(Some(rate)));
+        }
+        (Some(limit), None) => {
+            let _ = write!(out, "Rejected above {}. ", short(limit.into()));
+        }
+        (None, _) => out.push_str("The model does not know this class. "),
+    }
+    let rejects = images.iter().filter(|image| !image.is_defect() && image.rejected).count();
+    let escapes = images.iter().filter(|image| image.is_defect() && !image.rejected).count();
+    outcome(out, rejects, class.n_good, ("good part", "rejected"), class.false_reject_interval);
+    outcome(out, escapes, class.n_defect, ("defective part", "let pass"), class.escape_interval);
+    if let Some(accuracy) = class.class_accuracy {
+        let _ = write!(out, "Class recognised in {} of the images.", percent(Some(accuracy)));
+    }
+    out.push_str("</p>\n");
+
+    let scores = |defective| {
+        images.iter().filter(|image| image.is_defect() == defective).map(|image| image.score).collect::<Vec<f32>>()
+    };
+    let (good, defective) = (scores(false), scores(true));
+    charts(out, class, images, pixels);
+    let histogram = Histogram {
+        good: &good,
+        defective: &defective,
+        threshold: limits.threshold,
+        warn_threshold: limits.warn_threshold,
+    };
+    out.push_str("<div class=\"scores\">\n<figure>");
+    out.push_str(&histogram.svg());
+    out.push_str(
+        "<figcaption><span class=\"key good\"></span>good, above the axis \
+         <span class=\"key defect\"></span>defective, below it</figcaption></figure>\n",
+    );
+    kinds(out, images);
+    out.push_str("</div>\n");
+}
+
+/// One sentence on one kind of mistake; none without images that could show it.
+fn outcome(out: &mut String, hits: usize, of: usize, words: (&str, &str), interval: Option<[f64; 2]>) {
+    let Some([low, high]) = interval else { return };
+    let (parts, done) = (count(of, words.0), words.1);
+    let number = if hits == 0 { "None".to_owned() } else { hits.to_string() };
+    let (low, high) = (percent(Some(low)), percent(Some(high)));
+    let _ = write!(out, "{number} of {parts} {done} (95 % interval {low} to {high}). ");
+}
+
+fn charts(out: &mut String, class: &ClassReport, images: &[&ImageResult], pixels: Option<&Curves>) {
+    let scores: Vec<f32> = images.iter().map(|image| image.score).collect();
+    let defects: Vec<bool> = images.iter().map(|image| image.is_defect()).collect();
+    let ranking = Ranking::new(&scores, &defects).ok();
+    let curve = |of: fn(&Ranking, usize) -> Vec<CurvePoint>| {
+        ranking.as_ref().map(|ranking| of(ranking, CURVE_POINTS)).unwrap_or_default()
+    };
+    let (roc, pr) = (curve(Ranking::roc_curve), curve(Ranking::pr_curve));
+    let none = Curves::default();
+    let pixels = pixels.unwrap_or(&none);
+    let metrics = &class.metrics;
+    out.push_str("<div class=\"charts\">\n");
+    let mut one = |title: &str, axes: (&str, &str), lines: &[Line<'_>]| {
+        if lines.iter().all(|line| line.points.is_empty()) {
+            return;
+        }
+        let _ = write!(out, "<figure><h3>{title}</h3>{}<figcaption>", chart(title, axes.0, axes.1, lines));
+        for line in lines.iter().filter(|line| !line.points.is_empty()) {
+            let _ = write!(out, "<span class=\"key {}\"></span>{} ", line.class, line.name);
+        }
+        out.push_str("</figcaption></figure>\n");
+    };
+    let image = |points, value| Line { class: "image", name: format!("image {}", figure(value)), points };
+    let pixel = |points, value| Line { class: "pixel", name: format!("pixel {}", figure(value)), points };
+    one(
+        "ROC",
+        ("false-positive rate", "true-positive rate"),
+        &[image(&roc, metrics.image_auroc), pixel(&pixels.roc, metrics.pixel_auroc)],
+    );
+    one(
+        "Precision and recall",
+        ("recall", "precision"),
+        &[image(&pr, metrics.image_ap), pixel(&pixels.pr, metrics.pixel_ap)],
+    );
+    let regions = Line { class: "pixel", name: format!("AUPRO {}", figure(metrics.aupro)), points: &pixels.pro };
+    one("Region overlap", ("false-positive rate of pixels", "mean region overlap"), &[regions]);
+    out.push_str("</div>\n");
+}
+
+/// How each kind of image fared.
+fn kinds(out: &mut String, images: &[&ImageResult]) {
+    let mut kinds: BTreeMap<(bool, &str), Vec<&ImageResult>> = BTreeMap::new();
+    for image in images {
+        kinds.entry((image.is_defect(), image.label.as_str())).or_default().push(image);
+    }
+    if kinds.is_empty() {
+        return;
+    }
+    out.push_str(
+        "<table class=\"kinds\">\n<thead><tr><th>Kind</th><th>Images</th><th>Rejected</th><th>Median score</th></tr></thead>\n<tbody>\n",
+    );
+    for ((_, label), images) in &kinds {
+        let rejected = images.iter().filter(|image| image.rejected).count();
+        let mut scores: Vec<f32> = images.iter().map(|image| image.score).collect();
+        scores.sort_by(f32::total_cmp);
+        let median = scores.get((scores.len() - 1) / 2).map_or(NONE.to_owned(), |&score| short(score.into()));
+        let _ = writeln!(
+            out,
+            "<tr><th>{}</th><td>{}</td><td>{rejected}</td><td>{median}</td></tr>",
+            escape(label),
+            images.len()
+        );
+    }
+    out.push_str("</tbody>\n</table>\n");
+}
+
+fn gallery(out: &mut String, kind: Kind, cases: &[Case], images: &[&ImageResult], pictures: &mut usize) -> Result<()> {
+    let total = images.iter().filter(|image| Kind::of(image) == Some(kind)).count();
+    let title = match kind {
+        Kind::Escape => "Escapes: defects let pass, lowest score first",
+        Kind::FalseReject => "False rejects: good parts taken out, highest score first",
+        Kind::Detected => "Most clearly detected",
+    };
+    let shown = if total > cases.len() { format!("{} of {total}", cases.len()) } else { total.to_string() };
+    let _ = writeln!(out, "<h3>{title} <span class=\"count\">{shown}</span></h3>");
+    if cases.is_empty() {
+        if total == 0 {
+            out.push_str("<p class=\"empty\">None.</p>\n");
+        }
+        return Ok(());
+    }
+    let _ = writeln!(out, "<div class=\"gallery\">");
+    for case in cases {
+        *pictures += 1;
+        let picture = shrink(&case.picture)?;
+        let image = &case.image;
+        let verdict = if image.rejected { "bad" } else { "pass" };
+        let label = if image.label == GOOD { "good part".to_owned() } else { escape(&image.label) };
+        let class = image.class.as_deref().filter(|class| *class != image.category);
+        let class = class.map_or(String::new(), |class| format!(", inspected as {}", escape(class)));
+        let _ = writeln!(
+            out,
+            "<figure class=\"case\">{}<figcaption><b>{label}</b> <span class=\"verdict {verdict}\">{}</span> \
+             <span>score {} / threshold {}{class}</span><code>{}</code></figcaption></figure>",
+            drawing(&picture, *pictures)?,
+            escape(&image.verdict),
+            short(image.score.into()),
+            short(image.threshold.into()),
+            escape(&image.path),
+        );
+    }
+    let _ =
+        writeln!(out, "</div>\n<p class=\"scale\">{} pixel threshold; the outline is the ground truth.</p>", legend());
+    Ok(())
+}
+
+/// The input and, beside it, the same with heat map and outline. The input is in the file once, used twice.
+fn drawing(picture: &Picture, number: usize) -> Result<String> {
+    let (width, height) = (picture.frame.width(), picture.frame.height());
+    let map = MapView { values: &picture.map, width: picture.map_width, height: picture.map_height };
+    let layer = HeatScale::new(picture.pixel_threshold).layer(width, height, map);
+    let (input, heat) = (base64(&png(&picture.frame)?), base64(&png_rgba(&layer, width, height)?));
+    let gap = (width / 40).max(1);
+    let right = width + gap;
+    let size = format!(r#"width="{width}" height="{height}""#);
+    let mut svg =
+        format!(r#"<svg viewBox="0 0 {} {height}" role="img" aria-label="input and heat map">"#, right + width);
+    let _ = write!(svg, r#"<image id="i{number}" {size} href="data:image/png;base64,{input}"/>"#);
+    let _ = write!(svg, r##"<use href="#i{number}" x="{right}"/>"##);
+    let _ = write!(svg, r#"<image x="{right}" {size} href="data:image/png;base64,{heat}"/>"#);
+    if let Some(mask) = &picture.mask {
+        let path = outline(mask, width, height);
+        let _ = write!(svg, r#"<g transform="translate({right} 0)"><path class="halo" d="{path}"/>"#);
+        let _ = write!(svg, r#"<path class="truth" d="{path}"/></g>"#);
+    }
+    svg.push_str("</svg>");
+    Ok(svg)
+}
+
+/// The picture no larger than [`PICTURE_SIDE`]; the map needs no shrinking, it is spread over any frame.
+fn shrink(picture: &Picture) -> Result<Picture> {
+    let (width, height) = (picture.frame.width(), picture.frame.height());
+    if let Some(mask) = picture.mask.as_ref().filter(|mask| mask.len() != width * height) {
+        return Err(Error::Internal(format!("report: a mask of {} pixels for {width}x{height}", mask.len())));
+    }
+    let longest = width.max(height);
+    if longest <= PICTURE_SIDE {
+        return Ok(picture.clone());
+    }
+    let side = |side: usize| (side * PICTURE_SIDE / longest).max(1);
+    let (columns, rows) = (side(width), side(height));
+    let refused = || Error::Internal(format!("report: cannot shrink a picture of {width}x{height}"));
+    let large: ImageBuffer<Rgb<u8>, &[u8]> =
+        ImageBuffer::from_raw(width as u32, height as u32, picture.frame.rgb()).ok_or_else(refused)?;
+    let small = thumbnail(&large, columns as u32, rows as u32);
+    let mask = picture.mask.as_ref().map(|mask| {
+        let nearest = |at: usize| mask[(at / columns * height / rows) * width + at % columns * width / columns];
+        (0..columns * rows).map(nearest).collect()
+    });
+    Ok(Picture { frame: Frame::new(columns, rows, small.into_raw())?, mask, ..picture.clone() })
+}
+
+/// A metric to three digits. Never rounded up to a perfect 1.
+fn figure(value: Option<f64>) -> String {
+    match value {
+        Some(value) if (0.9995..1.0).contains(&value) => "0.999".to_owned(),
+        Some(value) => format!("{value:.3}"),
+        None => NONE.to_owned(),
+    }
+}
+
+/// A rate in percent, one digit.
+fn percent(value: Option<f64>) -> String {
+    value.map_or(NONE.to_owned(), |value| format!("{:.1} %", value * 100.0))
+}
+
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `text` as HTML text or as an attribute's value.
+fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            c => safe.push(c),
+        }
+    }
+    safe
+}

@@ -1,0 +1,181 @@
+//! What an evaluation leaves: figures as JSON, the same with curves and pictures as one HTML page, and the way both get to
+//! disk. Knows metrics and frames, nothing of the detector: the caller says what each image was given.
+//!
+//! Two evaluations of the same model on the same images give the same JSON but for `ms_per_image`.
+
+mod gallery;
+mod heatmap;
+mod html;
+mod png;
+mod summary;
+mod svg;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::metrics::{PRO_LIMIT, Ranking};
+
+pub use gallery::{Case, Gallery, Kind, Picture};
+pub use heatmap::{HeatScale, MapView, heatmap};
+pub use html::{Curves, Page};
+pub use png::png;
+pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
+pub use crate::files::{check_writable, write_atomic};
+
+/// Version of the JSON's shape.
+pub const SCHEMA: u32 = 1;
+/// The label of images without a defect.
+pub const GOOD: &str = "good";
+/// False-positive rate up to which the strict AUPRO is integrated.
+const STRICT_PRO_LIMIT: f64 = 0.05;
+
+/// The figures that rank scores, free of any threshold. `None` (null in JSON) is a metric that cannot be computed: no
+/// images of one kind, no masks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// AUROC of image scores.
+    pub image_auroc: Option<f64>,
+    /// Average precision of image scores.
+    pub image_ap: Option<f64>,
+    /// Best F1 of image scores.
+    pub image_f1max: Option<f64>,
+    /// AUROC of map values.
+    pub pixel_auroc: Option<f64>,
+    /// Average precision of map values.
+    pub pixel_ap: Option<f64>,
+    /// Best F1 of map values.
+    pub pixel_f1max: Option<f64>,
+    /// Per-region overlap up to a false-positive rate of 0.3.
+    pub aupro: Option<f64>,
+    /// Per-region overlap up to a false-positive rate of 0.05.
+    pub aupro_05: Option<f64>,
+}
+
+/// A metric as a column: heading and getter.
+pub(crate) type Column = (&'static str, fn(&Metrics) -> Option<f64>);
+
+impl Metrics {
+    /// All metrics in the order of the JSON, headings as people write them.
+    pub(crate) const COLUMNS: [Column; 8] = [
+        ("Image AUROC", |m| m.image_auroc),
+        ("Image AP", |m| m.image_ap),
+        ("Image F1max", |m| m.image_f1max),
+        ("Pixel AUROC", |m| m.pixel_auroc),
+        ("Pixel AP", |m| m.pixel_ap),
+        ("Pixel F1max", |m| m.pixel_f1max),
+        ("AUPRO", |m| m.aupro),
+        ("AUPRO@0.05", |m| m.aupro_05),
+    ];
+
+    /// The metrics of image scores (`defects` true where there is a defect) and of pixels, where there are masks.
+    ///
+    /// # Errors
+    /// When a score is NaN or the lengths differ.
+    pub fn measure(scores: &[f32], defects: &[bool], pixels: Option<&Ranking>) -> Result<Self> {
+        let images = Ranking::new(scores, defects)?;
+        Ok(Self {
+            image_auroc: images.auroc(),
+            image_ap: images.average_precision(),
+            image_f1max: images.f1_max(),
+            pixel_auroc: pixels.and_then(Ranking::auroc),
+            pixel_ap: pixels.and_then(Ranking::average_precision),
+            pixel_f1max: pixels.and_then(Ranking::f1_max),
+            aupro: pixels.and_then(|pixels| pixels.aupro(PRO_LIMIT)),
+            aupro_05: pixels.and_then(|pixels| pixels.aupro(STRICT_PRO_LIMIT)),
+        })
+    }
+
+    /// The mean of each metric over those that have it.
+    pub fn mean<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let of = |metric: fn(&Self) -> Option<f64>| mean(all.clone().map(metric));
+        Self {
+            image_auroc: of(|m| m.image_auroc),
+            image_ap: of(|m| m.image_ap),
+            image_f1max: of(|m| m.image_f1max),
+            pixel_auroc: of(|m| m.pixel_auroc),
+            pixel_ap: of(|m| m.pixel_ap),
+            pixel_f1max: of(|m| m.pixel_f1max),
+            aupro: of(|m| m.aupro),
+            aupro_05: of(|m| m.aupro_05),
+        }
+    }
+}
+
+/// The mean of what is there, `None` when nothing is.
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let (count, sum) = values.flatten().fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count > 0).then(|| sum / f64::from(count))
+}
+
+/// What one test image was given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageResult {
+    /// The image file, relative to the data's root where possible.
+    pub path: String,
+    /// The category it belongs to by its folder.
+    pub category: String,
+    /// `good`, or the name of its defect folder.
+    pub label: String,
+    /// Raw score.
+    pub score: f32,
+    /// The threshold this image was held against.
+    pub threshold: f32,
+    /// Share of the class's normal images that score lower, 0..=100.
+    pub percentile: f64,
+    /// `ok`, `warn`, `ng`, ...
+    pub verdict: String,
+    /// Whether the line would take the part out: the verdict is `ng`.
+    pub rejected: bool,
+    /// The class it was inspected as; null without one.
+    pub class: Option<String>,
+    /// How the class was found: `known`, `chosen`, `none`, `unknown-product`.
+    pub class_source: String,
+}
+
+impl ImageResult {
+    /// Whether the ground truth says that there is a defect.
+    pub fn is_defect(&self) -> bool {
+        self.label != GOOD
+    }
+
+    /// How far the score is above the threshold; negative below.
+    pub fn margin(&self) -> f32 {
+        self.score - self.threshold
+    }
+}
+
+/// An image that could not be inspected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// The image file.
+    pub path: String,
+    /// What went wrong.
+    pub reason: String,
+}
+
+impl Report {
+    /// The JSON file's text: keys in a fixed order, classes by name, one line per value.
+    ///
+    /// # Errors
+    /// Never for a report made by this module; an internal error otherwise.
+    pub fn to_json(&self) -> Result<String> {
+        let mut text =
+            serde_json::to_string_pretty(self).map_err(|error| Error::Internal(format!("report: {error}")))?;
+        text.push('\n');
+        Ok(text)
+    }
+}
+
+/// Groups `images` by category, keeping their order.
+fn by_category(images: &[ImageResult]) -> BTreeMap<&str, Vec<&ImageResult>> {
+    let mut groups: BTreeMap<&str, Vec<&ImageResult>> = BTreeMap::new();
+    for image in images {
+        groups.entry(&image.category).or_default().push(image);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and a moving average of the weights.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
+
+use crate::config::TrainingConfig;
+use crate::error::{Error, Result};
+use crate::model::denoiser::{DenoiserShape, Parameter};
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.99;
+const EPSILON: f32 = 1e-8;
+
+/// One trainable tensor with everything the optimizer keeps of it.
+pub(super) struct Slot {
+    pub(super) parameter: Parameter,
+    pub(super) var: Var,
+    pub(super) value: Vec<f32>,
+    pub(super) momentum: Vec<f32>,
+    pub(super) square: Vec<f32>,
+    pub(super) average: Vec<f32>,
+}
+
+/// All trainable tensors.
+pub(super) struct Optimizer {
+    pub(super) slots: Vec<Slot>,
+}
+
+impl Optimizer {
+    /// Start values for a seed.
+    pub(super) fn new(shape: &DenoiserShape, seed: u64) -> Result<Self> {
+        let slot = |parameter: Parameter| {
+            let value = parameter.start(seed);
+            let n = value.len();
+            let var = Var::from_tensor(&Tensor::from_slice(&value, parameter.shape.as_slice(), &Device::Cpu)?)?;
+            let average = value.clone();
+            Ok(Slot { parameter, var, value, momentum: vec![0.0; n], square: vec![0.0; n], average })
+        };
+        Ok(Self { slots: shape.parameters().into_iter().map(slot).collect::<Result<_>>()? })
+    }
+
+    /// The variable of a name.
+    pub(super) fn var(&self, name: &str) -> Option<Tensor> {
+        self.slots.iter().find(|s| s.parameter.name == name).map(|s| s.var.as_tensor().clone())
+    }
+
+    /// The averaged weights, as plain tensors.
+    pub(super) fn averages(&self) -> Result<std::collections::BTreeMap<String, Tensor>> {
+        let tensor = |s: &Slot| Tensor::from_slice(&s.average, s.parameter.shape.as_slice(), &Device::Cpu);
+        self.slots.iter().map(|s| Ok((s.parameter.name.clone(), tensor(s)?))).collect()
+    }
+
+    /// One step; `step` counts from 1. Returns the norm of the gradient before clipping.
+    pub(super) fn step(&mut self, grads: &GradStore, step: usize, rate: f64, config: &TrainingConfig) -> Result<f64> {
+        let grads = self
+            .slots
+            .iter()
+            .map(|slot| {
+                let name = &slot.parameter.name;
+                let grad =
+                    grads.get(&slot.var).ok_or_else(|| Error::Internal(format!("training: no gradient for {name}")))?;
+                Ok(grad.flatten_all()?.to_vec1::<f32>()?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let norm = grads.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+        let clip = (config.clip_norm / (norm + 1e-6)).min(1.0) as f32;
+        let (c1, c2) = (1.0 - BETA1.powi(step as i32), 1.0 - BETA2.powi(step as i32));
+        // The average follows quickly at first: after t steps it has seen about t / 10.
+        let decay = config.ema_decay.min((1 + step) as f64 / (10 + step) as f64) as f32;
+        for (slot, grad) in self.slots.iter_mut().zip(&grads) {
+            let shrink = if slot.parameter.decay { 1.0 - (rate * config.weight_decay) as f32 } else { 1.0 };
+            let rate = rate as f32;
+            let state = slot.value.iter_mut().zip(&mut slot.momentum).zip(&mut slot.square).zip(&mut slot.average);
+            for ((((value, m), v), average), g) in state.zip(grad) {
+                let g = g * clip;
+                *m = BETA1 * *m + (1.0 - BETA1) * g;
+                *v = BETA2 * *v + (1.0 - BETA2) * g * g;
+                *value = *value * shrink - rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
+                *average += (1.0 - decay) * (*value - *average);
+            }
+            slot.var.set(&Tensor::from_slice(&slot.value, slot.parameter.shape.as_slice(), &Device::Cpu)?)?;
+        }
+        Ok(norm)
+    }
+}

@@ -1,0 +1,87 @@
+//! From the scores of held-out good parts to a class's thresholds.
+
+use crate::bundle::ClassCard;
+use crate::calibrate::{self, Threshold};
+use crate::config::{CalibrationConfig, Config};
+use crate::data::{self, Dataset};
+use crate::detector::Inspection;
+use crate::error::{Error, Result};
+
+/// Promised false-reject rate where none is asked for and the images support it.
+const DEFAULT_RATE: f64 = 0.05;
+
+/// Scores of the held-out good parts of one class.
+#[derive(Clone, Debug, Default)]
+pub struct ClassScores {
+    image: Vec<f32>,
+    pixel: Vec<f32>,
+}
+
+impl ClassScores {
+    /// Adds one inspected good part.
+    pub fn push(&mut self, inspection: &Inspection) {
+        self.image.push(inspection.score);
+        self.pixel.push(inspection.map.values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    }
+
+    /// Number of parts.
+    pub fn len(&self) -> usize {
+        self.image.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.image.is_empty()
+    }
+}
+
+/// The rate that is promised for `n` held-out parts: what was asked for, else 5 % or the smallest that `n` supports.
+fn rate(config: &CalibrationConfig, n: usize) -> f64 {
+    config.target_fpr.unwrap_or_else(|| DEFAULT_RATE.max(calibrate::smallest_rate(n)))
+}
+
+/// Thresholds of one class by split-conformal calibration; pixels count as a region above the same quantile of the parts'
+/// highest pixels.
+///
+/// # Errors
+/// When the rate asked for cannot be promised from so few parts; the message says how many it takes.
+pub fn class_card(
+    name: &str,
+    train_images: usize,
+    scores: ClassScores,
+    prototype_limit: f32,
+    config: &CalibrationConfig,
+) -> Result<ClassCard> {
+    let n = scores.len();
+    let target = rate(config, n);
+    let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
+    let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
+    let image = calibrate::sorted(scores.image)?;
+    let pixel = calibrate::sorted(scores.pixel)?;
+    let ng: Threshold = calibrate::conformal(&image, target).map_err(refuse)?;
+    let warn = calibrate::conformal(&image, warn_target).map_err(refuse)?;
+    let pixel_threshold = calibrate::conformal(&pixel, target).map_err(refuse)?.value;
+    Ok(ClassCard {
+        name: name.to_owned(),
+        train_images,
+        calibration_scores: image,
+        ng,
+        warn,
+        pixel_threshold,
+        prototype_limit,
+    })
+}
+
+/// Refuses a rate that the held-out images cannot support, before any work is done.
+pub(super) fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
+    let Some(target) = config.calibration.target_fpr else { return Ok(()) };
+    for category in &data.categories {
+        let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
+        let n = split.calibration.len();
+        if calibrate::conformal_rank(n, target).is_none() {
+            let needed = calibrate::TooFew { n, target, needed: (1.0 / target - 1.0).ceil() as usize };
+            return Err(Error::Usage(format!("class {}: {needed}", category.name)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! DDIM and DDPM steps, plans and whole reconstructions.
+
+use super::*;
+
+fn tanh(x: &Tensor, _log_snr: f64) -> Result<Tensor> {
+    Ok(x.tanh()?)
+}
+
+fn cosines(factor: f64) -> Tensor {
+    Tensor::from_iter((0..6).map(|i| (factor * f64::from(i)).cos()), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn ddim_sigma_is_the_golden_one() {
+    let schedule = Schedule::linear(1000).unwrap();
+    let (from, to) = (schedule.level(500).unwrap(), schedule.level(400).unwrap());
+    assert_close(ddim(1.0).sigma(from, to).unwrap(), 0.7231963492714133, 1e-10);
+    assert_close(ddim(0.5).sigma(from, to).unwrap(), 0.7231963492714133 / 2.0, 1e-10);
+    assert_eq!(ddim(0.0).sigma(from, to).unwrap(), 0.0);
+    assert_eq!(ddim(1.0).sigma(from, NoiseLevel::CLEAN).unwrap(), 0.0);
+}
+
+// Property 3, and with it that DDIM with eta 1 is DDPM: same mean, same variance.
+#[test]
+fn ddim_with_eta_one_on_neighbouring_steps_is_ddpm() {
+    let (x_t, x0, noise) = (normal(1, 4), normal(2, 4), normal(3, 4));
+    for schedule in [Schedule::linear(1000).unwrap(), Schedule::cosine(50).unwrap()] {
+        for step in 0..schedule.steps() {
+            let posterior = schedule.posterior(step, StepVariance::Posterior).unwrap();
+            let pair = (schedule.level(step).unwrap(), schedule.level_before(step).unwrap());
+            let sigma = ddim(1.0).sigma(pair.0, pair.1).unwrap();
+            assert!((sigma * sigma - posterior.variance).abs() <= 1e-9 * posterior.variance, "step {step}");
+            let ours = ddim(1.0).step(&x_t, &x0, pair, Some(&noise)).unwrap();
+            let ancestral = ancestral_step(&x_t, &x0, posterior, Some(&noise)).unwrap();
+            assert!(largest_difference(&ours, &ancestral) < 1e-9, "step {step}");
+        }
+    }
+}
+
+#[test]
+fn reconstruction_follows_the_golden_trajectory() {
+    let x0 = Tensor::from_iter((0..6).map(|i| f64::from(i).sin()), &Device::Cpu).unwrap();
+    let noises = [cosines(1.0), cosines(2.0)];
+    let levels = levels_in_log_snr(level(0.4), 4.0, 3).unwrap();
+    let golden = [
+        0.33263064209428184,
+        0.5332706533791424,
+        0.39349954453911057,
+        -0.012827728834555088,
+        -0.5641301576731768,
+        -0.5694681315110389,
+    ];
+    let plan = Plan::new(levels.clone(), Prediction::X0, ddim(0.5)).unwrap();
+    let result = reconstruct(&x0, &plan, Start::Scaled, &noises, tanh).unwrap();
+    for (actual, golden) in values(&result).into_iter().zip(golden) {
+        assert_close(actual, golden, 1e-9);
+    }
+    // The same network in other words walks the same way.
+    for prediction in [Prediction::Epsilon, Prediction::V] {
+        let plan = Plan::new(levels.clone(), prediction, ddim(0.5)).unwrap();
+        let network = |x: &Tensor, log_snr: f64| {
+            let at = NoiseLevel::from_log_snr(log_snr)?;
+            Prediction::X0.convert(&x.tanh()?, prediction, x, &[at])
+        };
+        let same = reconstruct(&x0, &plan, Start::Scaled, &noises, network).unwrap();
+        assert!(largest_difference(&same, &result) < 1e-9, "{prediction:?}");
+    }
+}
+
+#[test]
+fn network_is_asked_at_every_level_but_the_last() {
+    let levels = levels_in_log_snr(level(0.4), 4.0, 3).unwrap();
+    let plan = Plan::new(levels.clone(), Prediction::X0, Ddim::DETERMINISTIC).unwrap();
+    let mut asked = Vec::new();
+    let network = |x: &Tensor, log_snr| {
+        asked.push(log_snr);
+        tanh(x, log_snr)
+    };
+    reconstruct(&cosines(1.0), &plan, Start::Scaled, &[], network).unwrap();
+    assert_eq!(asked, levels[..3].iter().map(|level| level.log_snr()).collect::<Vec<_>>());
+    assert_eq!(plan.evaluations(), 3);
+}
+
+#[test]
+fn one_step_is_the_networks_own_answer() {
+    let x0 = cosines(1.0);
+    let plan = Plan::new(vec![level(0.4), NoiseLevel::CLEAN], Prediction::X0, Ddim::DETERMINISTIC).unwrap();
+    let result = reconstruct(&x0, &plan, Start::Scaled, &[], tanh).unwrap();
+    let expected: Vec<f64> = values(&x0).iter().map(|x| (x * 0.4f64.sqrt()).tanh()).collect();
+    assert_eq!(values(&result), expected);
+    let pure = reconstruct(&x0, &plan, Start::Pure(&cosines(3.0)), &[], tanh).unwrap();
+    assert_eq!(values(&pure), values(&cosines(3.0).tanh().unwrap()));
+}
+
+#[test]
+fn dropping_the_residual_projects_again_and_again() {
+    let x0 = cosines(1.0);
+    let levels = vec![level(0.4), level(0.8), NoiseLevel::CLEAN];
+    let drop = Ddim::new(0.0, EpsMode::Drop).unwrap();
+    let plan = Plan::new(levels, Prediction::X0, drop).unwrap();
+    let result = reconstruct(&x0, &plan, Start::Scaled, &[], tanh).unwrap();
+    let expected: Vec<f64> = values(&x0).iter().map(|x| ((x * 0.4f64.sqrt()).tanh() * 0.8f64.sqrt()).tanh()).collect();
+    assert_eq!(values(&result), expected);
+}
+
+#[test]
+fn inversion_undoes_itself_when_the_network_is_right() {
+    // For data at the origin x0 = 0 is right everywhere, and inversion only scales.
+    let origin = |x: &Tensor, _| Ok(x.zeros_like()?);
+    let x = normal(5, 4);
+    let up = vec![level(0.9), level(0.5), level(0.1)];
+    let down = up.iter().rev().copied().collect();
+    let plan = |levels| Plan::new(levels, Prediction::X0, Ddim::DETERMINISTIC).unwrap();
+    let noisy = reconstruct(&x, &plan(up), Start::Pure(&x), &[], origin).unwrap();
+    assert_close(mean_square(&noisy) / mean_square(&x), 9.0, 1e-9);
+    let back = reconstruct(&x, &plan(down), Start::Pure(&noisy), &[], origin).unwrap();
+    assert!(largest_difference(&back, &x) < 1e-12);
+}
+
+#[test]
+fn equal_arguments_give_equal_bits() {
+    let x0 = normal(6, 4).to_dtype(DType::F32).unwrap();
+    let levels = levels_in_log_snr(level(0.4), 4.0, 5).unwrap();
+    let plan = Plan::new(levels, Prediction::X0, Ddim::DETERMINISTIC).unwrap();
+    let run = |x: &Tensor| reconstruct(x, &plan, Start::Scaled, &[], tanh).unwrap();
+    let both = run(&x0);
+    assert_eq!(values(&both), values(&run(&x0)));
+    // And a sample does not depend on its neighbour.
+    let alone = run(&x0.narrow(0, 1, 1).unwrap());
+    assert_eq!(values(&both.narrow(0, 1, 1).unwrap()), values(&alone));
+}
+
+#[test]
+fn impossible_steps_and_plans_are_refused() {
+    for eta in [-0.1, 1.1, f64::NAN] {
+        assert_refused(Ddim::new(eta, EpsMode::Ddim), "eta is");
+    }
+    assert_refused(Ddim::new(0.5, EpsMode::Drop), "eps mode drop");
+    let x = normal(1, 4);
+    let (noisy, mild) = (level(0.1), level(0.8));
+    assert_refused(ddim(0.5).sigma(mild, noisy), "noisier");
+    assert_refused(ddim(0.5).step(&x, &x, (noisy, mild), None), "no noise");
+    assert_refused(ddim(0.0).step(&x, &normal(1, 5), (noisy, mild), None), "one shape");
+    assert_refused(ddim(0.0).step(&x, &x, (NoiseLevel::CLEAN, mild), None), "without noise");
+    let posterior = Schedule::linear(10).unwrap().posterior(5, StepVariance::Posterior).unwrap();
+    assert_refused(ancestral_step(&x, &x, posterior, None), "no noise");
+    assert!(ancestral_step(&x, &normal(1, 5), posterior, Some(&x)).is_err());
+
+    let plan = |levels: &[NoiseLevel], prediction, eta| Plan::new(levels.to_vec(), prediction, ddim(eta));
+    let clean = NoiseLevel::CLEAN;
+    assert_refused(plan(&[], Prediction::X0, 0.0), "0 noise levels");
+    assert_refused(plan(&[noisy], Prediction::X0, 0.0), "1 noise levels");
+    assert_refused(plan(&[noisy, noisy], Prediction::X0, 0.0), "one direction");
+    assert_refused(plan(&[noisy, mild, noisy], Prediction::X0, 0.0), "one direction");
+    assert_refused(plan(&[mild, noisy, clean], Prediction::X0, 0.0), "one direction");
+    assert_refused(plan(&[clean, noisy], Prediction::X0, 0.0), "without noise");
+    assert_refused(plan(&[mild, noisy], Prediction::X0, 0.5), "noisier");
+    assert_refused(plan(&[level(0.0), clean], Prediction::Epsilon, 0.0), "says nothing about x0");
+    assert!(plan(&[level(0.0), clean], Prediction::V, 0.0).is_ok());
+
+    let random = plan(&[noisy, mild, clean], Prediction::X0, 1.0).unwrap();
+    assert_eq!(random.noises(), 1);
+    assert_refused(reconstruct(&x, &random, Start::Scaled, &[], tanh), "0 noises for the sampler; expected 1");
+    let single = plan(&[noisy, clean], Prediction::X0, 1.0).unwrap();
+    assert_refused(reconstruct(&x, &single, Start::Pure(&normal(1, 5)), &[], tanh), "one shape");
+    assert!(reconstruct(&x, &single, Start::Noised(&normal(1, 5)), &[], tanh).is_err());
+    assert_refused(reconstruct(&x, &single, Start::Scaled, &[], |_, _| Ok(normal(1, 5))), "one shape");
+}
+
+proptest! {
+    // Property 1: a network that knows the answer gets back to it from anywhere, in any number of steps.
+    #[test]
+    fn oracle_returns_to_x0_for_every_subset_of_steps(
+        seed in 0..1000u64,
+        mut steps in prop::collection::btree_set(0..1000usize, 1..12),
+        start in 0..3usize,
+    ) {
+        let schedule = Schedule::cosine(1000).unwrap();
+        let (x0, noise) = (normal(seed, 3), normal(seed + 1000, 3));
+        steps.insert(999 - (seed as usize % 400));
+        let mut levels: Vec<NoiseLevel> = steps.iter().rev().map(|&t| schedule.level(t).unwrap()).collect();
+        levels.push(NoiseLevel::CLEAN);
+        let oracle = |x: &Tensor, log_snr: f64| {
+            let at = NoiseLevel::from_log_snr(log_snr)?;
+            Prediction::X0.convert(&x0, Prediction::Epsilon, x, &[at])
+        };
+        let plan = Plan::new(levels, Prediction::Epsilon, Ddim::DETERMINISTIC).unwrap();
+        let start = [Start::Scaled, Start::Noised(&noise), Start::Pure(&noise)][start];
+        let result = reconstruct(&x0, &plan, start, &[], oracle).unwrap();
+        prop_assert!(largest_difference(&result, &x0) < 1e-6);
+    }
+
+    #[test]
+    fn ddim_keeps_the_variance_of_the_process(a in -8.0..8.0f64, b in -8.0..8.0f64, eta in 0.0..=1.0) {
+        // signal^2 + carried^2 + sigma^2 adds up to the new level: with x0 = 0 and x_t = noise of level a,
+        // the step's factor of x_t squared times the old variance is what sigma leaves of the new one.
+        let (from, to) = (NoiseLevel::from_log_snr(a.min(b)).unwrap(), NoiseLevel::from_log_snr(a.max(b)).unwrap());
+        let sigma = ddim(eta).sigma(from, to).unwrap();
+        prop_assert!(sigma * sigma <= to.variance() * (1.0 + 1e-12));
+        let one = Tensor::new(&[1f64], &Device::Cpu).unwrap();
+        let zero = one.zeros_like().unwrap();
+        let factor = values(&ddim(eta).step(&one, &zero, (from, to), Some(&zero)).unwrap())[0];
+        prop_assert!((factor * factor * from.variance() + sigma * sigma - to.variance()).abs() < 1e-12);
+    }
+}

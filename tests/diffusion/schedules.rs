@@ -1,0 +1,153 @@
+//! Discrete schedules: golden alpha-bars, posterior, subsets of steps, refusals.
+
+use super::*;
+
+#[test]
+fn linear_has_the_golden_alpha_bars() {
+    let expected = [
+        0.9999,
+        9.997800920721e-1,
+        5.240853738254e-1,
+        7.858724288178e-2,
+        3.350550438937e-3,
+        4.118193638138e-5,
+        4.035829765376e-5,
+    ];
+    assert_alpha_bars(&Schedule::linear(1000).unwrap(), expected);
+}
+
+#[test]
+fn cosine_has_the_golden_alpha_bars() {
+    let expected = [
+        9.999587157752e-1,
+        9.999125759274e-1,
+        8.470121613269e-1,
+        4.938435904406e-1,
+        1.442721023857e-1,
+        2.428766907035e-6,
+        2.428766907035e-9,
+    ];
+    assert_alpha_bars(&Schedule::cosine(1000).unwrap(), expected);
+}
+
+#[test]
+fn scaled_linear_has_the_golden_alpha_bars() {
+    let expected = [
+        9.9915e-1,
+        9.982960278385e-1,
+        6.754324137251e-1,
+        2.776696504565e-1,
+        5.662349159827e-2,
+        4.716698899876e-3,
+        4.660098513077e-3,
+    ];
+    assert_alpha_bars(&Schedule::scaled_linear(1000).unwrap(), expected);
+}
+
+#[test]
+fn zero_terminal_snr_has_the_golden_alpha_bars_and_betas_that_give_them() {
+    let schedule = Schedule::linear(1000).unwrap().with_zero_terminal_snr().unwrap();
+    let expected =
+        [0.9999, 9.997793254332e-1, 5.215333406988e-1, 7.602875054711e-2, 2.689521699922e-3, 4.213262465088e-9, 0.0];
+    assert_alpha_bars(&schedule, expected);
+    assert_eq!(schedule.betas()[999], 1.0);
+    let mut product = 1.0;
+    for (beta, alpha_bar) in schedule.betas().iter().zip(schedule.alpha_bars()) {
+        product *= 1.0 - beta;
+        assert!((product - alpha_bar).abs() < 1e-12);
+    }
+    assert_eq!(schedule.level(999).unwrap().log_snr(), f64::NEG_INFINITY);
+}
+
+#[test]
+fn linear_reaches_the_noise_with_any_number_of_steps() {
+    for (steps, middle, last) in
+        [(10, 1.4377689695473257e-5, 1.437768969547331e-17), (100, 6.666562681829521e-2, 2.039008975564078e-5)]
+    {
+        let schedule = Schedule::linear(steps).unwrap();
+        assert_eq!(schedule.steps(), steps);
+        assert_close(schedule.alpha_bars()[steps / 2], middle, 1e-9);
+        assert_close(schedule.alpha_bars()[steps - 1], last, 1e-9);
+    }
+    for steps in 1..30 {
+        for schedule in [Schedule::linear(steps), Schedule::scaled_linear(steps), Schedule::cosine(steps)] {
+            assert!(*schedule.unwrap().alpha_bars().last().unwrap() < 0.02, "{steps} steps");
+        }
+    }
+}
+
+#[test]
+fn posterior_has_the_golden_coefficients() {
+    let schedule = Schedule::linear(1000).unwrap();
+    let posterior = schedule.posterior(500, StepVariance::Posterior).unwrap();
+    assert_close(posterior.x0, 0.003058057075629619, 1e-10);
+    assert_close(posterior.x_t, 0.9941043507567258, 1e-10);
+    assert_close(posterior.variance, 0.010051335778909593, 1e-10);
+    assert_close(schedule.posterior(500, StepVariance::Beta).unwrap().variance, 0.010059959959959959, 1e-10);
+}
+
+#[test]
+fn posterior_of_the_first_step_is_the_clean_tensor_without_variance() {
+    for variance in [StepVariance::Posterior, StepVariance::Beta] {
+        let posterior = Schedule::linear(1000).unwrap().posterior(0, variance).unwrap();
+        assert_close(posterior.x0, 1.0, 1e-9);
+        assert_eq!((posterior.x_t, posterior.variance), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn subsets_visit_the_start_and_keep_their_spacing() {
+    let schedule = Schedule::linear(1000).unwrap();
+    let subset = |start, count, spacing| schedule.subset(start, count, spacing).unwrap();
+    let trailing = subset(999, 10, Spacing::Trailing);
+    assert_eq!(trailing, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]);
+    assert_eq!(subset(999, 7, Spacing::Trailing), [999, 856, 713, 570, 428, 285, 142]);
+    assert_eq!(subset(297, 3, Spacing::Trailing), [297, 198, 98]);
+    assert_eq!(subset(999, 3, Spacing::Linspace), [999, 500, 0]);
+    assert_eq!(subset(999, 7, Spacing::Linspace), [999, 833, 666, 500, 333, 167, 0]);
+    for spacing in [Spacing::Trailing, Spacing::Linspace] {
+        assert_eq!(subset(560, 1, spacing), [560]);
+        assert_eq!(subset(4, usize::MAX, spacing), [4, 3, 2, 1, 0]);
+        assert_eq!(subset(0, 10, spacing), [0]);
+    }
+    let levels = schedule.levels(297, 3, Spacing::Trailing).unwrap();
+    assert_eq!(levels.len(), 4);
+    assert_eq!(levels[0], schedule.level(297).unwrap());
+    assert_eq!(levels[3], NoiseLevel::CLEAN);
+}
+
+#[test]
+fn nearest_step_finds_published_operating_points() {
+    // alpha-bar 0.9, 0.7, 0.5, 0.4, 0.2 in the linear and Stable Diffusion's schedule.
+    let alpha_bars = [0.9, 0.7, 0.5, 0.4, 0.2];
+    let steps = |schedule: &Schedule| alpha_bars.map(|alpha_bar| schedule.nearest_step(level(alpha_bar)));
+    assert_eq!(steps(&Schedule::linear(1000).unwrap()), [98, 184, 259, 298, 396]);
+    assert_eq!(steps(&Schedule::scaled_linear(1000).unwrap()), [96, 234, 354, 416, 563]);
+    let cosine = Schedule::cosine(1000).unwrap();
+    assert_eq!(cosine.nearest_step(NoiseLevel::CLEAN), 0);
+    assert_eq!(cosine.nearest_step(level(0.0)), 999);
+    for step in [0, 1, 500, 998, 999] {
+        assert_eq!(cosine.nearest_step(cosine.level(step).unwrap()), step);
+    }
+}
+
+#[test]
+fn impossible_schedules_are_refused() {
+    for steps in [0, usize::MAX] {
+        for schedule in [Schedule::linear(steps), Schedule::scaled_linear(steps), Schedule::cosine(steps)] {
+            assert_refused(schedule, &format!("diffusion steps is {steps}"));
+        }
+    }
+    assert_refused(Schedule::from_betas(vec![]), "diffusion steps is 0");
+    assert_refused(Schedule::from_betas(vec![0.1, 0.0]), "beta of step 1 is 0");
+    assert_refused(Schedule::from_betas(vec![1.0, 0.5]), "beta of step 0 is 1");
+    assert_refused(Schedule::from_betas(vec![0.1, f64::NAN]), "beta of step 1 is NaN");
+    assert_refused(Schedule::from_betas(vec![1.5]), "beta of step 0 is 1.5");
+    assert_refused(Schedule::linear(1).unwrap().with_zero_terminal_snr(), "at least 2");
+    let schedule = Schedule::linear(10).unwrap();
+    assert_refused(schedule.level(10), "diffusion step is 10; expected 0 to 9");
+    assert_refused(schedule.level_before(10), "diffusion step is 10");
+    assert_refused(schedule.posterior(10, StepVariance::Posterior), "diffusion step is 10");
+    assert_refused(schedule.subset(10, 3, Spacing::Trailing), "diffusion step is 10");
+    assert_refused(schedule.subset(9, 0, Spacing::Linspace), "sampler steps is 0");
+}
