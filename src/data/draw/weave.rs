@@ -4,7 +4,7 @@ use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 
 use super::DefectKind;
-use super::canvas::{Colour, Surface, V2, floor, mix, noise, smoothstep, v2};
+use super::canvas::{Colour, Surface, V2, floor, mix, noise, noise_along, smoothstep, v2};
 use super::flaw::{self, Flaw, Mark};
 
 /// Yarns per unit: about 9 pixels of 256 each.
@@ -139,7 +139,7 @@ impl Cloth {
         let across = across * YARNS;
         let number = floor(across);
         // Spun unevenly: each has its own thickness, which changes slowly along it.
-        let width = 0.97 + 0.09 * noise(along * 2.2, number as f32 * 7.3, self.uneven ^ (11 + u32::from(weft)));
+        let width = 0.97 + 0.09 * noise_along(along * 2.2, number, self.uneven ^ (11 + u32::from(weft)));
         let lift = match &self.fault {
             Fault::Slub(stretch, swell) if stretch.covers(weft, number, along) => {
                 2.2 * WAVE * swell * stretch.bell(along)
@@ -170,9 +170,8 @@ impl Cloth {
             Fault::Wrong(stretch, wrong) if stretch.covers(yarn.weft, yarn.number, along) => *wrong,
             _ => [ECRU, NAVY][usize::from(dyed)],
         };
-        let own = yarn.number as f32;
-        let twist = noise(along * 62.0 + yarn.across * 1.3, own * 5.7, self.fuzz);
-        let batch = noise(along * 1.7, own * 3.1, self.fuzz ^ 21);
+        let twist = noise_along(along * 62.0 + yarn.across * 1.3, yarn.number, self.fuzz);
+        let batch = noise_along(along * 1.7, yarn.number, self.fuzz ^ 21);
         let shade = (1.0 + 0.10 * twist + 0.07 * batch) * (1.0 - 0.22 * yarn.across * yarn.across);
         colour.map(|c| c * shade)
     }
@@ -207,7 +206,7 @@ pub(super) fn paint(surface: &mut Surface, rng: &mut ChaCha8Rng, mut flaw: Optio
         if let Some(hole) = &hole {
             // Torn yarns end raggedly: some reach further into the hole.
             let depth = hole(p);
-            let ragged = 0.35 * noise(top.number as f32 * 3.7, 0.5, cloth.below ^ 3);
+            let ragged = 0.35 * noise_along(top.number as f32 * 3.7, 0, cloth.below ^ 3);
             let gone = if depth > 0.02 { smoothstep(0.30, 0.50, depth + ragged * (1.0 - depth)) } else { 0.0 };
             cell.cover(gone, cloth.ground(p), 0.0);
             cell.height = mix(cell.height, 2.0 * NOTHING, gone);
