@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::train::Stop;
 
 mod args;
+mod baselines;
 mod calibrate;
 mod console;
 mod crash;
@@ -23,6 +24,7 @@ mod progress;
 mod signals;
 mod table;
 mod train;
+mod truth;
 mod words;
 
 use args::{Cli, Command};

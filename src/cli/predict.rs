@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::PredictArgs;
-use super::frames::{Seen, inspect_all};
+use super::frames::{self, Seen, inspect_all};
 use super::train::warn_ignored;
 use super::{Context, words};
 use crate::data;
-use crate::detector::{ClassSource, Detection, Detector, Verdict};
+use crate::detector::{ClassSource, Detection, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::regions::Region;
@@ -32,10 +32,7 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     if let Some(folder) = &args.out {
         prepare_folder(folder)?;
     }
-    let mut detector = Detector::open(&args.model)?;
-    if let Some(steps) = args.run.ddim_steps {
-        detector.set_ddim_steps(steps)?;
-    }
+    let detector = frames::open(&args.model, args.run.ddim_steps)?;
     let choice = detector.choice(&args.class)?;
     warn_ignored(console, &args.input, &ignored);
 
