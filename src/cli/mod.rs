@@ -13,14 +13,17 @@ use crate::train::Stop;
 
 mod args;
 mod baselines;
+mod bench;
 mod calibrate;
 mod console;
 mod crash;
+mod demo;
 mod evaluate;
 mod frames;
 mod inspect;
 mod predict;
 mod progress;
+mod sheet;
 mod signals;
 mod table;
 mod train;
@@ -59,6 +62,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Calibrate(args) => calibrate::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Validate(args) => inspect::validate(&context, &args),
+        Command::Bench(args) => bench::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
     }
 }
 
