@@ -47,9 +47,9 @@ pub(super) enum Command {
     Inspect(InspectArgs),
     /// Tell every mistake in a configuration file
     Validate(ValidateArgs),
-    /// Time a model on this machine
+    /// Measure latency and frame rate on this machine
     Bench(BenchArgs),
-    /// The whole story with no data of yours: draw, train, evaluate, paint
+    /// See it all on parts that are drawn for you: no data needed
     Demo(DemoArgs),
 }
 
@@ -296,49 +296,77 @@ pub(super) struct ValidateArgs {
     #[arg(value_name = "CONFIG")]
     pub(super) config: PathBuf,
 }
+const BENCH: &str = "\
+EXAMPLES
+  diad bench --model line1.diad
+  diad bench --model line1.diad --frames 200 --batch 1 --ddim-steps 1
 
-/// Time a model on this machine.
+The latency of a batch is that of all its frames together. Frames in flight: 1 is a single camera that waits for its
+answer, 2 are two of them at once. Run it while the machine does nothing else.";
+
+/// Measure latency and frame rate on this machine.
 ///
-/// Milliseconds per call and frames per second for 1, 2, 4 and 8 frames in flight, with one thread and with all, for 1
-/// and 3 denoiser evaluations per frame. Preprocessing is in; reading and decoding files is not.
+/// On a drawn frame of twice the model's input size: time by stage, latency (p50, p95, p99) and frames per second over batch
+/// sizes, denoiser evaluations and frames in flight.
 #[derive(Debug, Args)]
+#[command(after_help = BENCH)]
 pub(super) struct BenchArgs {
     /// The model file
     #[arg(long, value_name = "M.diad")]
     pub(super) model: PathBuf,
 
-    /// Frames per line of the table: more makes steadier figures and takes longer
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub(super) frames: usize,
+    /// Frames measured per row, after a few that are not: more is steadier and takes longer
+    #[arg(long, value_name = "N", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) frames: u32,
 
-    /// Side of the frames in pixels; the model's own input size without it. Larger frames cost their resize
-    #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u16).range(32..=4096))]
-    pub(super) frame_size: Option<u16>,
+    /// Batch sizes
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,2,4,8",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) batch: Vec<u16>,
 
-    /// The product, or auto
-    #[arg(long, value_name = "C", default_value = "auto")]
-    pub(super) class: String,
+    /// Denoiser evaluations per frame
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,3",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(super) ddim_steps: Vec<u16>,
 
-    /// Write the figures here as JSON
+    /// Also write the figures here as JSON
     #[arg(long, value_name = "R.json")]
     pub(super) report: Option<PathBuf>,
 }
 
-/// The whole story with no data of yours.
+const DEMO: &str = "\
+LEAVES IN THE FOLDER
+  contact-sheet.png  image | heat map | truth of one part per kind of defect; the bar says ok (green), warn, ng (red)
+  report.html        figures, curves and pictures; open it in a browser
+  report.json        the same figures for programs
+  heatmaps/          the pictures of the contact sheet in full size
+  demo.diad          the model; try: diad inspect diad-demo/demo.diad
+  parts/             the drawn images in the folder layout that `diad train` and `diad evaluate` read";
+
+/// See it all on parts that are drawn for you.
 ///
-/// Draws parts of three products, trains one model on the good ones, measures it, and leaves report.html, report.json,
-/// pictures.png and the model. A few minutes on two cores.
+/// Draws three products with good and defective parts, teaches one model from the good ones, measures it beside simpler
+/// methods, and leaves pictures and a report. A few minutes on two cores.
 #[derive(Debug, Args)]
+#[command(after_help = DEMO)]
 pub(super) struct DemoArgs {
-    /// Folder for everything; made anew if an earlier demo made it, otherwise it must be empty or absent
-    #[arg(long, value_name = "DIR", default_value = "demo")]
+    /// Where to put everything. A folder that the demo did not make is never written to
+    #[arg(long, value_name = "DIR", default_value = "diad-demo")]
     pub(super) out: PathBuf,
 
-    /// Seed of the parts and of the training
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(super) seed: u64,
+    /// Good images per product to learn from: more take longer and teach more
+    #[arg(long, value_name = "N", default_value = "100", value_parser = images)]
+    pub(super) images: usize,
 
-    /// Training steps instead of the demo's own: fewer is faster and blunter
-    #[arg(long, value_name = "N")]
-    pub(super) steps: Option<usize>,
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+}
+
+/// As many images as training takes at least, and as many as a demo can draw.
+fn images(text: &str) -> Result<usize, String> {
+    let (least, most) = (crate::data::MIN_TRAIN, 10_000);
+    match text.parse() {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        _ => Err(format!("expected a number from {least} to {most}")),
+    }
 }

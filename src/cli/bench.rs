@@ -1,117 +1,267 @@
-//! `diad bench`: how fast a model is on this machine.
+//! `diad bench`
 
+use std::thread;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::Context;
 use super::args::BenchArgs;
 use super::table::{Align, Table};
+use super::{Context, frames};
 use crate::data::draw::{Kind, draw_part};
-use crate::detector::Detector;
+use crate::detector::{Choice, Detector, raw_features};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
+use crate::report::Latency;
 
-/// Calls before the clock starts.
-const WARM_UP: usize = 3;
+/// Share of the frames that are run before the clock counts.
+const WARM_UP: usize = 5; // a fifth
+/// The frame is this much larger than the model's input, as a camera's is: it has to be resized.
+const OVERSIZE: usize = 2;
+/// Callers in the rows about frames in flight.
+const IN_FLIGHT: [usize; 2] = [1, 2];
 
-/// One line of the table.
+pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
+    let console = &context.console;
+    if let Some(path) = &args.report {
+        check_writable(path)?;
+    }
+    let mut detector = frames::open(&args.model, None)?;
+    let size = detector.network().config.input.size * OVERSIZE;
+    let frame = draw_part(Kind::Board, 0, size, None).frame;
+    let threads = rayon::current_num_threads();
+    console.note(format_args!("frames of {size}x{size}, {} per row, {threads} threads", args.frames));
+
+    let bench = Bench { context, frame: &frame, frames: args.frames as usize };
+    let total = args.ddim_steps.len() * (1 + args.batch.len() + IN_FLIGHT.len());
+    let mut task = console.task("bench", total);
+    let mut figures = Figures {
+        schema: 1,
+        tool: detector.card().tool.clone(),
+        model: args.model.display().to_string(),
+        frame: [size, size],
+        frames: bench.frames,
+        threads,
+        rows: Vec::new(),
+        stages: Vec::new(),
+    };
+    let mut done = 0;
+    let mut step = || {
+        done += 1;
+        task.set(done, "");
+    };
+    for &steps in &args.ddim_steps {
+        let steps = usize::from(steps);
+        detector.set_ddim_steps(steps)?;
+        figures.stages.push(bench.stages(&detector, steps)?);
+        step();
+        for &batch in &args.batch {
+            figures.rows.push(bench.batch(&detector, steps, usize::from(batch))?);
+            step();
+        }
+        for callers in IN_FLIGHT {
+            figures.rows.push(bench.in_flight(&detector, steps, callers)?);
+            step();
+        }
+    }
+    task.finish();
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&figures).map_err(|e| Error::Internal(format!("bench: {e}")))?;
+        write_atomic(path, format!("{text}\n").as_bytes())?;
+    }
+    console.print(figures.tables())
+}
+
+/// What is measured, on what.
+struct Bench<'a> {
+    context: &'a Context,
+    frame: &'a Frame,
+    frames: usize,
+}
+
+impl Bench<'_> {
+    fn warm_up(&self) -> usize {
+        self.frames.div_ceil(WARM_UP)
+    }
+
+    /// Batches of frames, one after the other.
+    fn batch(&self, detector: &Detector, steps: usize, batch: usize) -> Result<Row> {
+        let frames = vec![self.frame.clone(); batch];
+        let rounds = self.frames.div_ceil(batch);
+        let (mut ms, mut seconds) = (Vec::with_capacity(rounds), 0.0);
+        for round in 0..rounds + self.warm_up().div_ceil(batch) {
+            self.context.check_stop()?;
+            let started = Instant::now();
+            detector.detect(&frames, Choice::Auto).into_iter().collect::<Result<Vec<_>>>()?;
+            let spent = started.elapsed().as_secs_f64();
+            if round >= self.warm_up().div_ceil(batch) {
+                seconds += spent;
+                ms.push(1e3 * spent);
+            }
+        }
+        Ok(Row::new(steps, batch, 1, &ms, (rounds * batch) as f64 / seconds))
+    }
+
+    /// Single frames from `callers` threads at once, as several cameras ask.
+    fn in_flight(&self, detector: &Detector, steps: usize, callers: usize) -> Result<Row> {
+        let each = self.frames.div_ceil(callers);
+        let call = || -> Result<(Vec<f64>, Instant, Instant)> {
+            let one = || -> Result<f64> {
+                let started = Instant::now();
+                detector.detect(std::slice::from_ref(self.frame), Choice::Auto).into_iter().collect::<Result<Vec<_>>>()?;
+                Ok(1e3 * started.elapsed().as_secs_f64())
+            };
+            for _ in 0..self.warm_up() {
+                one()?;
+            }
+            let begin = Instant::now();
+            let mut ms = Vec::with_capacity(each);
+            for _ in 0..each {
+                self.context.check_stop()?;
+                ms.push(one()?);
+            }
+            Ok((ms, begin, Instant::now()))
+        };
+        let results = thread::scope(|scope| {
+            let spawned = (0..callers).map(|n| {
+                thread::Builder::new()
+                    .name(format!("diad-bench-{n}"))
+                    .spawn_scoped(scope, &call)
+                    .map_err(|e| Error::Internal(format!("cannot start a thread: {e}")))
+            });
+            let spawned = spawned.collect::<Result<Vec<_>>>()?;
+            let lost = |_| Error::Internal("bench: a thread panicked".into());
+            spawned.into_iter().map(|handle| handle.join().map_err(lost)?).collect::<Result<Vec<_>>>()
+        })?;
+        let begin = results.iter().map(|(_, begin, _)| *begin).min();
+        let end = results.iter().map(|(_, _, end)| *end).max();
+        let seconds = begin.zip(end).map_or(0.0, |(begin, end)| (end - begin).as_secs_f64());
+        let ms: Vec<f64> = results.into_iter().flat_map(|(ms, ..)| ms).collect();
+        Ok(Row::new(steps, 1, callers, &ms, (each * callers) as f64 / seconds))
+    }
+
+    /// The parts of one detection, each measured by itself.
+    fn stages(&self, detector: &Detector, steps: usize) -> Result<Stages> {
+        let network = detector.network();
+        let grid = network.config.features.grid;
+        let (preprocess, program) = (network.preprocess(), network.program(steps)?);
+        let prepared = preprocess.apply(self.frame)?;
+        let raw = raw_features(network.backbone.as_ref(), grid, &prepared.frame)?;
+        let features = network.space.apply(&raw);
+        let residuals = network.residuals(features.clone(), &program)?;
+        Ok(Stages {
+            ddim_steps: steps,
+            preprocess: self.time(|| preprocess.apply(self.frame).map(drop))?,
+            backbone: self.time(|| raw_features(network.backbone.as_ref(), grid, &prepared.frame).map(drop))?,
+            features: self.time(|| {
+                std::hint::black_box(network.space.apply(&raw));
+                Ok(())
+            })?,
+            denoise: self.time(|| network.residuals(features.clone(), &program).map(drop))?,
+            score: self.time(|| {
+                std::hint::black_box(network.score(&residuals, 0, prepared.geometry));
+                Ok(())
+            })?,
+        })
+    }
+
+    fn time(&self, work: impl Fn() -> Result<()>) -> Result<Latency> {
+        let mut ms = Vec::with_capacity(self.frames);
+        for round in 0..self.frames + self.warm_up() {
+            self.context.check_stop()?;
+            let started = Instant::now();
+            work()?;
+            if round >= self.warm_up() {
+                ms.push(1e3 * started.elapsed().as_secs_f64());
+            }
+        }
+        Ok(Latency::of(&ms))
+    }
+}
+
+/// What `--report` writes.
+#[derive(Serialize)]
+struct Figures {
+    schema: u32,
+    tool: String,
+    model: String,
+    /// Width and height in pixels.
+    frame: [usize; 2],
+    frames: usize,
+    threads: usize,
+    rows: Vec<Row>,
+    stages: Vec<Stages>,
+}
+
+/// One way to run frames.
 #[derive(Serialize)]
 struct Row {
-    threads: usize,
-    batch: usize,
     ddim_steps: usize,
-    /// Milliseconds per call.
-    p50: f64,
-    p95: f64,
-    p99: f64,
+    batch: usize,
+    in_flight: usize,
+    /// Of a call, that is of a whole batch.
+    ms: Latency,
     frames_per_second: f64,
 }
 
-#[derive(Serialize)]
-struct Bench {
-    schema: u32,
-    model: String,
-    rows: Vec<Row>,
+impl Row {
+    fn new(ddim_steps: usize, batch: usize, in_flight: usize, ms: &[f64], frames_per_second: f64) -> Self {
+        Self { ddim_steps, batch, in_flight, ms: Latency::of(ms), frames_per_second }
+    }
 }
 
-pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
-    args.report.as_deref().map_or(Ok(()), check_writable)?;
-    let mut detector = Detector::open(&args.model)?;
-    let choice = detector.choice(&args.class)?;
-    let size = detector.card().config.input.size;
-    let frames: Vec<Frame> =
-        (0..8).map(|i| draw_part(Kind::Washer, i, args.frame_size.map_or(size, usize::from), None).frame).collect();
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut threads = vec![1, all];
-    threads.dedup();
-    let mut rows = Vec::new();
-    for steps in [1, 3] {
-        detector.set_ddim_steps(steps)?;
-        for &threads in &threads {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .map_err(|e| Error::Internal(format!("bench: {e}")))?;
-            for batch in [1, 2, 4, 8] {
-                context.check_stop()?;
-                let timed = |count: usize| -> Result<Vec<f64>> {
-                    (0..count)
-                        .map(|_| {
-                            let started = Instant::now();
-                            for detection in detector.detect(&frames[..batch], choice) {
-                                detection?;
-                            }
-                            Ok(started.elapsed().as_secs_f64() * 1e3)
-                        })
-                        .collect()
-                };
-                let calls = (args.frames / batch).max(10);
-                let mut ms = pool.install(|| timed(WARM_UP).and_then(|_| timed(calls)))?;
-                let fps = (batch * calls) as f64 / (ms.iter().sum::<f64>() / 1e3);
-                ms.sort_unstable_by(f64::total_cmp);
-                let quantile = |q: f64| ms[((ms.len() - 1) as f64 * q).round() as usize];
-                rows.push(Row {
-                    threads,
-                    batch,
-                    ddim_steps: steps,
-                    p50: quantile(0.5),
-                    p95: quantile(0.95),
-                    p99: quantile(0.99),
-                    frames_per_second: fps,
-                });
+/// Milliseconds of the parts of one detection.
+#[derive(Serialize)]
+struct Stages {
+    ddim_steps: usize,
+    preprocess: Latency,
+    backbone: Latency,
+    features: Latency,
+    denoise: Latency,
+    score: Latency,
+}
+
+impl Figures {
+    fn tables(&self) -> String {
+        use Align::{Left, Right};
+
+        let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        let latency = |l: &Latency| [ms(l.p50), ms(l.p95), ms(l.p99)];
+        let mut rows = Table::new(&[
+            ("ddim steps", Right),
+            ("batch", Right),
+            ("in flight", Right),
+            ("p50 ms", Right),
+            ("p95 ms", Right),
+            ("p99 ms", Right),
+            ("frames/s", Right),
+        ]);
+        for row in &self.rows {
+            let counts = [row.ddim_steps, row.batch, row.in_flight].map(|n| n.to_string());
+            let rate = format!("{:.1}", row.frames_per_second);
+            rows.row(counts.into_iter().chain(latency(&row.ms)).chain([rate]).collect());
+        }
+        let mut stages = Table::new(&[
+            ("ddim steps", Right),
+            ("stage", Left),
+            ("p50 ms", Right),
+            ("p95 ms", Right),
+            ("p99 ms", Right),
+        ]);
+        for stage in &self.stages {
+            let parts = [
+                ("preprocess", &stage.preprocess),
+                ("backbone", &stage.backbone),
+                ("features", &stage.features),
+                ("denoise", &stage.denoise),
+                ("score", &stage.score),
+            ];
+            for (name, l) in parts {
+                let head = [stage.ddim_steps.to_string(), name.to_owned()];
+                stages.row(head.into_iter().chain(latency(l)).collect());
             }
         }
+        format!("{rows}\n\n{stages}")
     }
-    let right = |name| (name, Align::Right);
-    let mut table = Table::new(&[
-        right("threads"),
-        right("batch"),
-        right("steps"),
-        right("p50 ms"),
-        right("p95 ms"),
-        right("p99 ms"),
-        right("frames/s"),
-    ]);
-    for row in &rows {
-        table.row(vec![
-            row.threads.to_string(),
-            row.batch.to_string(),
-            row.ddim_steps.to_string(),
-            format!("{:.1}", row.p50),
-            format!("{:.1}", row.p95),
-            format!("{:.1}", row.p99),
-            format!("{:.1}", row.frames_per_second),
-        ]);
-    }
-    context.console.print(table)?;
-    if let Some(path) = &args.report {
-        let bench = Bench { schema: 1, model: args.model.display().to_string(), rows };
-        let mut json = serde_json::to_string_pretty(&bench).map_err(|e| Error::Internal(format!("bench: {e}")))?;
-        json.push('\n');
-        write_atomic(path, json.as_bytes())?;
-    }
-    Ok(())
 }
-

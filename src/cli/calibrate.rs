@@ -2,20 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::args::CalibrateArgs;
-use super::frames::READERS;
+use super::frames::{check_exists, in_groups};
 use super::train::warn_ignored;
 use super::{Context, words};
 use crate::bundle::{self, Card};
 use crate::calibrate::{TooFew, conformal_rank};
-use crate::data::{self, Category, Dataset};
+use crate::data::{Category, Dataset};
 use crate::detector::{Choice, Detector, Network, expected_tensors};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
+use crate::frame::Frame;
 use crate::train::{ClassScores, class_card};
 
 /// Share of a product's images that may be unreadable: the promise is for parts as they come, not for those that remain.
 const MAX_UNREADABLE: f64 = 0.05;
+/// Images scored at a time.
+const GROUP: usize = 8;
 
 pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let console = &context.console;
@@ -29,6 +34,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     if args.warn_fpr.is_some_and(|warn| warn < args.target_fpr) {
         return Err(Error::Usage("--warn-fpr must not be below --target-fpr: what is ng is warned of as well".into()));
     }
+    check_exists(&args.model)?;
     check_writable(&args.out)?;
     let card = bundle::read_card(&args.model)?;
     let (data, targets) = products(args, &card)?;
@@ -46,8 +52,8 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let mut task = console.task("calibrate", total);
     let mut done = 0;
     for (category, &class) in data.categories.iter().zip(&targets) {
-        let scores = scores(context, detector.network(), class, category, || {
-            done += 1;
+        let scores = scores(context, detector.network(), class, category, |more| {
+            done += more;
             task.set(done, &category.name);
         })?;
         let old = &card.classes[class];
@@ -107,31 +113,26 @@ fn scores(
     network: &Network,
     class: usize,
     category: &Category,
-    mut progress: impl FnMut(),
+    mut progress: impl FnMut(usize),
 ) -> Result<ClassScores> {
     let program = network.program(network.config.detection.ddim_steps)?;
+    let inspect = |frame: &Frame| network.inspect(frame, Choice::Known(class), &program, |_, score| score);
     let mut scores = ClassScores::default();
     let mut lost = 0;
-    let stopped = || context.stop.requested();
-    data::read_all(
-        &category.train,
-        READERS,
-        2 * READERS,
-        |_, frame| {
-            match frame.and_then(|frame| network.inspect(&frame, Choice::Known(class), &program, |_, score| score)) {
-                Ok(inspection) => scores.push(&inspection),
-                Err(error @ Error::Image { .. }) => {
+    in_groups(context, &category.train, GROUP, |group| {
+        progress(group.len());
+        let inspected: Vec<_> = group.par_iter().map(|(_, frame)| frame.as_ref().map(inspect)).collect();
+        for inspection in inspected {
+            match inspection {
+                Ok(inspection) => scores.push(&inspection?),
+                Err(error) => {
                     lost += 1;
-                    context.console.warn(format_args!("{}; left out", words::error(&error)));
+                    context.console.warn(format_args!("{}; left out", words::error(error)));
                 }
-                Err(error) => return Err(error),
             }
-            progress();
-            Ok(())
-        },
-        &stopped,
-    )?;
-    context.check_stop()?;
+        }
+        Ok(())
+    })?;
     if lost as f64 > MAX_UNREADABLE * category.train.len() as f64 {
         return Err(Error::Image {
             path: category.root.clone(),

@@ -1,143 +1,200 @@
-//! `diad demo`: the whole job on parts that it draws itself.
+//! `diad demo`: the whole story on parts that it draws itself.
 
+use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::args::DemoArgs;
 use super::evaluate::{Settings, evaluate};
-use super::progress::TrainingProgress;
-use super::{Context, train, words};
+use super::frames::{Seen, inspect_all};
+use super::sheet::Sheet;
+use super::train::{configuration, teach};
+use super::{Context, predict, words};
 use crate::config::Config;
 use crate::data::draw::{DatasetSpec, Kind, write_dataset};
-use crate::data::{Dataset, read_frame, read_mask};
-use crate::detector::{Choice, Detector};
+use crate::data::{Dataset, Label, Sample, read_mask};
+use crate::detector::{Choice, Detector, Verdict};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::frame::Frame;
-use crate::report::{heatmap, png};
+use crate::report::png;
+use crate::train::Options;
 
-/// Says in a folder that the demo made it, so that the demo may make it anew.
+/// Says that a folder was made by the demo, so that the demo may write there again.
 const MARKER: &str = ".diad-demo";
-/// Optimizer steps: enough for drawn parts, a minute or two on two cores.
-const STEPS: usize = 250;
-/// Parts per product on the picture sheet.
-const SHEET_ROWS: usize = 3;
+/// Products of the demo.
+const KINDS: [Kind; 3] = [Kind::Washer, Kind::Blister, Kind::Board];
+/// Good and bad test images per product: every kind of defect three times.
+const TEST: (usize, usize) = (20, 21);
+/// Side of the drawn images in pixels.
+const SIZE: usize = 256;
 
 pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
-    let (console, out) = (&context.console, &args.out);
-    prepare(out)?;
-    let at = |name: &str| out.join(name);
-    let data_folder = at("data");
-    let kinds = vec![Kind::Washer, Kind::Blister, Kind::Board];
-    let spec = DatasetSpec { kinds, train: 70, test_good: 20, test_defect: 28, size: 256, seed: args.seed };
-    console.note("1/4 drawing parts: three products, good ones to learn from, good and bad ones to test with");
-    let total = spec.kinds.len() * (spec.train + spec.test_good + spec.test_defect);
-    let task = std::cell::RefCell::new(console.task("draw", total));
-    write_dataset(&data_folder, &spec, &|done, _| task.borrow_mut().set(done, ""))?;
-    task.into_inner().finish();
-    context.check_stop()?;
+    let console = &context.console;
+    let config = configuration(&args.config, demo_config())?;
+    config.check("configuration")?;
+    let folder = Folder::claim(&args.out)?;
+    let say = |step: usize, what: &str| console.note(format_args!("\n[{step}/5] {what}"));
 
-    console.note("2/4 learning what good parts look like (one model for all three)");
-    let mut config = Config::default();
-    config.training.steps = args.steps.unwrap_or(STEPS);
-    config.training.warmup_steps = config.training.warmup_steps.min(config.training.steps / 4);
-    config.training.seed = args.seed;
-    config.training.calibration_fraction = 0.3; // few parts are drawn; 21 of 70 can promise 5 %
-    config.check("diad demo")?;
-    let model = at("demo.diad");
-    let data = Dataset::scan(&data_folder, &[])?;
-    let options = crate::train::Options { out: model.clone(), backbone: None, resume: false };
-    train::describe(console, &data, &config);
-    let outcome = crate::train::train(&config, &data, &options, &TrainingProgress::new(console), &context.stop)?;
-    for class in &outcome.detector.card().classes {
-        console.note(words::cost(class));
+    let drawn = words::count(KINDS.len() * (args.images + TEST.0 + TEST.1), "part image");
+    say(1, &format!("Drawing {drawn} of three products into {}", folder.parts().display()));
+    let data = draw(context, &folder, args.images)?;
+
+    say(2, "Teaching one model all three from good parts only; it never sees a defect");
+    let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false };
+    let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;
+    let detector = &outcome.detector;
+    for class in &detector.card().classes {
+        console.print(words::cost(class))?;
     }
 
-    console.note("3/4 measuring it on parts it has not seen");
-    let detector = Detector::open(&model)?;
-    let settings = Settings { model: "demo.diad".into(), batch: 8, class_known: false };
-    let evaluation = evaluate(context, &detector, &data, &settings)?;
-    let (json, html) = (at("report.json"), at("report.html"));
+    say(3, "Measuring it on parts it has not seen, good and bad, beside simpler methods on the same features");
+    let settings = Settings {
+        model: options.out.display().to_string(),
+        batch: 8,
+        class_known: false,
+        baselines: true,
+    };
+    let evaluation = evaluate(context, detector, &data, &settings)?;
+    let (json, html) = (folder.file("report.json"), folder.file("report.html"));
     evaluation.write(Some(&json), Some(&html))?;
     console.print(evaluation.summary())?;
 
-    console.note("4/4 painting heat maps");
-    let sheet = at("pictures.png");
-    write_atomic(&sheet, &png(&sheet_of(&detector, &data)?)?)?;
+    say(4, "Looking at one part of every kind of defect");
+    pictures(context, detector, &data, &folder)?;
 
-    let shown = |path: &Path| path.display().to_string();
-    console.print(format_args!(
-        "\nLook at   {}   (part, heat map, true defect, row by row)\nRead      {}   (figures, curves, pictures)\n",
-        shown(&sheet),
-        shown(&html)
-    ))?;
-    console.print(format_args!(
-        "Ask it    diad predict --model {} --input {} --out heatmaps\nYours     diad train --data FOLDER-OF-GOOD-IMAGES --out \
-         mine.diad",
-        shown(&model),
-        shown(&data_folder.join("washer/test/scratch")),
-    ))
+    say(5, "Done");
+    console.print(words::demo_end(&args.out))
 }
 
-/// Makes the folder, or clears one that an earlier demo made.
-fn prepare(out: &Path) -> Result<()> {
-    if out.join(MARKER).is_file() {
-        for name in ["demo.diad.checkpoint"] {
-            let _ = fs::remove_file(out.join(name)); // of an interrupted demo; there may be none
+/// What trains in two minutes on two cores: the default network, fewer steps.
+fn demo_config() -> Config {
+    let mut config = Config::default();
+    config.training.steps = 400;
+    config.training.calibration_fraction = 0.2;
+    config
+}
+
+/// A checkpoint is of no use to the demo: it has nothing to go on from.
+fn without_checkpoint(error: Error) -> Error {
+    match error {
+        Error::Interrupted { .. } => Error::Interrupted { checkpoint: None },
+        other => other,
+    }
+}
+
+/// The demo's folder.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// A new folder, an empty one, or one that an earlier demo made; never one that holds anything else.
+    fn claim(path: &Path) -> Result<Self> {
+        let failed = |action| move |e| Error::Usage(format!("{}: {action}: {e}", path.display()));
+        let marker = path.join(MARKER);
+        if path.exists() && !marker.is_file() {
+            let mut entries = fs::read_dir(path).map_err(failed("cannot look into this folder"))?;
+            if entries.next().is_some() {
+                return Err(Error::Usage(format!(
+                    "{}: holds files that the demo did not make; choose another folder with --out",
+                    path.display()
+                )));
+            }
         }
-        return Ok(());
+        fs::create_dir_all(path).map_err(failed("cannot make this folder"))?;
+        fs::write(&marker, "made by diad demo, which may replace what is in this folder\n")
+            .map_err(failed("cannot write into this folder"))?;
+        Ok(Self(path.to_path_buf()))
     }
-    let occupied = match fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => out.exists(),
-    };
-    if occupied {
-        return Err(Error::Usage(format!(
-            "{}: exists and was not made by diad demo; give --out another folder, nothing was changed",
-            out.display()
-        )));
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
     }
-    fs::create_dir_all(out).map_err(|e| Error::io(out, "cannot make the folder", e))?;
-    write_atomic(out.join(MARKER), b"made by diad demo, which may overwrite what it made\n")
+
+    fn parts(&self) -> PathBuf {
+        self.file("parts")
+    }
 }
 
-/// Some defective parts of each product: part, heat map, true defect in white, side by side.
-fn sheet_of(detector: &Detector, data: &Dataset) -> Result<Frame> {
-    const SIDE: usize = 256;
-    const GAP: usize = 6;
-    let mut rows: Vec<[Frame; 3]> = Vec::new();
+fn draw(context: &Context, folder: &Folder, train: usize) -> Result<Dataset> {
+    let spec = DatasetSpec {
+        kinds: KINDS.to_vec(),
+        train,
+        test_good: TEST.0,
+        test_defect: TEST.1,
+        size: SIZE,
+        seed: 0,
+    };
+    let task = RefCell::new(None);
+    write_dataset(&folder.parts(), &spec, &|done, total| {
+        let mut task = task.borrow_mut();
+        task.get_or_insert_with(|| context.console.task("drawing", total)).set(done, "");
+    })?;
+    drop(task);
+    context.check_stop()?;
+    Dataset::scan(&folder.parts(), &[])
+}
+
+/// Heat maps of a good part and one of every kind of defect of each product, and all of them on one sheet.
+fn pictures(context: &Context, detector: &Detector, data: &Dataset, folder: &Folder) -> Result<()> {
+    let heat = folder.file("heatmaps");
+    predict::prepare_folder(&heat)?;
+    let mut sheet = Sheet::default();
+    let mut right = (0, 0);
     for category in &data.categories {
-        let bad: Vec<_> = category.test.iter().filter(|s| s.label.is_defect()).collect();
-        for sample in bad.iter().step_by((bad.len() / SHEET_ROWS).max(1)).take(SHEET_ROWS) {
-            let frame = read_frame(&sample.path)?;
-            let detection =
-                detector.detect(std::slice::from_ref(&frame), Choice::Auto).pop().unwrap_or_else(|| {
-                    Err(Error::Internal("demo: no answer".into()))
-                })?;
-            let map = detection.map.over_frame(SIDE, SIDE);
-            let painted = heatmap(&frame, &map, SIDE, SIDE, detection.pixel_threshold);
-            let truth = match &sample.mask {
+        let mut samples: Vec<&Sample> = Vec::new();
+        for sample in &category.test {
+            if samples.iter().all(|chosen| chosen.label != sample.label) {
+                samples.push(sample);
+            }
+        }
+        // The good part comes first.
+        samples.sort_by_key(|sample| sample.label != Label::Good);
+        let paths: Vec<PathBuf> = samples.iter().map(|sample| sample.path.clone()).collect();
+        inspect_all(context, detector, Choice::Auto, paths.len(), &paths, |index, seen| {
+            let (seen, sample) = (seen?, samples[index]);
+            let Seen { frame, detection, .. } = &seen;
+            let name = format!("{}_{}_heat.png", category.name, sample.label.name());
+            let picture = predict::painted(&seen);
+            write_atomic(heat.join(&name), &png(&picture)?)?;
+            let mask = match &sample.mask {
                 Some(mask) => read_mask(mask, frame.width(), frame.height())?,
                 None => vec![false; frame.width() * frame.height()],
             };
-            let white = truth.iter().flat_map(|&on| [if on { 255 } else { 24 }; 3]).collect();
-            let truth = Frame::new(frame.width(), frame.height(), white)?;
-            rows.push([frame, painted, truth]);
-        }
+            sheet.add(frame, &picture, &mask, detection.verdict)?;
+            right.0 += usize::from((detection.verdict == Verdict::Ng) == sample.label.is_defect());
+            right.1 += 1;
+            Ok(())
+        })?;
     }
-    // Two parts to a line, three pictures each.
-    let (columns, lines) = (6, rows.len().div_ceil(2));
-    let (width, height) = (columns * (SIDE + GAP) + GAP, lines * (SIDE + GAP) + GAP);
-    let mut rgb = vec![255u8; width * height * 3];
-    for (i, row) in rows.iter().enumerate() {
-        for (j, picture) in row.iter().enumerate() {
-            let (left, top) = (GAP + ((i % 2) * 3 + j) * (SIDE + GAP), GAP + i / 2 * (SIDE + GAP));
-            for y in 0..picture.height().min(SIDE) {
-                let n = picture.width().min(SIDE) * 3;
-                rgb[((top + y) * width + left) * 3..][..n]
-                    .copy_from_slice(&picture.rgb()[y * picture.width() * 3..][..n]);
-            }
-        }
+    write_atomic(folder.file("contact-sheet.png"), &png(&sheet.draw()?)?)?;
+    context.console.note(format_args!("{} of {} judged right", right.0, right.1));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_other_files_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mine = folder.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        fs::write(mine.join("thesis.txt"), "x").unwrap();
+        let error = Folder::claim(&mine).err().unwrap();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--out"), "{error}");
+        assert_eq!(fs::read_dir(&mine).unwrap().count(), 1);
+
+        let own = folder.path().join("new");
+        Folder::claim(&own).unwrap();
+        fs::write(own.join("report.html"), "x").unwrap();
+        Folder::claim(&own).unwrap();
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        Folder::claim(&folder.path().join("empty")).unwrap();
     }
-    Frame::new(width, height, rgb)
+
+    #[test]
+    fn its_configuration_keeps_every_rule() {
+        demo_config().check("demo").unwrap();
+    }
 }

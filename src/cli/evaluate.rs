@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::args::EvaluateArgs;
-use super::frames::{Seen, inspect_all};
+use super::frames::{self, Seen, inspect_all};
 use super::table::{Align, Table, figure};
 use super::train::warn_ignored;
-use super::{Context, words};
+use super::truth::{Part, side, truth};
+use super::{Context, baselines, words};
 use crate::data::{Category, Dataset, Sample, read_mask};
 use crate::detector::{Choice, ClassSource, Detector, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::Geometry;
 use crate::metrics::PixelSet;
 use crate::report::{
     ClassReport, Curves, Gallery, ImageResult, Latency, Metrics, Page, Picture, Report, Thresholds, Unreadable,
@@ -30,15 +30,13 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(&args.data, expected));
     }
-    let mut detector = Detector::open(&args.model)?;
-    if let Some(steps) = args.run.ddim_steps {
-        detector.set_ddim_steps(steps)?;
-    }
+    let detector = frames::open(&args.model, args.run.ddim_steps)?;
     warn_ignored(&context.console, &data.root, &data.ignored);
     let settings = Settings {
         model: args.model.display().to_string(),
         batch: usize::from(args.run.batch),
         class_known: args.class_known,
+        baselines: args.baselines,
     };
     let evaluation = evaluate(context, &detector, &data, &settings)?;
     evaluation.write(args.report.as_deref(), args.html.as_deref())?;
@@ -64,6 +62,8 @@ pub(super) struct Settings {
     pub(super) batch: usize,
     /// Whether the model is told the class of each image.
     pub(super) class_known: bool,
+    /// Whether the baselines are measured as well.
+    pub(super) baselines: bool,
 }
 
 /// Figures, curves and pictures.
@@ -111,6 +111,9 @@ pub(super) fn evaluate(
     report.ms_per_image = Latency::of(&all.ms);
     all.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     report.unreadable = all.unreadable;
+    if settings.baselines {
+        report.baselines = baselines::measure(context, detector.network(), data)?;
+    }
     Ok(Evaluation { report, curves: all.curves, gallery })
 }
 
@@ -205,49 +208,6 @@ impl<'a> Class<'a> {
     }
 }
 
-/// The ground truth over the model's input `[size, size]`, where it is known: good parts have no defect anywhere.
-fn truth(sample: &Sample, geometry: &Geometry, size: usize) -> Result<Option<Vec<bool>>> {
-    let Some(mask) = &sample.mask else {
-        return Ok((!sample.label.is_defect()).then(|| vec![false; size * size]));
-    };
-    let [width, height] = geometry.original;
-    let mask = read_mask(mask, width, height)?;
-    let mut out = Vec::with_capacity(size * size);
-    for y in 0..size {
-        for x in 0..size {
-            let [at_x, at_y] = geometry.to_original(x as f64 + 0.5, y as f64 + 0.5);
-            out.push(mask[(at_y as usize).min(height - 1) * width + (at_x as usize).min(width - 1)]);
-        }
-    }
-    Ok(Some(out))
-}
-
-/// Side of the model's input: the part of it that shows the frame touches two opposite sides.
-fn side(geometry: &Geometry) -> usize {
-    geometry.valid[2].max(geometry.valid[3]) as usize
-}
-
-/// The part of the model's input that shows the frame: the border counts in no figure.
-struct Part {
-    x: usize,
-    y: usize,
-    width: usize,
-    height: usize,
-}
-
-impl Part {
-    fn of(geometry: &Geometry, size: usize) -> Self {
-        let [x, y, width, height] = geometry.valid.map(|v| v as usize);
-        let (x, y) = (x.min(size), y.min(size));
-        Self { x, y, width: width.min(size - x), height: height.min(size - y) }
-    }
-
-    fn cut<T: Copy>(&self, values: &[T], size: usize) -> Vec<T> {
-        let rows = values.chunks_exact(size).skip(self.y).take(self.height);
-        rows.flat_map(|row| &row[self.x..][..self.width]).copied().collect()
-    }
-}
-
 fn unreadable(path: &Path, root: &Path, error: &Error) -> Unreadable {
     Unreadable { path: words::below(path, root), reason: error.to_string() }
 }
@@ -337,20 +297,5 @@ impl Evaluation {
         let ms = &report.ms_per_image;
         let ms = [ms.p50, ms.p95, ms.p99].map(|v| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}")));
         format!("{table}\nin per cent; ms per image: p50 {}, p95 {}, p99 {}", ms[0], ms[1], ms[2])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_border_of_a_padded_input_is_cut_away() {
-        let geometry = Geometry { original: [8, 4], valid: [0.0, 1.0, 4.0, 2.0], shown: [0.0, 0.0, 8.0, 4.0] };
-        let size = side(&geometry);
-        assert_eq!(size, 4);
-        let part = Part::of(&geometry, size);
-        let values: Vec<usize> = (0..16).collect();
-        assert_eq!(part.cut(&values, size), [4, 5, 6, 7, 8, 9, 10, 11]);
     }
 }

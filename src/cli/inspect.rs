@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::args::{InspectArgs, ValidateArgs};
+use super::frames::check_exists;
 use super::{Context, words};
 use crate::bundle::{self, Card, Contents};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
 pub(super) fn run(context: &Context, args: &InspectArgs) -> Result<()> {
+    check_exists(&args.model)?;
     let contents = bundle::inspect(&args.model)?;
     if !args.json {
         return context.console.print(describe(&args.model.display().to_string(), &contents));

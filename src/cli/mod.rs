@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::train::Stop;
 
 mod args;
+mod baselines;
 mod bench;
 mod calibrate;
 mod console;
@@ -22,9 +23,11 @@ mod frames;
 mod inspect;
 mod predict;
 mod progress;
+mod sheet;
 mod signals;
 mod table;
 mod train;
+mod truth;
 mod words;
 
 use args::{Cli, Command};

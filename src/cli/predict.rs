@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::PredictArgs;
-use super::frames::{Seen, inspect_all};
+use super::frames::{self, Seen, inspect_all};
 use super::train::warn_ignored;
 use super::{Context, words};
 use crate::data;
-use crate::detector::{ClassSource, Detection, Detector, Verdict};
+use crate::detector::{ClassSource, Detection, Verdict};
 use crate::error::{Error, Result};
+use crate::frame::Frame;
 use crate::files::{check_writable, write_atomic};
 use crate::regions::Region;
 use crate::report::{heatmap, png};
@@ -32,10 +33,7 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     if let Some(folder) = &args.out {
         prepare_folder(folder)?;
     }
-    let mut detector = Detector::open(&args.model)?;
-    if let Some(steps) = args.run.ddim_steps {
-        detector.set_ddim_steps(steps)?;
-    }
+    let detector = frames::open(&args.model, args.run.ddim_steps)?;
     let choice = detector.choice(&args.class)?;
     warn_ignored(console, &args.input, &ignored);
 
@@ -54,7 +52,7 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
         let line = match &seen {
             Ok(seen) => {
                 if let Some(folder) = &args.out {
-                    write_atomic(folder.join(&pictures[index]), &picture(seen)?)?;
+                    write_atomic(folder.join(&pictures[index]), &png(&painted(seen))?)?;
                 }
                 Line::of(&paths[index], Ok(seen))
             }
@@ -106,15 +104,15 @@ pub(super) fn prepare_folder(folder: &Path) -> Result<()> {
     check_writable(folder.join("probe.png"))
 }
 
-/// The image with its map over it, as PNG.
-fn picture(seen: &Seen) -> Result<Vec<u8>> {
+/// The image with its map over it.
+pub(super) fn painted(seen: &Seen) -> Frame {
     let Seen { frame, detection, .. } = seen;
     let largest = frame.width().max(frame.height());
     let scale = (PAINTED as f64 / largest as f64).min(1.0);
     let side = |pixels: usize| ((pixels as f64 * scale).round() as usize).max(1);
     let (width, height) = (side(frame.width()), side(frame.height()));
     let map = detection.map.over_frame(width, height);
-    png(&heatmap(frame, &map, width, height, detection.pixel_threshold))
+    heatmap(frame, &map, width, height, detection.pixel_threshold)
 }
 
 /// File names of the pictures: `part_heat.png`, or `part_jpg_heat.png` where `part.png` and `part.jpg` would collide.

@@ -1,6 +1,7 @@
 //! `diad train`
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -24,7 +25,7 @@ const LOSS_POINTS: usize = 1000;
 
 pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     let console = &context.console;
-    let mut config = configuration(&args.config)?;
+    let mut config = configuration(&args.config, Config::default())?;
     if let Some(seed) = args.seed {
         config.set("training.seed", &seed.to_string())?;
     }
@@ -42,17 +43,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     }
     let data = Dataset::scan(&args.data, &args.classes)?;
     describe(console, &data, &config);
-
-    let outcome = train::train(&config, &data, &options, &TrainingProgress::new(console), &context.stop)?;
-
-    let [features, steps, calibration] = outcome.seconds.map(std::time::Duration::from_secs_f64);
-    console.note(format_args!(
-        "features {}, training {} ({:.1} images/s), calibration {}",
-        duration(features),
-        duration(steps),
-        outcome.images_per_second,
-        duration(calibration)
-    ));
+    let outcome = teach(context, &config, &data, &options)?;
     if let Some(path) = &args.report {
         let mut json = serde_json::to_string_pretty(&Report::new(&args.out, &data, &outcome))
             .map_err(|error| Error::Internal(format!("training report: {error}")))?;
@@ -71,11 +62,30 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
+/// Trains, with progress, and says where the time went.
+pub(super) fn teach(
+    context: &Context,
+    config: &Config,
+    data: &Dataset,
+    options: &train::Options,
+) -> Result<Outcome> {
+    let outcome = train::train(config, data, options, &TrainingProgress::new(&context.console), &context.stop)?;
+    let [features, steps, calibration] = outcome.seconds.map(Duration::from_secs_f64);
+    context.console.note(format_args!(
+        "features {}, training {} ({:.1} images/s), calibration {}",
+        duration(features),
+        duration(steps),
+        outcome.images_per_second,
+        duration(calibration)
+    ));
+    Ok(outcome)
+}
+
 /// Defaults, then the file, then `--set`.
-pub(super) fn configuration(args: &ConfigArgs) -> Result<Config> {
+pub(super) fn configuration(args: &ConfigArgs, default: Config) -> Result<Config> {
     let mut config = match &args.config {
         Some(path) => Config::from_file(path)?,
-        None => Config::default(),
+        None => default,
     };
     config.assign(&args.set)?;
     Ok(config)

@@ -50,6 +50,19 @@ pub(super) fn cost(class: &ClassCard) -> String {
     )
 }
 
+/// What the demo left, and what to do next.
+pub(super) fn demo_end(out: &Path) -> String {
+    let out = out.display();
+    format!(
+        "See {out}/contact-sheet.png (image | heat map | truth; bar: green ok, amber warn, red ng)\n\
+         and {out}/report.html in a browser.\n\
+         Next, with your own parts (a folder of good images is enough):\n  \
+         diad train --data FOLDER --out mine.diad\n  \
+         diad predict --model mine.diad --input IMAGE-or-FOLDER --out heatmaps\n\
+         or ask the demo's model: diad predict --model {out}/demo.diad --input {out}/parts/board/test/scratch"
+    )
+}
+
 /// The next rate down that people ask for.
 fn lower_rate(rate: f64) -> f64 {
     const USUAL: [f64; 8] = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];

@@ -1,0 +1,66 @@
+//! Where the defects are, on the pixels of the model's input: there maps and masks are compared.
+
+use crate::data::{Sample, read_mask};
+use crate::error::Result;
+use crate::frame::Geometry;
+
+/// The ground truth over the model's input `[size, size]`, where it is known: good parts have no defect anywhere.
+///
+/// # Errors
+/// When the mask cannot be read.
+pub(super) fn truth(sample: &Sample, geometry: &Geometry, size: usize) -> Result<Option<Vec<bool>>> {
+    let Some(mask) = &sample.mask else {
+        return Ok((!sample.label.is_defect()).then(|| vec![false; size * size]));
+    };
+    let [width, height] = geometry.original;
+    let mask = read_mask(mask, width, height)?;
+    let mut out = Vec::with_capacity(size * size);
+    for y in 0..size {
+        for x in 0..size {
+            let [at_x, at_y] = geometry.to_original(x as f64 + 0.5, y as f64 + 0.5);
+            out.push(mask[(at_y as usize).min(height - 1) * width + (at_x as usize).min(width - 1)]);
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Side of the model's input: the part of it that shows the frame touches two opposite sides.
+pub(super) fn side(geometry: &Geometry) -> usize {
+    geometry.valid[2].max(geometry.valid[3]) as usize
+}
+
+/// The part of the model's input that shows the frame: the border counts in no figure.
+pub(super) struct Part {
+    x: usize,
+    y: usize,
+    pub(super) width: usize,
+    pub(super) height: usize,
+}
+
+impl Part {
+    pub(super) fn of(geometry: &Geometry, size: usize) -> Self {
+        let [x, y, width, height] = geometry.valid.map(|v| v as usize);
+        let (x, y) = (x.min(size), y.min(size));
+        Self { x, y, width: width.min(size - x), height: height.min(size - y) }
+    }
+
+    pub(super) fn cut<T: Copy>(&self, values: &[T], size: usize) -> Vec<T> {
+        let rows = values.chunks_exact(size).skip(self.y).take(self.height);
+        rows.flat_map(|row| &row[self.x..][..self.width]).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_border_of_a_padded_input_is_cut_away() {
+        let geometry = Geometry { original: [8, 4], valid: [0.0, 1.0, 4.0, 2.0], shown: [0.0, 0.0, 8.0, 4.0] };
+        let size = side(&geometry);
+        assert_eq!(size, 4);
+        let part = Part::of(&geometry, size);
+        let values: Vec<usize> = (0..16).collect();
+        assert_eq!(part.cut(&values, size), [4, 5, 6, 7, 8, 9, 10, 11]);
+    }
+}
