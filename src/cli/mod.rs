@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::train::Stop;
 
 mod args;
+mod backbone;
 mod baselines;
 mod bench;
 mod calibrate;
@@ -62,6 +63,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Calibrate(args) => calibrate::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Validate(args) => inspect::validate(&context, &args),
+        Command::Backbone(args::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
     }
