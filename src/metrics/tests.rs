@@ -426,11 +426,22 @@ fn a_long_curve_is_thinned_to_the_points_asked_for() {
 }
 
 #[test]
-fn a_perfect_ranking_draws_the_corner() {
+fn a_perfect_ranking_stays_on_the_edges_of_the_chart() {
     let scores: Vec<f32> = (0..1000).map(|at| at as f32).collect();
     let labels: Vec<bool> = (0..1000).map(|at| at >= 500).collect();
     let roc = Ranking::new(&scores, &labels).unwrap().roc_curve(20);
     assert!(roc.iter().all(|point| point.x == 0.0 || point.y == 1.0), "{roc:?}");
     let tied = Ranking::new(&[1.0, 1.0, 0.0, 0.0], &[true, true, false, false]).unwrap().roc_curve(20);
     assert_eq!(tied, [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)].map(|(x, y)| CurvePoint { x, y }));
+}
+
+#[test]
+fn a_thinned_curve_keeps_both_ends_of_a_jump() {
+    // Half of the defects one by one, then all good ones at once, then the other half.
+    let scores: Vec<f32> = (0..900).map(|at| if (300..600).contains(&at) { 450.0 } else { at as f32 }).collect();
+    let labels: Vec<bool> = (0..900).map(|at| !(300..600).contains(&at)).collect();
+    let roc = Ranking::new(&scores, &labels).unwrap().roc_curve(20);
+    for (x, y) in [(0.0, 0.5), (1.0, 0.5)] {
+        assert!(roc.contains(&CurvePoint { x, y }), "{roc:?}");
+    }
 }
