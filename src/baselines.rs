@@ -102,7 +102,7 @@ struct Bank {
 }
 
 struct Block {
-    rows: Packed,       // [D, n]
+    rows: Packed,      // [D, n]
     penalty: Vec<f32>, // -||row||^2 / 2, [n]
 }
 

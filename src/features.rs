@@ -123,7 +123,15 @@ impl FeatureSpace {
         z.par_chunks_mut(channels).for_each(|row| space.standardise(row));
         let mut covariance = vec![0.0; channels * channels];
         let plain = Epilogue::default();
-        gemm_once(channels, channels, n, Matrix::transposed(&z, channels), Matrix::rows(&z, channels), &mut covariance, plain);
+        gemm_once(
+            channels,
+            channels,
+            n,
+            Matrix::transposed(&z, channels),
+            Matrix::rows(&z, channels),
+            &mut covariance,
+            plain,
+        );
         let matrix = DMatrix::from_iterator(channels, channels, covariance.iter().map(|&c| f64::from(c) / n as f64));
         let eigen = SymmetricEigen::new(matrix);
         let mut order: Vec<usize> = (0..channels).collect();
@@ -204,8 +212,7 @@ impl FeatureSpace {
     /// When a tensor is missing.
     pub fn load(tensors: &Weights, clamp: f64) -> Result<Self> {
         let get = |name: &str| -> Result<Vec<f32>> {
-            let tensor =
-                tensors.get(name).ok_or_else(|| Error::Internal(format!("features: {name} is missing")))?;
+            let tensor = tensors.get(name).ok_or_else(|| Error::Internal(format!("features: {name} is missing")))?;
             Ok(tensor.flatten_all()?.to_vec1()?)
         };
         let mut space = Self {

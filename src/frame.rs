@@ -130,13 +130,19 @@ impl Preprocess {
 }
 
 fn resize(frame: &Frame, [x, y, w, h]: [f64; 4], width: usize, height: usize) -> Result<Frame> {
-    use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef};
+    use fast_image_resize::{
+        FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef,
+    };
 
-    if [x, y] == [0.0; 2] && (w as usize, h as usize) == (frame.width, frame.height) && (width, height) == (frame.width, frame.height) {
+    if [x, y] == [0.0; 2]
+        && (w as usize, h as usize) == (frame.width, frame.height)
+        && (width, height) == (frame.width, frame.height)
+    {
         return Ok(frame.clone());
     }
     let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
-    let source = ImageRef::new(frame.width as u32, frame.height as u32, &frame.rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
+    let source =
+        ImageRef::new(frame.width as u32, frame.height as u32, &frame.rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
     let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(x, y, w, h);
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;

@@ -21,8 +21,8 @@ const RIDGE: f64 = 0.05;
 /// distance. Stored as f16; computed in f32.
 pub struct ResidualField {
     dim: usize,
-    mean: Vec<f32>,    // [T, D]
-    whiten: Vec<f16>,  // [T, D (D + 1) / 2]
+    mean: Vec<f32>,   // [T, D]
+    whiten: Vec<f16>, // [T, D (D + 1) / 2]
 }
 
 /// Sums over images from which a `ResidualField` is made; memory `T * D * (D + 1)` floats.
@@ -45,11 +45,8 @@ impl ResidualSums {
         let (dim, image) = (self.dim, self.tokens * self.dim);
         let n = vectors.len() / image;
         self.count += n;
-        self.product
-            .par_chunks_exact_mut(dim * dim)
-            .zip(self.sum.par_chunks_exact_mut(dim))
-            .enumerate()
-            .for_each(|(t, (product, sum))| {
+        self.product.par_chunks_exact_mut(dim * dim).zip(self.sum.par_chunks_exact_mut(dim)).enumerate().for_each(
+            |(t, (product, sum))| {
                 let mut rows = vec![0.0; n * dim];
                 for (row, vector) in rows.chunks_exact_mut(dim).zip(vectors.chunks_exact(image)) {
                     row.copy_from_slice(&vector[t * dim..][..dim]);
@@ -59,7 +56,8 @@ impl ResidualSums {
                 }
                 let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
                 gemm_once(dim, dim, n, Matrix::transposed(&rows, dim), Matrix::rows(&rows, dim), product, epilogue);
-            });
+            },
+        );
     }
 
     /// The field: each cell's covariance drawn towards the mean covariance of all cells with the weight of 20 images, plus
@@ -87,11 +85,8 @@ impl ResidualSums {
                 *p += s / n / tokens as f64;
             }
         }
-        let mean = sum
-            .iter()
-            .enumerate()
-            .map(|(i, s)| (s / n * own + pooled_mean[i % dim] * (1.0 - own)) as f32)
-            .collect();
+        let mean =
+            sum.iter().enumerate().map(|(i, s)| (s / n * own + pooled_mean[i % dim] * (1.0 - own)) as f32).collect();
         let rows = (0..tokens)
             .into_par_iter()
             .map(|t| {

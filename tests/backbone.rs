@@ -125,7 +125,8 @@ fn f16_weights_stay_close_to_the_published_ones() {
     }
     let fixture = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     // The package's own f32 weights, where somebody has unpacked them, must agree to 2e-3.
-    let exact = std::env::var_os("DIAD_LITE0_WEIGHTS").map(|p| candle_core::safetensors::load(p, &Device::Cpu).unwrap());
+    let exact =
+        std::env::var_os("DIAD_LITE0_WEIGHTS").map(|p| candle_core::safetensors::load(p, &Device::Cpu).unwrap());
     let tolerance = if exact.is_some() { 2e-3 } else { 0.35 };
     let weights = exact.unwrap_or_else(|| model::embedded("efficientnet-lite0").unwrap().unwrap());
     let trunk = model::backbone("efficientnet-lite0", &weights, &Device::Cpu).unwrap();

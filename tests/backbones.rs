@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use diad::error::{Error, Result};
 use diad::model::import::{PUBLISHED, Trunk};
-use diad::model::{Backbone, NAMES, RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
+use diad::model::{NAMES, RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
 use safetensors::SafeTensors;
 
 mod resnet {
@@ -96,8 +96,7 @@ mod resnet {
         for ((map, tap), (shape, mean, std, picked)) in maps.iter().zip(network.taps()).zip(golden) {
             assert_eq!(map.dims(), shape);
             assert_eq!((tap.channels, HEIGHT.div_ceil(tap.stride)), (shape[3], shape[1]));
-            let values: Vec<f64> =
-                map.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+            let values: Vec<f64> = map.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
             let n = values.len();
             let actual = values.iter().sum::<f64>() / n as f64;
             assert_near(actual, mean, std);
@@ -162,7 +161,7 @@ mod resnet {
     fn parameters_are_as_many_as_published() {
         // Those of torchvision's networks up to layer3, running statistics counted: what (a) their state dicts hold
         // without layer4, fc and num_batches_tracked.
-        for (name, millions) in [("resnet18", 2.78), ("resnet50", 8.57), ("wide-resnet50", 24.87)] {
+        for (name, millions) in [("resnet18", 2.78), ("resnet50", 8.57), ("wide-resnet50", 24.90)] {
             let shapes = weight_shapes(name).unwrap();
             let count: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
             assert!((count as f64 / 1e6 - millions).abs() < 0.02, "{name}: {count}");
@@ -217,7 +216,8 @@ mod import {
     fn stream(tensors: &Numbers) -> Vec<u8> {
         let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
         let int = |value: usize| [b"J", &(value as i32).to_le_bytes()[..]].concat();
-        let tuple = |items: &[usize]| [b"(", &items.iter().flat_map(|i| int(*i)).collect::<Vec<_>>()[..], b"t"].concat();
+        let tuple =
+            |items: &[usize]| [b"(", &items.iter().flat_map(|i| int(*i)).collect::<Vec<_>>()[..], b"t"].concat();
         let (mut state, mut keys, mut data) = (b"\x80\x02}(".to_vec(), b"\x80\x02](".to_vec(), Vec::new());
         for (key, (name, (shape, values))) in tensors.iter().enumerate() {
             let strides: Vec<usize> = (0..shape.len()).map(|i| shape[..i].iter().product()).collect();
@@ -347,7 +347,8 @@ mod import {
         // Whose work an unknown file is, nobody but its owner can say.
         assert_eq!((metadata.get("license"), metadata.get("attribution")), (None, None));
         // What was written can be imported, and loads.
-        let network = backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Device::Cpu);
+        let network =
+            backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Device::Cpu);
         assert_eq!(network.unwrap().taps().len(), 4);
     }
 
@@ -402,7 +403,11 @@ mod import {
             folder.file("changed.pth", &stream(&tensors))
         };
         let path = read(&|tensors| drop(tensors.remove("_blocks.10._bn2.bias")));
-        assert_refused(&path, None, "lacks 1 of the 165 weights of efficientnet-lite0: _blocks.10._bn2.bias is missing");
+        assert_refused(
+            &path,
+            None,
+            "lacks 1 of the 165 weights of efficientnet-lite0: _blocks.10._bn2.bias is missing",
+        );
         assert_refused(&path, Some("efficientnet-lite1"), "weights of efficientnet-lite1");
         assert_refused(&path, Some("resnet18"), "holds no weights of resnet18: conv1.weight is missing");
         let path = read(&|tensors| tensors.get_mut("_bn0.bias").unwrap().0 = vec![4, 8]);

@@ -269,11 +269,6 @@ fn values_that_do_not_go_together_are_refused() {
         "calibration.warn_fpr = 0.01, calibration.target_fpr = absent: expected warn_fpr to be at least target_fpr \
          (0.05 if absent): a part that is rejected is one to warn of",
     );
-    rejected(
-        "[detection]\nl2_weight = 0\ncosine_weight = 0",
-        &["line 2: detection.l2_weight = 0.0, detection.cosine_weight = 0.0: expected at least one of the two to be \
-           greater than 0"],
-    );
     // Two contradictions of one key are both told.
     rejected(
         "[diffusion]\nlog_snr_min = 4\nlog_snr_center = 4\n",

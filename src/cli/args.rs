@@ -63,7 +63,7 @@ EXAMPLES
   Several products in one model, each a folder with train/good in it:
     diad train --data photos --out line1.diad --report line1.train.json
   Half the steps, another seed:
-    diad train --data photos --out quick.diad --set training.steps=1750 --seed 1
+    diad train --data photos --out quick.diad --set training.steps=500 --seed 1
   Go on after Ctrl-C or a power cut, with the same arguments:
     diad train --data photos --out line1.diad --resume
 

@@ -23,9 +23,9 @@ pub(super) fn import(context: &Context, args: &ImportArgs) -> Result<()> {
             "the published file {}, {}; {}",
             published.file, published.license, published.attribution
         )),
-        None => context
-            .console
-            .warn("not a file that diad knows: see to its licence and to where it comes from yourself"),
+        None => {
+            context.console.warn("not a file that diad knows: see to its licence and to where it comes from yourself")
+        }
     }
     context.console.print(format_args!(
         "{}  ({}, {bytes} bytes)",

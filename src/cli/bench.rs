@@ -109,7 +109,10 @@ impl Bench<'_> {
         let call = || -> Result<(Vec<f64>, Instant, Instant)> {
             let one = || -> Result<f64> {
                 let started = Instant::now();
-                detector.detect(std::slice::from_ref(self.frame), Choice::Auto).into_iter().collect::<Result<Vec<_>>>()?;
+                detector
+                    .detect(std::slice::from_ref(self.frame), Choice::Auto)
+                    .into_iter()
+                    .collect::<Result<Vec<_>>>()?;
                 Ok(1e3 * started.elapsed().as_secs_f64())
             };
             for _ in 0..self.warm_up() {

@@ -48,12 +48,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     }
 
     say(3, "Measuring it on parts it has not seen, good and bad, beside simpler methods on the same features");
-    let settings = Settings {
-        model: options.out.display().to_string(),
-        batch: 8,
-        class_known: false,
-        baselines: true,
-    };
+    let settings = Settings { model: options.out.display().to_string(), batch: 8, class_known: false, baselines: true };
     let evaluation = evaluate(context, detector, &data, &settings)?;
     let (json, html) = (folder.file("report.json"), folder.file("report.html"));
     evaluation.write(Some(&json), Some(&html))?;
@@ -115,14 +110,8 @@ impl Folder {
 }
 
 fn draw(context: &Context, folder: &Folder, train: usize) -> Result<Dataset> {
-    let spec = DatasetSpec {
-        kinds: KINDS.to_vec(),
-        train,
-        test_good: TEST.0,
-        test_defect: TEST.1,
-        size: SIZE,
-        seed: 0,
-    };
+    let spec =
+        DatasetSpec { kinds: KINDS.to_vec(), train, test_good: TEST.0, test_defect: TEST.1, size: SIZE, seed: 0 };
     let task = RefCell::new(None);
     write_dataset(&folder.parts(), &spec, &|done, total| {
         let mut task = task.borrow_mut();

@@ -13,8 +13,8 @@ use super::{Context, words};
 use crate::data;
 use crate::detector::{ClassSource, Detection, Verdict};
 use crate::error::{Error, Result};
-use crate::frame::Frame;
 use crate::files::{check_writable, write_atomic};
+use crate::frame::Frame;
 use crate::regions::Region;
 use crate::report::{heatmap, png};
 

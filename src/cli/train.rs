@@ -63,12 +63,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
 }
 
 /// Trains, with progress, and says where the time went.
-pub(super) fn teach(
-    context: &Context,
-    config: &Config,
-    data: &Dataset,
-    options: &train::Options,
-) -> Result<Outcome> {
+pub(super) fn teach(context: &Context, config: &Config, data: &Dataset, options: &train::Options) -> Result<Outcome> {
     let outcome = train::train(config, data, options, &TrainingProgress::new(&context.console), &context.stop)?;
     let [features, steps, calibration] = outcome.seconds.map(Duration::from_secs_f64);
     context.console.note(format_args!(

@@ -225,7 +225,7 @@ impl Default for DiffusionConfig {
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
-            steps: 2000,
+            steps: 1000,
             batch_size: 16,
             learning_rate: 3e-3,
             final_rate: 0.02,

@@ -121,9 +121,8 @@ impl Map {
                     continue;
                 }
                 let side = self.side * MAP_SCALE;
-                let cell = |f: f64, i: usize| {
-                    (((f * valid[i + 2] / shown[i + 2] + valid[i]) * cells) as usize).min(side - 1)
-                };
+                let cell =
+                    |f: f64, i: usize| (((f * valid[i + 2] / shown[i + 2] + valid[i]) * cells) as usize).min(side - 1);
                 out[y * width + x] = input[cell(fy, 1) * side + cell(fx, 0)];
             }
         }

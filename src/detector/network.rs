@@ -108,8 +108,7 @@ impl Network {
         let levels = levels_in_log_snr(start, self.config.diffusion.log_snr_max, steps)?;
         let plan = Plan::new(levels, Prediction::X0, Ddim::new(0.0, EpsMode::Drop)?)?;
         let asked = &plan.levels()[..plan.evaluations()];
-        let condition =
-            |l: &NoiseLevel| self.denoiser.condition(&[l.log_snr() as f32], &[self.denoiser.null_class()]);
+        let condition = |l: &NoiseLevel| self.denoiser.condition(&[l.log_snr() as f32], &[self.denoiser.null_class()]);
         Ok(Program { conditions: asked.iter().map(condition).collect::<Result<_>>()?, plan })
     }
 

@@ -65,9 +65,8 @@ pub fn save(
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (name, _) in model::weight_shapes(&card.backbone.name)? {
-        let weight = backbone_weights
-            .get(&name)
-            .ok_or_else(|| Error::Internal(format!("backbone weight {name} is missing")))?;
+        let weight =
+            backbone_weights.get(&name).ok_or_else(|| Error::Internal(format!("backbone weight {name} is missing")))?;
         tensors.insert(format!("backbone.{name}"), weight.to_dtype(candle_core::DType::F16)?);
     }
     tensors.extend(network.space.tensors()?);

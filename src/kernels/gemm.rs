@@ -187,14 +187,7 @@ fn pack(panel: &mut [f32], width: usize, b: Matrix<'_>, j: usize, cols: usize, k
 }
 
 #[inline(always)]
-fn tile<S: Simd, const MR: usize>(
-    simd: S,
-    k: usize,
-    a: Matrix<'_>,
-    i: usize,
-    panel: &[[S::f32s; NV]],
-    out: &mut Sums,
-) {
+fn tile<S: Simd, const MR: usize>(simd: S, k: usize, a: Matrix<'_>, i: usize, panel: &[[S::f32s; NV]], out: &mut Sums) {
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; NV]; MR];
     if k == 0 {

@@ -55,8 +55,7 @@ impl InvertedResidual {
         let (top, _) = same_padding(height, k, s);
         let (left, right) = same_padding(width, k, s);
         let padded_width = width + left + right;
-        let shape =
-            dw::Shape { padded_width, channels: self.expanded, kernel: k, stride: s, out_width };
+        let shape = dw::Shape { padded_width, channels: self.expanded, kernel: k, stride: s, out_width };
         // At least two strips, so that two cores share one frame.
         let rows = (STRIP_FLOATS / (padded_width * self.expanded * s)).clamp(1, out_height.div_ceil(2).max(1));
         let skip = s == 1 && self.input == self.output;

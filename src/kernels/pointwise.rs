@@ -207,8 +207,7 @@ pub fn add_column_sums(rows: &[f32], sums: &mut [f32]) {
 pub fn gated_add(x: &[f32], gate: &[f32], y: &[f32], out: &mut [f32]) {
     let channels = gate.len();
     Arch::new().dispatch(|| {
-        for ((out, x), y) in
-            out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(y.chunks_exact(channels))
+        for ((out, x), y) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(y.chunks_exact(channels))
         {
             for (((o, x), g), y) in out.iter_mut().zip(x).zip(gate).zip(y) {
                 *o = x + g * y;

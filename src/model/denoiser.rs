@@ -96,11 +96,8 @@ impl DenoiserShape {
         for i in 0..self.config.blocks {
             let shape = self.block();
             let (taps, hidden) = (shape.kernel * shape.kernel, shape.hidden);
-            let init = vec![
-                (taps * w + w, fan_in(taps)),
-                (w * hidden + hidden, fan_in(w)),
-                (hidden * w + w, fan_in(hidden)),
-            ];
+            let init =
+                vec![(taps * w + w, fan_in(taps)), (w * hidden + hidden, fan_in(w)), (hidden * w + w, fan_in(hidden))];
             add(format!("block.{i}.convnext"), &[shape.parameters()], init, true);
             add(format!("block.{i}.modulation.weight"), &[w, 3 * w], vec![(3 * w * w, Init::Zero)], true);
             add(format!("block.{i}.modulation.bias"), &[3 * w], vec![(3 * w, Init::Zero)], false);
@@ -127,7 +124,8 @@ impl Parameter {
 
     /// Start values; they depend on the seed and on the name alone.
     pub fn start(&self, seed: u64) -> Vec<f32> {
-        let name = self.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)); // FNV-1a
+        let name =
+            self.name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)); // FNV-1a
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ name);
         let mut values = Vec::with_capacity(self.elements());
         for &(n, init) in &self.init {
@@ -201,8 +199,7 @@ impl Denoiser {
             })
         };
         let layers = (0..shape.config.blocks).map(|i| {
-            let attention =
-                if shape.has_attention(i) { Some(layer(format!("attention.{i}"), "layer")?) } else { None };
+            let attention = if shape.has_attention(i) { Some(layer(format!("attention.{i}"), "layer")?) } else { None };
             Ok((layer(format!("block.{i}"), "convnext")?, attention))
         });
         Ok(Self {
@@ -284,8 +281,7 @@ impl Denoiser {
 
     fn blocks(&self, x: &Tensor, weight: &Tensor, condition: &Condition, train: Option<u64>) -> Result<Tensor> {
         let mut modulations = condition.0.iter();
-        let mut next =
-            || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
+        let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
         let mut h = ops::linear(x, weight, &self.input[1])?;
         for (i, (block, attention)) in self.layers.iter().enumerate() {
             let dropout = train.map(|seed| Dropout {

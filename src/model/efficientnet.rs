@@ -237,7 +237,8 @@ impl Backbone for EfficientNetLite {
             }
         }
         let shape = |tap: &Tap| (batch, height.div_ceil(tap.stride), width.div_ceil(tap.stride), tap.channels);
-        let tensors = maps.into_iter().zip(&self.taps).map(|(map, tap)| Tensor::from_vec(map, shape(tap), &Device::Cpu));
+        let tensors =
+            maps.into_iter().zip(&self.taps).map(|(map, tap)| Tensor::from_vec(map, shape(tap), &Device::Cpu));
         Ok(tensors.collect::<candle_core::Result<Vec<_>>>()?)
     }
 }

@@ -227,11 +227,7 @@ impl CustomOp3 for Attention {
                 })
             })
         })?;
-        Ok((
-            Some(on_cpu(gx, x.shape())?),
-            Some(on_cpu(gp, parameters.shape())?),
-            Some(on_cpu(gm, modulation.shape())?),
-        ))
+        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gp, parameters.shape())?), Some(on_cpu(gm, modulation.shape())?)))
     }
 }
 

@@ -297,11 +297,7 @@ impl CustomOp3 for ConvNext {
                 })
             })
         })?;
-        Ok((
-            Some(on_cpu(gx, x.shape())?),
-            Some(on_cpu(gp, parameters.shape())?),
-            Some(on_cpu(gm, modulation.shape())?),
-        ))
+        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gp, parameters.shape())?), Some(on_cpu(gm, modulation.shape())?)))
     }
 }
 

@@ -116,8 +116,7 @@ impl Depthwise {
                 }
             }
         }
-        let shape =
-            dw::Shape { padded_width: columns, channels: c, kernel: k, stride: 1, out_width: self.width };
+        let shape = dw::Shape { padded_width: columns, channels: c, kernel: k, stride: 1, out_width: self.width };
         unused_bias.fill(0.0);
         dw::forward(&spread, flipped, &unused_bias, grad_x, shape, false);
     }
@@ -143,7 +142,13 @@ impl CustomOp2 for Depthwise {
         Ok((CpuStorage::F32(out), (batch, self.out_height, self.out_width, self.channels).into()))
     }
 
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let sample = self.height * self.width * self.channels;
         let out_sample = self.out_height * self.out_width * self.channels;
         let (gx, gw) = with_elements(x, self.name(), |x| {

@@ -99,11 +99,7 @@ impl CustomOp3 for Linear {
                 })
             })
         })?;
-        Ok((
-            Some(on_cpu(gx, x.shape())?),
-            Some(on_cpu(gw, weight.shape())?),
-            Some(on_cpu(gb, bias.shape())?),
-        ))
+        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gw, weight.shape())?), Some(on_cpu(gb, bias.shape())?)))
     }
 }
 
@@ -153,7 +149,13 @@ impl CustomOp2 for ModulatedNorm {
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, modulation: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        modulation: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, tokens, c) = x.dims3()?;
         let (gx, gm) = with_elements(x, self.name(), |x| {
             with_elements(modulation, self.name(), |modulation| {

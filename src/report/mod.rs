@@ -17,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::metrics::{PRO_LIMIT, Ranking};
 
+pub use crate::files::{check_writable, write_atomic};
 pub use gallery::{Case, Gallery, Kind, Picture};
 pub use heatmap::{HeatScale, MapView, heatmap};
 pub use html::{Curves, Page};
 pub use png::png;
 pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
-pub use crate::files::{check_writable, write_atomic};
 
 /// Version of the JSON's shape.
 pub const SCHEMA: u32 = 1;

@@ -158,7 +158,8 @@ mod tests {
             cache.push(&(0..128).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
         }
         let images = [vec![0, 1, 2], vec![3, 4, 5]];
-        let values = |step| draw(&config, &cache, &images, step).unwrap().input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values =
+            |step| draw(&config, &cache, &images, step).unwrap().input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let third = values(3);
         let _ = values(1);
         assert_eq!(third, values(3));

@@ -84,7 +84,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let per_image = 64 * 1024; // 128 KiB: 8 images per MiB
         let image = |i: usize| vec![i as f32 + 0.5; per_image];
-        let (mut small, mut large) = (Cache::new(per_image, 1, folder.path()), Cache::new(per_image, 64, folder.path()));
+        let (mut small, mut large) =
+            (Cache::new(per_image, 1, folder.path()), Cache::new(per_image, 64, folder.path()));
         for i in 0..20 {
             small.push(&image(i)).unwrap();
             large.push(&image(i)).unwrap();

@@ -25,8 +25,8 @@ pub(super) fn save(path: &Path, optimizer: &Optimizer, step: usize, run: &str) -
         }
     }
     let metadata = HashMap::from([(RUN.to_owned(), run.to_owned()), (STEP.to_owned(), step.to_string())]);
-    let bytes = safetensors::serialize(&tensors, Some(metadata))
-        .map_err(|e| Error::Internal(format!("checkpoint: {e}")))?;
+    let bytes =
+        safetensors::serialize(&tensors, Some(metadata)).map_err(|e| Error::Internal(format!("checkpoint: {e}")))?;
     crate::files::write_atomic(path, &bytes)
 }
 

@@ -156,7 +156,13 @@ pub struct Outcome {
 /// # Errors
 /// When the data or the configuration cannot work, an image set is mostly unreadable, the loss is not finite, a file cannot
 /// be written; `Error::Interrupted` when asked to stop, after a checkpoint was written.
-pub fn train(config: &Config, data: &Dataset, options: &Options, observer: &dyn Observer, stop: &Stop) -> Result<Outcome> {
+pub fn train(
+    config: &Config,
+    data: &Dataset,
+    options: &Options,
+    observer: &dyn Observer,
+    stop: &Stop,
+) -> Result<Outcome> {
     data::check_trainable(data)?;
     thresholds::check_rates(config, data)?;
     check_targets(options)?;
@@ -383,8 +389,7 @@ impl Run<'_> {
         let mut cache = self.cache(tokens * features.dim);
         let indices = (0..raw.len()).collect::<Vec<_>>();
         for group in indices.chunks(64) {
-            let projected =
-                group.par_iter().map(|&i| Ok(space.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
+            let projected = group.par_iter().map(|&i| Ok(space.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
             for values in projected {
                 cache.push(&values)?;
             }

@@ -96,7 +96,7 @@ fn impossible_pickles_are_refused() {
     assert_refused(parse(b"(."), "a value is missing");
     assert_refused(parse(b"t"), "a mark is missing");
     assert_refused(parse(b"h\x05"), "value 5 is used before it is made");
-    assert_refused(parse(b"}K\x01s"), "not a dict");
+    assert_refused(parse(b"}K\x01s"), "a value is missing");
     assert_refused(parse(b"]K\x01K\x02s"), "not a dict");
     assert_refused(parse(b"}(K\x01u"), "has no value");
     assert_refused(parse(b"}K\x01a"), "not a list");
