@@ -130,7 +130,7 @@ impl Bench<'_> {
             let spawned = (0..callers).map(|n| {
                 thread::Builder::new()
                     .name(format!("diad-bench-{n}"))
-                    .spawn_scoped(scope, &call)
+                    .spawn_scoped(scope, call)
                     .map_err(|e| Error::Internal(format!("cannot start a thread: {e}")))
             });
             let spawned = spawned.collect::<Result<Vec<_>>>()?;

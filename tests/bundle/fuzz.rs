@@ -64,10 +64,10 @@ impl Damage {
             prop_oneof![token.prop_map(|token| token.as_bytes().to_vec()), prop::collection::vec(any::<u8>(), 1..20),];
         let (at, length) = (any::<usize>(), 1usize..200);
         prop_oneof![
-            (at.clone(), 1u8..).prop_map(|(at, bits)| Self::Flip(at, bits)),
-            (at.clone(), length.clone()).prop_map(|(at, length)| Self::Cut(at, length)),
-            (at.clone(), length.clone()).prop_map(|(at, length)| Self::Repeat(at, length)),
-            (at.clone(), at.clone(), length).prop_map(|(a, b, length)| Self::Swap(a, b, length)),
+            (at, 1u8..).prop_map(|(at, bits)| Self::Flip(at, bits)),
+            (at, length.clone()).prop_map(|(at, length)| Self::Cut(at, length)),
+            (at, length.clone()).prop_map(|(at, length)| Self::Repeat(at, length)),
+            (at, at, length).prop_map(|(a, b, length)| Self::Swap(a, b, length)),
             (at, bytes).prop_map(|(at, bytes)| Self::Insert(at, bytes)),
         ]
     }
