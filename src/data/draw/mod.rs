@@ -178,8 +178,8 @@ fn exposed(kind: Kind, seed: u64, size: usize, defect: Option<Defect>) -> Vec<Co
     light::photograph(&surface, &Light::new(&mut random(seed, Stream::Light)))
 }
 
-/// The area that a defect changes by a visible amount: at least [`LEAST`], and enough of the most that any pixel
-/// changes to leave out the faint rim that blur and shadow put around it. Gaps of up to [`GAP`] sides are closed, as a
+/// The area that a defect changes by a visible amount: at least `LEAST`, and enough of the most that any pixel
+/// changes to leave out the faint rim that blur and shadow put around it. Gaps of up to `GAP` sides are closed, as a
 /// person would who outlines it: pixels amid changed ones may happen to look the same.
 fn changed(good: &[Colour], bad: &[Colour], size: usize) -> Vec<bool> {
     const LEAST: f32 = 4.0 / 255.0;
