@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -16,8 +16,16 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Io`] that names `path`.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |out| out.write_all(bytes))
+}
+
+/// [`write_atomic`] for content that is made piece by piece by `write`, whose error leaves the old file as it was.
+///
+/// # Errors
+/// [`Error::Io`] that names `path`.
+pub fn write_atomic_with(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
-    write(path, bytes).map_err(|source| Error::io(path, "cannot write", source))
+    replace(path, write).map_err(|source| Error::io(path, "cannot write", source))
 }
 
 /// Whether [`write_atomic`] could put a file at `path`: to be asked before hours of work that end in it. Leaves nothing.
@@ -67,23 +75,36 @@ fn temporary(file: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(folder(file))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     match target(path)? {
         Target::Stream => {
-            let mut stream = File::options().write(true).open(path)?;
-            stream.write_all(bytes)?;
+            let mut stream = BufWriter::new(File::options().write(true).open(path)?);
+            write(&mut stream)?;
             stream.flush()
         }
         Target::File(file) => {
-            let mut temporary = temporary(&file)?;
-            temporary.write_all(bytes)?;
+            let temporary = temporary(&file)?; // removed when dropped before it is renamed
+            let mut buffered = BufWriter::with_capacity(1 << 20, temporary.as_file());
+            write(&mut buffered)?;
+            buffered.flush()?;
+            drop(buffered);
             temporary.as_file().sync_all()?;
             temporary.persist(&file).map_err(|error| error.error)?;
-            // The rename itself is on disk once the folder is.
-            #[cfg(unix)]
-            File::open(folder(&file))?.sync_all()?;
-            Ok(())
+            sync(folder(&file))
         }
+    }
+}
+
+/// The rename itself is on disk once the folder is.
+fn sync(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Some network file systems know no such thing, and a folder may be writable without being readable.
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported | PermissionDenied) => Ok(()),
+        other => other,
     }
 }
 
@@ -109,6 +130,22 @@ mod tests {
         check_writable(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(names(folder.path()), ["report.json"]);
+    }
+
+    #[test]
+    fn failed_content_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "old").unwrap();
+        let error = write_atomic_with(&path, |out| {
+            out.write_all(&[7; 3 << 20])?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("cannot write"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(names(folder.path()), ["a"]);
     }
 
     #[test]

@@ -178,6 +178,9 @@ impl ClassCard {
         if !self.pixel_threshold.is_finite() {
             found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
         }
+        if !(self.prototype_limit.is_finite() && self.prototype_limit > 0.0) {
+            found.add(&format!("{key}.prototype_limit"), self.prototype_limit, "a finite number above 0".into());
+        }
         check_threshold(&format!("{key}.ng"), &self.ng, scores, found);
         check_threshold(&format!("{key}.warn"), &self.warn, scores, found);
         if self.warn.rank > self.ng.rank {

@@ -15,7 +15,6 @@
 //! A file of [`SCHEMA`] 1 is read by every diad that knows schema 1 or a later one. A file of a later schema is refused
 //! by name. Keys of the configuration that a file does not have are at their defaults.
 
-mod atomic;
 mod card;
 mod hash;
 mod layout;
@@ -26,7 +25,6 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-pub use atomic::write_atomically;
 pub use card::{BackboneCard, Card, ClassCard, SCHEMA, TrainingCard};
 pub use layout::TensorSpec;
 pub use read::{inspect, load, read_card};

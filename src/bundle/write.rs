@@ -7,18 +7,18 @@ use candle_core::{DType, Tensor};
 use half::f16;
 use safetensors::Dtype;
 
-use super::atomic::write_atomically;
 use super::card::Card;
 use super::hash::{TensorsHash, sha256_hex};
 use super::layout::{self, TensorSpec};
 use crate::error::{Error, Result};
+use crate::files::write_atomic_with;
 
 /// Writes a model file. `card.tensors_sha256` is filled in; the tensors may lie on any device.
 ///
 /// # Errors
 /// [`Error::Model`] if the card has [`mistakes`](Card::mistakes) or a tensor is not finite `F32` or `F16`: what
-/// [`load`](super::load) would refuse is not written. [`Error::Io`] or [`Error::Usage`] as
-/// [`write_atomically`]: then `path` is as it was.
+/// [`load`](super::load) would refuse is not written. [`Error::Io`] if it cannot be written:
+/// then `path` is as it was.
 pub fn save(path: &Path, card: &Card, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let wrong = |reason: String| Error::model(path, format!("cannot be written: {reason}"));
     let card = Card { tensors_sha256: checked_sha256(path, tensors)?, ..card.clone() };
@@ -31,7 +31,7 @@ pub fn save(path: &Path, card: &Card, tensors: &BTreeMap<String, Tensor>) -> Res
     specs.sort_by(|a, b| a.place().cmp(&b.place()));
     let json = card.to_json();
     let header = layout::encode(&json, &sha256_hex(json.as_bytes()), &specs).map_err(wrong)?;
-    write_atomically(path, |out| {
+    write_atomic_with(path, |out| {
         out.write_all(&header)?;
         for spec in &specs {
             if let Some(tensor) = tensors.get(&spec.name) {

@@ -2,12 +2,14 @@
 
 use super::Context;
 use super::args::ImportArgs;
+use super::frames::check_exists;
 use super::words;
 use crate::error::Result;
 use crate::files::check_writable;
 use crate::model::import::Trunk;
 
 pub(super) fn import(context: &Context, args: &ImportArgs) -> Result<()> {
+    check_exists(&args.source)?;
     check_writable(&args.out)?;
     let trunk = Trunk::read(&args.source, args.name.as_deref())?;
     let bytes = trunk.save(&args.out)?;

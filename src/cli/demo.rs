@@ -41,6 +41,8 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
 
     say(2, "Teaching one model all three from good parts only; it never sees a defect");
     let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false };
+    // An interrupted demo starts anew.
+    let _ = fs::remove_file(options.checkpoint());
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;
     let detector = &outcome.detector;
     for class in &detector.card().classes {

@@ -23,6 +23,7 @@ const PAINTED: usize = 512;
 
 pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     let console = &context.console;
+    frames::check_exists(&args.model)?;
     let (paths, ignored) = data::images_in(&args.input)?;
     if paths.is_empty() {
         return Err(Error::data(&args.input, format!("expected an image or a folder of images; it holds {ignored}")));

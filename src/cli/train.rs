@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::args::{ConfigArgs, TrainArgs};
 use super::console::Console;
+use super::frames::check_exists;
 use super::progress::{TrainingProgress, duration};
 use super::{Context, words};
 use crate::bundle::ClassCard;
@@ -30,16 +31,11 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         config.set("training.seed", &seed.to_string())?;
     }
     let options = train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume };
-    check_writable(&args.out)?;
-    check_writable(options.checkpoint())?;
     if let Some(report) = &args.report {
         check_writable(report)?;
     }
-    if args.resume && !options.checkpoint().is_file() {
-        return Err(Error::Usage(format!(
-            "{}: there is no such checkpoint to --resume from; train without --resume to start anew",
-            options.checkpoint().display()
-        )));
+    if let Some(weights) = &args.backbone {
+        check_exists(weights)?;
     }
     let data = Dataset::scan(&args.data, &args.classes)?;
     describe(console, &data, &config);

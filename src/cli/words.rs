@@ -27,26 +27,26 @@ pub(super) fn percent(rate: f64) -> String {
 
 /// What the thresholds of a class will cost, and what a lower rate would take.
 pub(super) fn cost(class: &ClassCard) -> String {
-    let ng = &class.ng;
-    let [low, high] = ng.interval;
+    let ClassCard { name, ng, warn, .. } = class;
+    let [low, high] = ng.interval.map(percent);
     let lower = lower_rate(ng.false_reject_rate);
-    let needed = parts_needed(lower);
     let way = if calibrate::conformal_rank(ng.n, lower).is_some() {
-        format!("{} is within reach of these parts: diad calibrate or calibration.target_fpr", percent(lower))
+        format!("these suffice; --set calibration.target_fpr={lower} in training, or diad calibrate")
     } else {
-        format!("{} would take {needed} held-out parts, {} more", percent(lower), needed - ng.n)
+        let needed = parts_needed(lower);
+        format!("{needed} such parts, {} more", needed - ng.n)
     };
     format!(
-        "{}: threshold {:.4}, warning from {:.4}\n  set on {} held out of training: at most {} of good parts rejected on \
-         average,\n  for these very parts {} to {} (95 %); {} warned of\n  {way}",
-        class.name,
+        "{name}: rejected above {:.4}, warned of above {:.4}; set on {} not trained on\n  \
+         good parts rejected: at most {} on average; with this very set {low} to {high} (95 %)\n  \
+         good parts warned of: at most {}\n  \
+         for {} rejected: {way}",
         ng.value,
-        class.warn.value,
+        warn.value,
         count(ng.n, "good part"),
         percent(ng.false_reject_rate),
-        percent(low),
-        percent(high),
-        percent(class.warn.false_reject_rate),
+        percent(warn.false_reject_rate),
+        percent(lower),
     )
 }
 
@@ -97,6 +97,32 @@ mod tests {
             (1.0, "100 %"),
         ] {
             assert_eq!(percent(rate), text);
+        }
+    }
+
+    #[test]
+    fn the_cost_is_said_in_words() {
+        let scores: Vec<f32> = (1..=19).map(|i| i as f32).collect();
+        let ng = calibrate::conformal(&scores, 0.05).unwrap();
+        let warn = calibrate::conformal(&scores, 0.1).unwrap();
+        let class = ClassCard {
+            name: "bolt".into(),
+            train_images: 100,
+            calibration_scores: scores,
+            ng,
+            warn,
+            pixel_threshold: 1.0,
+            prototype_limit: 1.0,
+        };
+        let text = cost(&class);
+        for what in [
+            "bolt: rejected above 19.0000",
+            "19 good parts",
+            "at most 5 % on average",
+            "at most 10 %",
+            "49 such parts, 30 more",
+        ] {
+            assert!(text.contains(what), "{what} is not in {text}");
         }
     }
 

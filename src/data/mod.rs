@@ -83,6 +83,8 @@ pub struct Ignored {
     pub unplaced_images: usize,
     /// Folders beside the categories that are none themselves.
     pub other_folders: usize,
+    /// Folders in a folder of images, which is not searched any deeper.
+    pub sub_folders: usize,
     /// Masks in `ground_truth` that belong to no image.
     pub unused_masks: usize,
 }
@@ -100,6 +102,7 @@ impl std::ops::AddAssign for Ignored {
         self.other_files += other.other_files;
         self.unplaced_images += other.unplaced_images;
         self.other_folders += other.other_folders;
+        self.sub_folders += other.sub_folders;
         self.unused_masks += other.unused_masks;
     }
 }
@@ -112,6 +115,7 @@ impl std::fmt::Display for Ignored {
             (self.other_files, "file that is not an image", "files that are not images"),
             (self.unplaced_images, "image outside of any labelled folder", "images outside of any labelled folder"),
             (self.other_folders, "folder without train/good", "folders without train/good"),
+            (self.sub_folders, "folder, which is not searched", "folders, which are not searched"),
             (self.unused_masks, "mask without an image", "masks without an image"),
         ];
         let mut separator = "";

@@ -42,7 +42,7 @@ pub(super) fn scan(root: &Path, classes: &[String]) -> Result<Dataset> {
     for (name, folder) in found {
         let category = if flat {
             ignored += listing.ignored;
-            ignored.other_folders += listing.folders.len();
+            ignored.sub_folders += listing.folders.len();
             Category { name, root: folder, train: listing.images.clone(), test: Vec::new() }
         } else {
             category(name, folder, &mut ignored)?
@@ -62,7 +62,7 @@ pub fn images_in(folder: &Path) -> Result<(Vec<PathBuf>, Ignored)> {
         return Ok((vec![folder.to_path_buf()], Ignored::default()));
     }
     let mut listing = Listing::of(folder)?;
-    listing.ignored.other_folders += listing.folders.len();
+    listing.ignored.sub_folders += listing.folders.len();
     Ok((listing.images, listing.ignored))
 }
 
@@ -366,7 +366,14 @@ mod tests {
         ];
         assert_eq!(got, expected.map(|(path, label, mask)| (path.to_owned(), label, mask.map(str::to_owned))));
         assert!(bolt.test[0].label.is_defect() && !bolt.test[3].label.is_defect());
-        let ignored = Ignored { hidden: 1, other_files: 2, unplaced_images: 2, other_folders: 1, unused_masks: 1 };
+        let ignored = Ignored {
+            hidden: 1,
+            other_files: 2,
+            unplaced_images: 2,
+            other_folders: 1,
+            sub_folders: 0,
+            unused_masks: 1,
+        };
         assert_eq!(data.ignored, ignored);
         assert_eq!(
             data.ignored.to_string(),
@@ -468,7 +475,7 @@ mod tests {
         let root = tree(&["b.png", "a.JPG", "c.txt", "sub/d.png"]);
         let (images, ignored) = images_in(root.path()).unwrap();
         assert_eq!(relative(root.path(), &images), ["a.JPG", "b.png"]);
-        assert_eq!(ignored, Ignored { other_files: 1, other_folders: 1, ..Ignored::default() });
+        assert_eq!(ignored, Ignored { other_files: 1, sub_folders: 1, ..Ignored::default() });
         assert_eq!(images_in(&root.path().join("c.txt")).unwrap().0, [root.path().join("c.txt")]);
         assert!(matches!(images_in(&root.path().join("nowhere")), Err(Error::Data { .. })));
     }

@@ -3,7 +3,10 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use crate::error::Result;
+use image::imageops::thumbnail;
+use image::{ImageBuffer, Rgb};
+
+use crate::error::{Error, Result};
 use crate::frame::Frame;
 
 use super::ImageResult;
@@ -60,6 +63,34 @@ pub struct Picture {
     pub mask: Option<Vec<bool>>,
 }
 
+/// Pictures are kept no larger than this: a gallery holds dozens of them, and a camera's frame has megabytes.
+const PICTURE_SIDE: usize = 384;
+
+impl Picture {
+    /// The picture no larger than [`PICTURE_SIDE`]; the map needs no shrinking, it is spread over any frame.
+    fn shrunk(self) -> Result<Self> {
+        let (width, height) = (self.frame.width(), self.frame.height());
+        if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != width * height) {
+            return Err(Error::Internal(format!("report: a mask of {} pixels for {width}x{height}", mask.len())));
+        }
+        let longest = width.max(height);
+        if longest <= PICTURE_SIDE {
+            return Ok(self);
+        }
+        let side = |side: usize| (side * PICTURE_SIDE / longest).max(1);
+        let (columns, rows) = (side(width), side(height));
+        let refused = || Error::Internal(format!("report: cannot shrink a picture of {width}x{height}"));
+        let large: ImageBuffer<Rgb<u8>, &[u8]> =
+            ImageBuffer::from_raw(width as u32, height as u32, self.frame.rgb()).ok_or_else(refused)?;
+        let small = thumbnail(&large, columns as u32, rows as u32);
+        let mask = self.mask.map(|mask| {
+            let nearest = |at: usize| mask[(at / columns * height / rows) * width + at % columns * width / columns];
+            (0..columns * rows).map(nearest).collect()
+        });
+        Ok(Self { frame: Frame::new(columns, rows, small.into_raw())?, mask, ..self })
+    }
+}
+
 /// An image with its picture.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -85,13 +116,13 @@ impl Gallery {
     /// Shows the gallery an image; `picture` is asked for only if it is to be kept.
     ///
     /// # Errors
-    /// Those of `picture`.
+    /// Those of `picture`; when its mask has another size than its frame.
     pub fn offer(&mut self, image: &ImageResult, picture: impl FnOnce() -> Result<Picture>) -> Result<()> {
         let Some(kind) = Kind::of(image) else { return Ok(()) };
         let cases = self.cases.entry((image.category.clone(), kind)).or_default();
         let at = cases.partition_point(|case| kind.order(&case.image, image) == Ordering::Less);
         if at < self.per_kind {
-            cases.insert(at, Case { image: image.clone(), picture: picture()? });
+            cases.insert(at, Case { image: image.clone(), picture: picture()?.shrunk()? });
             cases.truncate(self.per_kind);
         }
         Ok(())

@@ -3,11 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use image::imageops::thumbnail;
-use image::{ImageBuffer, Rgb};
-
-use crate::error::{Error, Result};
-use crate::frame::Frame;
+use crate::error::Result;
 use crate::metrics::{CurvePoint, Ranking};
 
 use super::gallery::{Case, Gallery, Kind, Picture};
@@ -19,8 +15,6 @@ use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
 const STYLE: &str = include_str!("page.css");
 /// Points of a drawn curve: more than the chart has pixels.
 const CURVE_POINTS: usize = 400;
-/// Pictures are shown no larger than this: a page holds dozens of them.
-const PICTURE_SIDE: usize = 384;
 
 /// The pixel curves of a class; those of its images follow from the report.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +50,7 @@ impl Page<'_> {
     /// The HTML file's text. It shows no time of day: the same evaluation gives the same page, but for the latency.
     ///
     /// # Errors
-    /// When a picture cannot be drawn: a mask of another size than its frame.
+    /// When a picture cannot be encoded.
     pub fn html(&self) -> Result<String> {
         let report = self.report;
         let mut out = String::new();
@@ -377,7 +371,6 @@ fn gallery(out: &mut String, kind: Kind, cases: &[Case], images: &[&ImageResult]
     out.push_str("<div class=\"gallery\">\n");
     for case in cases {
         *pictures += 1;
-        let picture = shrink(&case.picture)?;
         let image = &case.image;
         let verdict = if image.rejected { "bad" } else { "pass" };
         let label = if image.label == GOOD { "good part".to_owned() } else { escape(&image.label) };
@@ -387,7 +380,7 @@ fn gallery(out: &mut String, kind: Kind, cases: &[Case], images: &[&ImageResult]
             out,
             "<figure class=\"case\">{}<figcaption><b>{label}</b> <span class=\"verdict {verdict}\">{}</span> \
              <span>score {} / threshold {}, percentile {:.1}{class}</span><code>{}</code></figcaption></figure>",
-            drawing(&picture, *pictures)?,
+            drawing(&case.picture, *pictures)?,
             escape(&image.verdict),
             short(image.score.into()),
             short(image.threshold.into()),
@@ -420,29 +413,6 @@ fn drawing(picture: &Picture, number: usize) -> Result<String> {
     }
     svg.push_str("</svg>");
     Ok(svg)
-}
-
-/// The picture no larger than [`PICTURE_SIDE`]; the map needs no shrinking, it is spread over any frame.
-fn shrink(picture: &Picture) -> Result<Picture> {
-    let (width, height) = (picture.frame.width(), picture.frame.height());
-    if let Some(mask) = picture.mask.as_ref().filter(|mask| mask.len() != width * height) {
-        return Err(Error::Internal(format!("report: a mask of {} pixels for {width}x{height}", mask.len())));
-    }
-    let longest = width.max(height);
-    if longest <= PICTURE_SIDE {
-        return Ok(picture.clone());
-    }
-    let side = |side: usize| (side * PICTURE_SIDE / longest).max(1);
-    let (columns, rows) = (side(width), side(height));
-    let refused = || Error::Internal(format!("report: cannot shrink a picture of {width}x{height}"));
-    let large: ImageBuffer<Rgb<u8>, &[u8]> =
-        ImageBuffer::from_raw(width as u32, height as u32, picture.frame.rgb()).ok_or_else(refused)?;
-    let small = thumbnail(&large, columns as u32, rows as u32);
-    let mask = picture.mask.as_ref().map(|mask| {
-        let nearest = |at: usize| mask[(at / columns * height / rows) * width + at % columns * width / columns];
-        (0..columns * rows).map(nearest).collect()
-    });
-    Ok(Picture { frame: Frame::new(columns, rows, small.into_raw())?, mask, ..picture.clone() })
 }
 
 /// A metric to three digits. Never rounded up to a perfect 1.

@@ -250,6 +250,6 @@ fn failed_save_keeps_the_old_file() {
     let missing = scratch.folder.path().join("missing").join("m.diad");
     assert!(refusal(&missing, bundle::save(&missing, &card(), &tensors())).contains("cannot write: "));
     let error = bundle::save(scratch.folder.path(), &card(), &tensors()).unwrap_err();
-    assert!(error.to_string().contains("is a folder or a device"), "{error}");
+    assert!(error.to_string().contains("cannot write: is a directory"), "{error}");
     assert_eq!(scratch.names(), ["m.diad"]);
 }

@@ -423,6 +423,11 @@ fn class_that_cannot_be_is_refused() {
         "classes[0].calibration_scores = []: expected at least one",
     );
     card_refused("/classes/0/pixel_threshold", json!(-1e39), "card: number out of range");
+    card_refused(
+        "/classes/0/prototype_limit",
+        json!(0),
+        "classes[0].prototype_limit = 0: expected a finite number above 0",
+    );
     card_refused("/classes/0/ng/value", json!(3.0), "classes[0].ng.value = 3: expected 3.1, calibration score 39");
     card_refused("/classes/0/ng/rank", json!(0), "classes[0].ng.rank = 0: expected 1 to 40");
     card_refused("/classes/0/ng/rank", json!(41), "classes[0].ng.rank = 41: expected 1 to 40");

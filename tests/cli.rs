@@ -1,0 +1,411 @@
+//! The real program on drawn parts: what it says, what it leaves, its exit codes.
+//!
+//! The tests are few and long because each may run in a process of its own and all share one trained model.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+mod common;
+
+use common::{command, diad, names, shop, smoke};
+
+const COMMANDS: [&str; 9] =
+    ["train", "evaluate", "predict", "calibrate", "inspect", "validate", "bench", "backbone", "demo"];
+
+#[test]
+fn help_is_there_for_every_command() {
+    let help = diad("--help", &[]).ok().stdout;
+    for name in COMMANDS {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(name)), "{name} is not in {help}");
+        let own = diad(&format!("{name} --help"), &[]).ok();
+        assert!(own.stdout.contains("Usage: diad ") && own.stderr.is_empty(), "{own:#?}");
+    }
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let listed: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(listed, [&COMMANDS[..], &["help"]].concat(), "a new command belongs into this test and the README");
+    assert!(diad("--version", &[]).ok().stdout.starts_with("diad "));
+    assert!(help.contains("130"), "exit codes are in the manual");
+    let nothing = diad("", &[]);
+    assert_eq!(nothing.code, 2);
+    assert!(nothing.stderr.contains("Usage:"), "{nothing:#?}");
+}
+
+/// The manual of operators says what the program says.
+#[test]
+fn the_readme_is_true() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    for name in COMMANDS {
+        assert!(readme.contains(&format!("| `diad {name}")), "no row for diad {name}");
+    }
+    for name in names(&root.join("configs")) {
+        assert!(readme.contains(&format!("| `configs/{name}` |")), "no row for configs/{name}");
+    }
+    // Every flag in a command line is one that the command knows.
+    let mut lines = 0;
+    for line in readme.lines() {
+        let mut words = line.split_whitespace().skip_while(|word| word.starts_with("$"));
+        if !words.next().is_some_and(|program| program == "diad" || program.ends_with("/diad")) {
+            continue;
+        }
+        let name = words.next().unwrap();
+        let help = diad(&format!("{name} --help"), &[]).ok().stdout;
+        for flag in words.filter(|word| word.starts_with("--")) {
+            assert!(help.contains(flag), "{flag} in {line:?}");
+        }
+        lines += 1;
+    }
+    assert!(lines >= 4, "command lines are found: {lines}");
+    // Every message that is explained is one that the program has.
+    let explained = readme.split("## When it goes wrong").nth(1).unwrap().split("\n## ").next().unwrap();
+    let sources = sources(&root.join("src"));
+    let rows = explained.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let parts = rows.flat_map(|message| message.split("...")).map(str::trim).filter(|part| !part.is_empty());
+    for part in parts {
+        assert!(sources.contains(part), "no message of the program holds {part:?}");
+    }
+}
+
+/// All source text, with messages that are broken over lines put together again.
+fn sources(folder: &Path) -> String {
+    let mut all = String::new();
+    for name in names(folder) {
+        let path = folder.join(&name);
+        if path.is_dir() {
+            all.push_str(&sources(&path));
+        } else if name.ends_with(".rs") {
+            let text = fs::read_to_string(path).unwrap();
+            let mut pieces = text.split("\\\n");
+            all.push_str(pieces.next().unwrap_or(""));
+            pieces.for_each(|piece| all.push_str(piece.trim_start()));
+        }
+    }
+    all
+}
+
+#[test]
+fn wrong_use_is_refused_before_work_with_one_message_and_code_2() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (nothing, out) = (at("nothing"), at("out"));
+    fs::create_dir_all(at("empty")).unwrap();
+    fs::create_dir_all(at("untrained/test/good")).unwrap();
+    fs::write(at("text.txt"), "not an image").unwrap();
+    fs::write(at("wrong.toml"), "[training]\nstep = 5\nbatch_size = 0\n").unwrap();
+    fs::create_dir_all(at("busy")).unwrap();
+    fs::write(at("busy/thesis.txt"), "x").unwrap();
+    let before = names(folder.path());
+    let (data, model) = (shop.parts.as_path(), shop.model.as_path());
+    let (empty, untrained, wrong) = (at("empty"), at("untrained"), at("wrong.toml"));
+    let (far, busy) = (at("no/where.json"), at("busy"));
+    let (washer, proc) = (data.join("washer/train/good"), Path::new("/proc/m.diad"));
+
+    let cases: &[(&str, &[&Path], &[&str])] = &[
+        ("frobnicate", &[], &["frobnicate"]),
+        ("train --data {}", &[data], &["--out"]),
+        ("train --data {} --out {}", &[&nothing, &out], &["nothing"]),
+        ("train --data {} --out {}", &[&empty, &out], &["empty", "image"]),
+        ("train --data {} --out {}", &[&untrained, &out], &["untrained"]),
+        ("train --data {} --out {} --class bolt", &[data, &out], &["bolt", "washer"]),
+        (
+            "train --data {} --out {} --config {}",
+            &[data, &out, &wrong],
+            &["wrong.toml", "line 2", "steps", "batch_size"],
+        ),
+        ("train --data {} --out {} --config {}", &[data, &out, &nothing], &["nothing"]),
+        ("train --data {} --out {} --set training.step=5", &[data, &out], &["training.step", "steps"]),
+        ("train --data {} --out {} --set training.learning_rate=-1", &[data, &out], &["learning_rate", "-1"]),
+        ("train --data {} --out {} --set training.steps", &[data, &out], &["KEY=VALUE"]),
+        ("train --data {} --out {} --seed x", &[data, &out], &["--seed"]),
+        ("train --data {} --out {}", &[data, &far], &["where.json"]),
+        ("train --data {} --out {}", &[data, &empty], &["empty"]),
+        ("train --data {} --out {}", &[data, proc], &["/proc/m.diad"]),
+        ("train --data {} --out {} --report {}", &[data, &out, &far], &["where.json"]),
+        ("train --data {} --out {} --resume", &[data, &out], &["out.checkpoint", "--resume"]),
+        ("train --data {} --out {} --backbone {}", &[data, &out, &nothing], &["nothing"]),
+        ("train --data {} --out {} --config {} --set calibration.target_fpr=0.001", &[data, &out, &smoke()], &["999"]),
+        ("evaluate --model {} --data {}", &[&nothing, data], &["nothing"]),
+        ("evaluate --model {} --data {}", &[&empty, data], &["empty", "folder"]),
+        ("evaluate --model {} --data {}", &[model, &nothing], &["nothing"]),
+        ("evaluate --model {} --data {}", &[model, &washer], &["test/good"]),
+        ("evaluate --model {} --data {} --html {}", &[model, data, &far], &["where.json"]),
+        ("evaluate --model {} --data {} --ddim-steps 0", &[model, data], &["steps"]),
+        ("evaluate --model {} --data {} --batch 0", &[model, data], &["--batch"]),
+        ("predict --model {} --input {}", &[&nothing, data], &["nothing"]),
+        ("predict --model {} --input {}", &[model, &nothing], &["nothing"]),
+        ("predict --model {} --input {}", &[model, &empty], &["empty"]),
+        ("predict --model {} --input {} --class bolt", &[model, &washer], &["bolt", "washer"]),
+        ("predict --model {} --input {} --out {}", &[model, &washer, &at("text.txt")], &["text.txt"]),
+        ("predict --model {} --input {} --jsonl {}", &[model, &washer, &far], &["where.json"]),
+        ("calibrate --model {} --data {} --target-fpr 0.1 --out {}", &[&nothing, data, &out], &["nothing"]),
+        ("calibrate --model {} --data {} --target-fpr 0.1 --out {}", &[model, &nothing, &out], &["nothing"]),
+        ("calibrate --model {} --data {} --target-fpr 0.01 --out {}", &[model, data, &out], &["99", "30"]),
+        ("calibrate --model {} --data {} --target-fpr 7 --out {}", &[model, data, &out], &["--target-fpr", "7"]),
+        ("calibrate --model {} --data {} --target-fpr 0.1 --out {}", &[model, &washer, &out], &["good", "--class"]),
+        ("inspect {}", &[&nothing], &["nothing"]),
+        ("validate {}", &[&wrong], &["line 2", "steps", "batch_size"]),
+        ("validate {}", &[&nothing], &["nothing"]),
+        ("bench --model {}", &[&nothing], &["nothing"]),
+        ("bench --model {} --batch 0", &[model], &["--batch"]),
+        ("backbone import {} --out {}", &[&nothing, &out], &["nothing"]),
+        ("demo --out {}", &[&busy], &["busy", "--out"]),
+        ("demo --images 3", &[], &["--images"]),
+    ];
+    for (line, paths, what) in cases {
+        let run = diad(line, paths).refused(2, what);
+        assert_eq!(run.stdout, "", "{line}: {run:#?}");
+        assert_eq!(names(folder.path()), before, "{line} left something");
+    }
+    assert_eq!(names(&busy), ["thesis.txt"]);
+}
+
+#[test]
+fn what_fails_while_working_is_named_and_ends_with_code_1() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let images = shop.parts.join("washer/test/good");
+    let bytes = fs::read(&shop.model).unwrap();
+
+    // Model files that are none, are cut off, or come from the future.
+    fs::write(at("text.diad"), "not a model").unwrap();
+    fs::write(at("short.diad"), &bytes[..bytes.len() - 1]).unwrap();
+    let mut newer = bytes.clone();
+    let mark = br#"\"schema\":1"#;
+    let place = newer.windows(mark.len()).position(|window| window == mark).unwrap() + mark.len() - 1;
+    newer[place] = b'9';
+    fs::write(at("newer.diad"), &newer).unwrap();
+    let mut damaged = bytes.clone();
+    let last = damaged.len() - 5;
+    damaged[last] ^= 0x10;
+    fs::write(at("damaged.diad"), &damaged).unwrap();
+    let before = names(folder.path());
+    for (name, what) in [("text", ""), ("short", ""), ("newer", "schema 9"), ("damaged", "")] {
+        let file = at(&format!("{name}.diad"));
+        let named = file.display().to_string();
+        diad("predict --model {} --input {}", &[&file, &images]).refused(1, &[&named, what]);
+        diad("evaluate --model {} --data {}", &[&file, &shop.parts]).refused(1, &[&named, what]);
+        diad("bench --model {}", &[&file]).refused(1, &[&named, what]);
+        if name != "damaged" {
+            diad("inspect {}", &[&file]).refused(1, &[&named, what]);
+        }
+        let calibrate = "calibrate --model {} --data {} --target-fpr 0.1 --out {}";
+        diad(calibrate, &[&file, &shop.parts, &at("out.diad")]).refused(1, &[&named, what]);
+    }
+    diad("backbone import {} --out {}", &[&at("text.diad"), &at("w.safetensors")]).refused(1, &["text.diad"]);
+
+    // A disk that is full.
+    let full = Path::new("/dev/full");
+    for line in ["evaluate --model {} --data {} --report {}", "evaluate --model {} --data {} --html {}"] {
+        diad(line, &[&shop.model, &shop.parts, full]).refused(1, &["/dev/full"]);
+    }
+    diad("predict --model {} --input {} --jsonl {}", &[&shop.model, &images, full]).refused(1, &["/dev/full"]);
+    let stdout = fs::File::options().write(true).open(full).unwrap();
+    let output = command("inspect {}", &[&shop.model]).stdout(stdout).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("standard output"), "{said}");
+    assert_eq!(names(folder.path()), before, "nothing half-written stays");
+
+    // An image that cannot be read does not stop the others.
+    let mixed = at("mixed");
+    fs::create_dir(&mixed).unwrap();
+    fs::copy(images.join(&names(&images)[0]), mixed.join("a.png")).unwrap();
+    fs::write(mixed.join("b.png"), "no picture").unwrap();
+    fs::copy(images.join(&names(&images)[1]), mixed.join("c.png")).unwrap();
+    fs::write(mixed.join("notes.txt"), "x").unwrap();
+    let run = diad("predict --model {} --input {} --jsonl -", &[&shop.model, &mixed]).refused(1, &["1 of 3", "b.png"]);
+    assert!(run.stderr.contains("1 file"), "what was passed over is told: {}", run.stderr);
+    let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[1]["verdict"], "error");
+    assert!(lines[1]["error"].as_str().unwrap().contains("b.png"));
+    assert!(lines[0]["score"].is_number() && lines[2]["score"].is_number());
+}
+
+/// From the shared model through every command that reads one.
+#[test]
+fn a_model_is_evaluated_asked_calibrated_and_inspected() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+
+    // Evaluate: twice the same figures, whatever the batch.
+    let evaluate = |name: &str, flags: &str| -> (Value, String) {
+        let line = format!("evaluate --model {{}} --data {{}} --report {{}} {flags}");
+        let run = diad(&line, &[&shop.model, &shop.parts, &at(name)]).ok();
+        let mut report: Value = serde_json::from_slice(&fs::read(at(name)).unwrap()).unwrap();
+        let ms = report.as_object_mut().unwrap().remove("ms_per_image").unwrap();
+        assert!(ms["p50"].as_f64().unwrap() > 0.0);
+        (report, run.stdout)
+    };
+    let (report, table) = evaluate("a.json", "--batch 1");
+    assert_eq!(report, evaluate("b.json", "--batch 8").0);
+    assert_eq!(report, evaluate("c.json", "--batch 8").0);
+    assert_eq!(report["schema"], 1);
+    assert_eq!(report["images"].as_array().unwrap().len(), 2 * 13);
+    let washer = &report["classes"]["washer"];
+    assert_eq!((washer["n_good"].as_u64(), washer["n_defect"].as_u64()), (Some(6), Some(7)));
+    for key in ["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro"] {
+        let (own, mean) = (washer[key].as_f64().unwrap(), report["mean"][key].as_f64().unwrap());
+        assert!((0.0..=1.0).contains(&own) && (0.0..=1.0).contains(&mean), "{key}: {own} {mean}");
+    }
+    for key in ["false_reject_rate", "escape_rate", "threshold"] {
+        assert!(washer[key].is_number(), "{key}");
+    }
+    assert!(table.contains("washer") && table.contains("mean"), "{table}");
+
+    // The class is told, the baselines are measured, the page is written.
+    let (known, table) = evaluate("d.json", "--class-known --baselines --html page.html");
+    fs::remove_file("page.html").unwrap();
+    assert!(known["images"].as_array().unwrap().iter().all(|image| image["class_source"] == "known"));
+    assert_eq!(known["baselines"].as_object().unwrap().len(), 3);
+    for (name, baseline) in known["baselines"].as_object().unwrap() {
+        assert!(baseline["classes"]["blister"]["pixel_auroc"].is_number(), "{name}: {baseline}");
+        assert!(table.contains(name), "{table}");
+    }
+
+    // Predict: a row per image, one object per image, one picture per image.
+    let images = shop.parts.join("blister/test/good");
+    let line = "predict --model {} --input {} --out {} --jsonl {} --class blister";
+    let run = diad(line, &[&shop.model, &images, &at("heat"), &at("lines.jsonl")]).ok();
+    assert_eq!(run.stdout.lines().count(), 1 + 6, "{}", run.stdout);
+    let lines = fs::read_to_string(at("lines.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    for line in &lines {
+        assert!(["ok", "warn", "ng"].contains(&line["verdict"].as_str().unwrap()), "{line}");
+        assert_eq!((line["class"].as_str(), line["class_source"].as_str()), (Some("blister"), Some("known")));
+        assert_eq!((line["width"].as_u64(), line["height"].as_u64()), (Some(64), Some(64)));
+        for key in ["score", "threshold", "warn_threshold", "percentile"] {
+            assert!(line[key].is_number(), "{key} in {line}");
+        }
+    }
+    assert_eq!(names(&at("heat")).len(), 6);
+    let picture = diad::data::read_frame(&at("heat").join(&names(&at("heat"))[0])).unwrap();
+    assert_eq!((picture.width(), picture.height()), (64, 64));
+
+    // One image alone gets the score it got among others, and as the evaluation saw it.
+    let one = images.join(&names(&images)[0]);
+    let run = diad("predict --model {} --input {} --class blister --jsonl - --batch 1", &[&shop.model, &one]).ok();
+    let alone: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(alone["score"], lines[0]["score"]);
+    let relative = format!("blister/test/good/{}", names(&images)[0]);
+    let evaluated =
+        known["images"].as_array().unwrap().iter().find(|image| image["path"] == relative.as_str()).unwrap();
+    assert_eq!(evaluated["score"], alone["score"]);
+
+    // A defective part is ng: its score is far above the threshold, and still the command has done its work.
+    let defects = shop.parts.join("blister/test/missing");
+    let run = diad("predict --model {} --input {}", &[&shop.model, &defects]).ok();
+    assert!(run.stdout.contains("blister"), "{}", run.stdout);
+
+    // Calibrate: other thresholds, the same tensors.
+    let line = "calibrate --model {} --data {} --target-fpr 0.1 --out {} --class washer";
+    diad(line, &[&shop.model, &images.parent().unwrap().parent().unwrap().join("train/good"), &at("x.diad")]).ok();
+    let line = "calibrate --model {} --data {} --target-fpr 0.1 --warn-fpr 0.2 --out {}";
+    let run = diad(line, &[&shop.model, &shop.parts, &at("new.diad")]).ok();
+    assert!(run.stdout.contains("10 %") && run.stdout.contains("set on 30 good parts"), "{}", run.stdout);
+    let card =
+        |file: &Path| -> Value { serde_json::from_str(&diad("inspect --json {}", &[file]).ok().stdout).unwrap() };
+    let (old, new) = (card(&shop.model), card(&at("new.diad")));
+    assert_eq!(old["card"]["tensors_sha256"], new["card"]["tensors_sha256"]);
+    assert_ne!(old["digest"], new["digest"]);
+    assert_eq!(new["card"]["classes"][0]["ng"]["n"], 30);
+    assert_eq!(new["card"]["classes"][0]["ng"]["false_reject_rate"], 0.1);
+    diad("predict --model {} --input {}", &[&at("new.diad"), &one]).ok();
+
+    // Inspect and validate.
+    let text = diad("inspect {}", &[&shop.model]).ok().stdout;
+    for what in ["washer", "blister", "efficientnet-lite0", "training.steps", "not trained on"] {
+        assert!(text.contains(what), "{what} is not in {text}");
+    }
+    assert!(diad("validate {}", &[&smoke()]).ok().stdout.contains("training.steps"));
+
+    // Bench.
+    let line = "bench --model {} --frames 2 --batch 1,2 --ddim-steps 1,2 --report {}";
+    let run = diad(line, &[&shop.model, &at("bench.json")]).ok();
+    assert!(run.stdout.contains("frames/s") && run.stdout.contains("backbone"), "{}", run.stdout);
+    let bench: Value = serde_json::from_slice(&fs::read(at("bench.json")).unwrap()).unwrap();
+    assert_eq!(bench["rows"].as_array().unwrap().len(), 2 * (2 + 2));
+    assert!(bench["rows"][0]["frames_per_second"].as_f64().unwrap() > 0.0);
+
+    // A reader that goes away is no failure.
+    let mut child = command("inspect --json {}", &[&shop.model]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A signal after a checkpoint ends training with 130, and what is resumed ends in the same file, byte for byte.
+#[test]
+fn interrupted_and_resumed_training_equals_uninterrupted() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let line = "train --data {} --out {} --config {} --class washer --set training.steps=400 --set \
+                training.checkpoint_steps=20 --seed 3";
+    let whole = diad(line, &[&shop.parts, &at("whole.diad"), &smoke()]).ok();
+    assert!(whole.stdout.contains("washer: rejected above") && whole.stdout.contains("95 %"), "{}", whole.stdout);
+    assert!(whole.stderr.contains("images/s"), "{}", whole.stderr);
+
+    let mut resume = "";
+    for signal in ["INT", "TERM"] {
+        let mut child = command(&format!("{line} {resume}"), &[&shop.parts, &at("parts.diad"), &smoke()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut text = String::new();
+        while !text.lines().last().unwrap_or("").starts_with("checkpoint ") {
+            assert_ne!(said.read_line(&mut text).unwrap(), 0, "no checkpoint in {text}");
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        said.read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+        assert!(text.contains("diad: error: interrupted") && text.contains("parts.diad.checkpoint"), "{text}");
+        assert!(!text.contains("100 %), loss"), "it was over before the signal came: {text}");
+        assert_eq!(names(folder.path()), ["parts.diad.checkpoint", "whole.diad"]);
+        resume = "--resume";
+    }
+    // Another seed is another run.
+    diad(&format!("{line}7 --resume"), &[&shop.parts, &at("parts.diad"), &smoke()]).refused(2, &["checkpoint", "seed"]);
+    let rest = diad(&format!("{line} --resume --quiet"), &[&shop.parts, &at("parts.diad"), &smoke()]).ok();
+    assert!(rest.stderr.lines().all(|line| line.starts_with("diad: warning: ")), "{}", rest.stderr);
+    assert_eq!(names(folder.path()), ["parts.diad", "whole.diad"]);
+    assert!(fs::read(at("parts.diad")).unwrap() == fs::read(at("whole.diad")).unwrap(), "the files differ");
+}
+
+/// The whole story, small: everything that it promises to leave is there, and it can be told again.
+#[test]
+fn the_demo_leaves_what_it_promises_and_may_be_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo");
+    let line = "demo --out {} --images 12 --config {} --set training.steps=30";
+    for _ in 0..2 {
+        let run = diad(line, &[&out, &smoke()]).ok();
+        assert!(run.stdout.contains("contact-sheet.png") && run.stdout.contains("diad train --data"), "{}", run.stdout);
+        assert!(run.stdout.contains("mahalanobis"), "{}", run.stdout);
+        let expected =
+            [".diad-demo", "contact-sheet.png", "demo.diad", "heatmaps", "parts", "report.html", "report.json"];
+        assert_eq!(names(&out), expected);
+        assert_eq!(names(&out.join("heatmaps")).len(), 3 * (1 + 7));
+    }
+    let sheet = diad::data::read_frame(&out.join("contact-sheet.png")).unwrap();
+    assert!(sheet.width() > 1000 && sheet.height() > 500);
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("data:image/png;base64,"));
+    assert_eq!(names(folder.path()), ["demo"]);
+}
