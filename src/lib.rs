@@ -42,6 +42,7 @@ pub mod score;
 pub mod bundle;
 pub mod detector;
 pub mod train;
+pub mod worker;
 
 pub mod baselines;
 pub mod report;

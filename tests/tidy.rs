@@ -113,6 +113,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "score",
         ],
     ),
+    ("worker", &["bundle", "calibrate", "config", "detector", "error", "frame", "regions"]),
     ("baselines", &["config", "data", "detector", "error", "features", "frame", "kernels", "model", "score"]),
     ("report", &["error", "files", "frame", "metrics", "regions"]),
 ];

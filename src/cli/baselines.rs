@@ -43,7 +43,9 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
                 .par_iter()
                 .map(|(_, frame)| {
                     let (features, geometry) = features(network, frame)?;
-                    Ok(baselines.distances(&features, class).map(|distance| network.map(distance, geometry)))
+                    Ok(baselines
+                        .distances(&features, class)
+                        .map(|distance| network.map(distance, geometry, network.mask.as_ref())))
                 })
                 .collect::<Result<Vec<_>>>()?;
             for ((sample, _), maps) in readable.iter().zip(maps) {

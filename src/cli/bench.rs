@@ -163,7 +163,7 @@ impl Bench<'_> {
             })?,
             denoise: self.time(|| network.residuals(features.clone(), &program).map(drop))?,
             score: self.time(|| {
-                std::hint::black_box(network.score(&residuals, 0, prepared.geometry));
+                std::hint::black_box(network.score(&residuals, 0, prepared.geometry, None));
                 Ok(())
             })?,
         })

@@ -51,6 +51,8 @@ pub struct InputConfig {
     pub fit: Fit,
     /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
     pub roi: Option<[f64; 4]>,
+    /// Image over the whole frame, read when the model is trained and kept in it: what is black (0) is ignored.
+    pub mask: Option<String>,
 }
 
 /// How a frame that is not square becomes the model input.
@@ -193,7 +195,7 @@ pub struct CalibrationConfig {
 
 impl Default for InputConfig {
     fn default() -> Self {
-        Self { size: 256, fit: Fit::Stretch, roi: None }
+        Self { size: 256, fit: Fit::Stretch, roi: None, mask: None }
     }
 }
 

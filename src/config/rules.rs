@@ -15,6 +15,7 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("input.size", integer(64, 1024).step(32)),
     ("input.fit", Kind::OneOf(&["stretch", "pad"])),
     ("input.roi", Kind::Rectangle),
+    ("input.mask", Kind::Path),
     ("features.backbone", Kind::OneOf(&BACKBONE_NAMES)),
     ("features.grid", integer(4, 64)),
     ("features.dim", integer(8, 1024)),
@@ -171,6 +172,8 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// `[x, y, width, height]` inside the unit square, with an area.
     Rectangle,
+    /// The name of a file; whether it is there is for the reader to see.
+    Path,
 }
 
 const fn integer(min: i64, max: i64) -> Kind {
@@ -210,7 +213,7 @@ impl Kind {
         match self {
             Self::Integer { .. } => value.is_integer(),
             Self::Real(..) => number(value).is_some(),
-            Self::OneOf(_) => value.is_str(),
+            Self::OneOf(_) | Self::Path => value.is_str(),
             Self::Rectangle => value.is_array(),
         }
     }
@@ -225,6 +228,7 @@ impl Kind {
                 number(value).is_some_and(|x| (min, max).contains(&x))
             }
             Self::OneOf(names) => value.as_str().is_some_and(|name| names.contains(&name)),
+            Self::Path => value.as_str().is_some_and(|path| !path.is_empty() && !path.chars().any(char::is_control)),
             Self::Rectangle => rectangle(value).is_some_and(|[x, y, width, height]| {
                 // 0.7 + 0.3 may come out a hair above 1.
                 let inside = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
@@ -259,6 +263,7 @@ impl Kind {
                 format!("a number x with {left}x{right}")
             }
             Self::OneOf(names) => format!("one of {}", names.join(", ")),
+            Self::Path => "the name of a file".into(),
             Self::Rectangle => "[x, y, width, height] as fractions of the frame, inside 0 to 1, with an area".into(),
         }
     }

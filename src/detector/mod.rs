@@ -1,21 +1,27 @@
 //! The detector: a frame in, a verdict out. Training, evaluation and the line all score through [`Network::inspect`].
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::bundle::{self, Card, ClassCard};
+use crate::bundle::{self, Card};
 use crate::calibrate::percentile;
-use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::frame::{Frame, Geometry};
+use crate::frame::{Frame, Geometry, Prepared};
 use crate::regions::{Region, regions};
 use crate::score::resize;
 
+mod limits;
+mod mask;
 mod network;
 mod store;
 
+use limits::ClassLimits;
+pub use limits::{Limits, Overrides};
+pub use mask::Mask;
 pub use network::{Choice, Inspection, Network, Program, mean_token, raw_features};
 pub use store::{expected_tensors, save};
 
@@ -135,11 +141,25 @@ impl Map {
     }
 }
 
+/// How a frame is to be looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// How the class is found.
+    pub choice: Choice,
+    /// Denoiser evaluations; the model's own number when absent. Thresholds were measured with that one.
+    pub ddim_steps: Option<usize>,
+    /// Thresholds in force.
+    pub limits: Limits,
+    /// What of the frame counts; all of it when absent.
+    pub mask: Option<Mask>,
+}
+
 /// A trained model with its thresholds, ready for frames.
 pub struct Detector {
     network: Network,
     card: Card,
-    program: Program,
+    ddim_steps: usize,
+    programs: BTreeMap<usize, Program>,
 }
 
 impl Detector {
@@ -161,8 +181,10 @@ impl Detector {
             let (a, b) = (card.classes.len(), network.fields.len());
             return Err(Error::Internal(format!("detector: {a} classes on the card, {b} in the network")));
         }
-        let program = network.program(network.config.detection.ddim_steps)?;
-        Ok(Self { network, card, program })
+        let ddim_steps = network.config.detection.ddim_steps;
+        let mut detector = Self { network, card, ddim_steps, programs: BTreeMap::new() };
+        detector.prepare(ddim_steps)?;
+        Ok(detector)
     }
 
     /// What is on the model's card.
@@ -180,10 +202,22 @@ impl Detector {
     /// # Errors
     /// When `steps` is 0.
     pub fn set_ddim_steps(&mut self, steps: usize) -> Result<()> {
+        self.prepare(steps)?;
+        self.ddim_steps = steps;
+        Ok(())
+    }
+
+    /// Computes what `steps` denoiser evaluations need once and for all; [`Detector::inspect`] can then be asked for them.
+    ///
+    /// # Errors
+    /// When `steps` is 0.
+    pub fn prepare(&mut self, steps: usize) -> Result<()> {
         if steps == 0 {
             return Err(Error::Usage("ddim steps must be at least 1, got 0".into()));
         }
-        self.program = self.network.program(steps)?;
+        if let Entry::Vacant(place) = self.programs.entry(steps) {
+            place.insert(self.network.program(steps)?);
+        }
         Ok(())
     }
 
@@ -192,36 +226,43 @@ impl Detector {
     /// # Errors
     /// When the model does not know the name; the message lists those it knows.
     pub fn choice(&self, class: &str) -> Result<Choice> {
-        if class == "auto" {
-            return Ok(Choice::Auto);
-        }
-        let position = self.card.classes.iter().position(|c| c.name == class);
-        position.map(Choice::Known).ok_or_else(|| {
-            let known = self.card.classes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
-            Error::Usage(format!("class {class:?} is not in the model; expected auto or one of: {known}"))
-        })
+        Choice::named(class, &self.card)
     }
 
-    /// Inspects frames. Each is computed by itself: its detection does not depend on the others.
+    /// Inspects frames with the thresholds of the card. Each is computed by itself: its detection does not depend on the
+    /// others.
     pub fn detect(&self, frames: &[Frame], choice: Choice) -> Vec<Result<Detection>> {
-        frames.par_iter().map(|frame| self.detect_one(frame, choice)).collect()
+        let ask = Ask { choice, ddim_steps: None, limits: Limits::of(&self.card), mask: None };
+        let preprocess = self.network.preprocess();
+        frames.par_iter().map(|frame| self.inspect(&preprocess.apply(frame)?, &ask)).collect()
     }
 
-    fn detect_one(&self, frame: &Frame, choice: Choice) -> Result<Detection> {
+    /// Inspects one frame that is already the model's input.
+    ///
+    /// # Errors
+    /// When the device fails, or nobody prepared for that many steps.
+    pub fn inspect(&self, prepared: &Prepared, ask: &Ask) -> Result<Detection> {
+        let steps = ask.ddim_steps.unwrap_or(self.ddim_steps);
+        let program = self
+            .programs
+            .get(&steps)
+            .ok_or_else(|| Error::Internal(format!("detector: {steps} ddim steps were asked for and not prepared")))?;
         let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
-        let inspection = self.network.inspect(frame, choice, &self.program, calibrated)?;
-        Ok(judge(inspection, &self.card.classes, &self.card.config))
+        let mask = ask.mask.as_ref();
+        let inspection = self.network.inspect_prepared(prepared, ask.choice, program, mask, calibrated)?;
+        Ok(judge(inspection, &self.card, &ask.limits))
     }
 }
 
 /// Thresholds, percentile and regions for what the network saw.
-fn judge(inspection: Inspection, classes: &[ClassCard], config: &Config) -> Detection {
+fn judge(inspection: Inspection, card: &Card, limits: &Limits) -> Detection {
     let Inspection { class, source, prototype_distance, score, map } = inspection;
-    let card = &classes[class];
-    let unknown = prototype_distance > card.prototype_limit && source != ClassSource::Known;
-    let verdict = if unknown || score > card.ng.value {
+    let class_card = &card.classes[class];
+    let ClassLimits { ng, warn, pixel } = limits.classes[class];
+    let unknown = prototype_distance > class_card.prototype_limit && source != ClassSource::Known;
+    let verdict = if unknown || score > ng {
         Verdict::Ng
-    } else if score > card.warn.value {
+    } else if score > warn {
         Verdict::Warn
     } else {
         Verdict::Ok
@@ -229,20 +270,19 @@ fn judge(inspection: Inspection, classes: &[ClassCard], config: &Config) -> Dete
     Detection {
         verdict,
         score,
-        threshold: card.ng.value,
-        warn_threshold: card.warn.value,
-        percentile: percentile(&card.calibration_scores, score),
-        class: card.name.clone(),
+        threshold: ng,
+        warn_threshold: warn,
+        percentile: percentile(&class_card.calibration_scores, score),
+        class: class_card.name.clone(),
         class_source: if unknown { ClassSource::UnknownProduct } else { source },
-        regions: frame_regions(&map, card.pixel_threshold, config),
-        pixel_threshold: card.pixel_threshold,
+        regions: frame_regions(&map, pixel, card.config.input.size, limits.min_area),
+        pixel_threshold: pixel,
         map,
     }
 }
 
 /// Regions of the map in pixels of the frame.
-fn frame_regions(map: &Map, threshold: f32, config: &Config) -> Vec<Region> {
-    let size = config.input.size;
+fn frame_regions(map: &Map, threshold: f32, size: usize, min_area: usize) -> Vec<Region> {
     let [sx, sy] = map.geometry.scale();
     let found = regions(&map.resized(size), size, size, threshold, 1);
     found
@@ -260,6 +300,6 @@ fn frame_regions(map: &Map, threshold: f32, config: &Config) -> Vec<Region> {
                 peak: r.peak,
             }
         })
-        .filter(|r| r.area as usize >= config.calibration.min_area)
+        .filter(|r| r.area as usize >= min_area)
         .collect()
 }

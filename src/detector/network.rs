@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{ClassSource, MAP_SCALE, Map};
+use super::{ClassSource, MAP_SCALE, Map, Mask};
+use crate::bundle::Card;
 use crate::config::{Config, Distance};
 use crate::diffusion::{Ddim, EpsMode, NoiseLevel, Plan, Prediction, Start, levels_in_log_snr, reconstruct};
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub struct Network {
     pub fields: Vec<ResidualField>,
     /// Mean features of each class `[D]`.
     pub prototypes: Vec<Vec<f32>>,
+    /// What counts unless the caller says otherwise; everything when absent.
+    pub mask: Option<Mask>,
 }
 
 /// The noise levels that a detection visits, and what the denoiser is told at each.
@@ -59,6 +62,23 @@ pub enum Choice {
     Known(usize),
     /// The class whose prototype is near and whose calibrated score is lowest.
     Auto,
+}
+
+impl Choice {
+    /// The choice for a class name: `auto` or one of the classes on the card.
+    ///
+    /// # Errors
+    /// When there is no such class; the message lists those there are.
+    pub fn named(class: &str, card: &Card) -> Result<Self> {
+        if class == "auto" {
+            return Ok(Self::Auto);
+        }
+        let position = card.classes.iter().position(|c| c.name == class);
+        position.map(Self::Known).ok_or_else(|| {
+            let known = card.classes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+            Error::Usage(format!("class {class:?} is not in the model; expected auto or one of: {known}"))
+        })
+    }
 }
 
 impl Network {
@@ -122,28 +142,39 @@ impl Network {
     }
 
     /// Map and image score of residuals `[T, D]` by the statistics of one class.
-    pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry) -> (f32, Map) {
+    pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry, mask: Option<&Mask>) -> (f32, Map) {
         let distance = match self.config.detection.distance {
             Distance::Mahalanobis => self.fields[class].distance(residuals),
             Distance::L2 => root_mean_squares(residuals, self.space.dim()),
         };
-        self.map(distance, geometry)
+        self.map(distance, geometry, mask)
     }
 
     /// Map and image score of one distance per cell `[T]`.
-    pub fn map(&self, mut distance: Vec<f32>, geometry: Geometry) -> (f32, Map) {
+    pub fn map(&self, mut distance: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> (f32, Map) {
         let (grid, detection) = (self.config.features.grid, &self.config.detection);
         let side = grid * MAP_SCALE;
         if geometry.valid[2] != geometry.valid[3] {
             blank_border(&mut distance, grid, geometry, self.config.input.size);
         }
-        let sigma = detection.smoothing_px * side as f64 / self.config.input.size as f64;
-        let values = smooth(&resize(&distance, grid, side), side, sigma as f32);
-        let score = top_mean(&values, detection.top_fraction);
+        let sigma = (detection.smoothing_px * side as f64 / self.config.input.size as f64) as f32;
+        let spread = |cells: &[f32]| smooth(&resize(cells, grid, side), side, sigma);
+        let (values, score) = match mask {
+            None => {
+                let values = spread(&distance);
+                let score = top_mean(&values, detection.top_fraction);
+                (values, score)
+            }
+            Some(mask) => {
+                let values = mask.apply(distance, grid, spread);
+                let score = top_mean(&mask.counted(&values), detection.top_fraction);
+                (values, score)
+            }
+        };
         (score, Map { side, values, geometry })
     }
 
-    /// Looks at one frame. `calibrated(class, score)` makes scores of different classes comparable.
+    /// Looks at one frame, whole. `calibrated(class, score)` makes scores of different classes comparable.
     ///
     /// # Errors
     /// When the frame has no pixel in the region of interest, or the device fails.
@@ -154,8 +185,27 @@ impl Network {
         program: &Program,
         calibrated: impl Fn(usize, f32) -> f32,
     ) -> Result<Inspection> {
-        let prepared = self.preprocess().apply(frame)?;
-        let features = self.features(&prepared)?;
+        self.inspect_prepared(&self.preprocess().apply(frame)?, choice, program, None, calibrated)
+    }
+
+    /// Looks at one frame that is already the model's input. `mask` replaces the network's own.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn inspect_prepared(
+        &self,
+        prepared: &Prepared,
+        choice: Choice,
+        program: &Program,
+        mask: Option<&Mask>,
+        calibrated: impl Fn(usize, f32) -> f32,
+    ) -> Result<Inspection> {
+        let size = self.config.input.size;
+        if (prepared.frame.width(), prepared.frame.height()) != (size, size) {
+            let (w, h) = (prepared.frame.width(), prepared.frame.height());
+            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}x{size}")));
+        }
+        let features = self.features(prepared)?;
         let distances = self.prototype_distances(&features);
         let (candidates, source) = match choice {
             Choice::Known(class) => (vec![class], ClassSource::Known),
@@ -163,7 +213,9 @@ impl Network {
             Choice::Auto => (nearest(&distances), ClassSource::Chosen),
         };
         let residuals = self.residuals(features, program)?;
-        let scored = candidates.into_iter().map(|class| (class, self.score(&residuals, class, prepared.geometry)));
+        let mask = mask.or(self.mask.as_ref());
+        let scored =
+            candidates.into_iter().map(|class| (class, self.score(&residuals, class, prepared.geometry, mask)));
         let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
         let Some((class, (score, map))) = best else {
             return Err(Error::Internal("detector: a model without classes".into()));

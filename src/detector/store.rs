@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
-use super::Network;
+use super::{MAP_SCALE, Mask, Network};
 use crate::bundle::{self, Card, TensorSpec};
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
@@ -17,6 +17,7 @@ use crate::score::ResidualField;
 const MEAN: &str = "residuals.mean";
 const WHITEN: &str = "residuals.whiten";
 const PROTOTYPES: &str = "prototypes";
+const MASK: &str = "mask";
 
 fn denoiser_shape(card: &Card) -> DenoiserShape {
     DenoiserShape {
@@ -45,6 +46,10 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     }
     for parameter in shape.parameters() {
         all.push(spec(format!("denoiser.{}", parameter.name), Dtype::F32, parameter.shape));
+    }
+    if card.config.input.mask.is_some() {
+        let side = card.config.features.grid * MAP_SCALE;
+        all.push(spec(MASK.into(), Dtype::F32, vec![side, side]));
     }
     all.push(spec(MEAN.into(), Dtype::F32, vec![classes, tokens, dim]));
     all.push(spec(WHITEN.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
@@ -78,6 +83,10 @@ pub fn save(
     let cpu = &Device::Cpu;
     tensors.insert(MEAN.into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
     tensors.insert(WHITEN.into(), Tensor::from_vec(whiten, (classes, tokens, dim * (dim + 1) / 2), cpu)?);
+    if let Some(mask) = &network.mask {
+        let side = card.config.features.grid * MAP_SCALE;
+        tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (side, side), cpu)?);
+    }
     tensors.insert(PROTOTYPES.into(), Tensor::from_vec(network.prototypes.concat(), (classes, dim), cpu)?);
     bundle::save(path, card, &tensors)
 }
@@ -105,5 +114,7 @@ pub(super) fn network(card: &Card, tensors: &Weights) -> Result<Network> {
         .map(|(mean, whiten)| ResidualField::new(dim, mean.to_vec(), whiten.to_vec()))
         .collect::<Result<Vec<_>>>()?;
     let prototypes = prototypes.chunks_exact(dim).map(<[f32]>::to_vec).collect();
-    Ok(Network { config: card.config.clone(), backbone, space, denoiser, fields, prototypes })
+    let grid = card.config.features.grid;
+    let mask = card.config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)??.to_vec1()?)).transpose()?;
+    Ok(Network { config: card.config.clone(), backbone, space, denoiser, fields, prototypes, mask })
 }

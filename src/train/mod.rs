@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::bundle::{BackboneCard, Card, ClassCard, SCHEMA, TrainingCard};
 use crate::config::Config;
 use crate::data::{self, Dataset};
-use crate::detector::{self, Choice, Detector, Network, mean_token, raw_features};
+use crate::detector::{self, Choice, Detector, Mask, Network, mean_token, raw_features};
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
 use crate::frame::{Frame, Preprocess};
@@ -168,6 +168,7 @@ pub fn train(
     check_targets(options)?;
     let weights = backbone_weights(config, options)?;
     let backbone = model::backbone(&config.features.backbone, &weights, &Device::Cpu)?;
+    let mask = mask(config)?;
     let run = Run { config, options, observer, stop };
 
     let started = Instant::now();
@@ -176,7 +177,7 @@ pub fn train(
     let (space, cache) = run.feature_space(&images, raw, backbone.as_ref())?;
     let feature_seconds = started.elapsed().as_secs_f64();
 
-    let data_sha256 = data_digest(data, &images)?;
+    let data_sha256 = data_digest(data, &images, config)?;
     let shape = DenoiserShape {
         config: config.denoiser.clone(),
         grid: config.features.grid,
@@ -191,7 +192,7 @@ pub fn train(
     drop(optimizer);
     let denoiser = Denoiser::new(shape, |name| averages.get(name).cloned())?;
     let mut network =
-        Network { config: config.clone(), backbone, space, denoiser, fields: Vec::new(), prototypes: Vec::new() };
+        Network { config: config.clone(), backbone, space, denoiser, fields: Vec::new(), prototypes: Vec::new(), mask };
     let classes = run.calibrate(data, &images, &cache, &mut network, &mut skipped)?;
     let card = Card {
         schema: SCHEMA,
@@ -541,6 +542,15 @@ fn backbone_weights(config: &Config, options: &Options) -> Result<Weights> {
     })
 }
 
+/// The mask that the configuration names.
+fn mask(config: &Config) -> Result<Option<Mask>> {
+    let Some(path) = &config.input.mask else { return Ok(None) };
+    let image = data::read_frame(Path::new(path))?;
+    let preprocess = Preprocess { size: config.input.size, fit: config.input.fit, roi: config.input.roi };
+    let mask = Mask::new(&image, &preprocess, config.features.grid);
+    mask.map(Some).map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))
+}
+
 /// SHA-256 over names, types and values of all weights in the order of their names.
 fn weights_digest(weights: &Weights) -> Result<String> {
     let mut hasher = Sha256::new();
@@ -563,12 +573,15 @@ fn run_digest(config: &Config, data_sha256: &str) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-fn data_digest(data: &Dataset, images: &Images) -> Result<String> {
+fn data_digest(data: &Dataset, images: &Images, config: &Config) -> Result<String> {
     let mut hasher = Sha256::new();
     for (category, paths) in data.categories.iter().zip(images.train.iter().zip(&images.calibration)) {
         hasher.update(category.name.as_bytes());
         hasher.update(data::data_sha256(paths.0)?);
         hasher.update(data::data_sha256(paths.1)?);
+    }
+    if let Some(mask) = &config.input.mask {
+        hasher.update(data::data_sha256(&[PathBuf::from(mask)])?);
     }
     Ok(hex(&hasher.finalize()))
 }

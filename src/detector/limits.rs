@@ -1,0 +1,96 @@
+//! Where `ok` ends: the thresholds of a model's card, or what the line sets in their place.
+
+use crate::bundle::Card;
+use crate::calibrate::{conformal, smallest_rate};
+use crate::error::{Error, Result};
+
+/// What replaces the thresholds of the card; what is absent stays as it is there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// Score above which every class is `ng`.
+    pub threshold: Option<f32>,
+    /// Score above which every class is `warn`.
+    pub warn_threshold: Option<f32>,
+    /// False-reject rate that sets the threshold of each class from its calibration scores.
+    pub target_fpr: Option<f64>,
+    /// Regions below this many pixels of the frame are not reported.
+    pub min_area: Option<usize>,
+}
+
+/// Thresholds in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub(super) classes: Vec<ClassLimits>, // in the order of the card
+    pub(super) min_area: usize,
+}
+
+/// Thresholds of one class.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct ClassLimits {
+    pub(super) ng: f32,
+    pub(super) warn: f32,
+    pub(super) pixel: f32,
+}
+
+impl Limits {
+    /// Those of the card.
+    pub fn of(card: &Card) -> Self {
+        let classes = card.classes.iter();
+        let classes = classes.map(|c| ClassLimits { ng: c.ng.value, warn: c.warn.value, pixel: c.pixel_threshold });
+        Self { classes: classes.collect(), min_area: card.config.calibration.min_area }
+    }
+
+    /// Those of the card with `overrides` in place. A threshold without a warning threshold warns from the same share of
+    /// it as the card does; a warning never starts above the threshold.
+    ///
+    /// # Errors
+    /// When both a threshold and a rate are given, a warning threshold lies above the threshold, a value is not finite, or
+    /// a class has too few calibration scores for the rate.
+    pub fn with(card: &Card, overrides: &Overrides) -> Result<Self> {
+        let Overrides { threshold, warn_threshold, target_fpr, min_area } = overrides;
+        let mut limits = Self::of(card);
+        if let (Some(threshold), Some(rate)) = (threshold, target_fpr) {
+            return Err(Error::Usage(format!(
+                "threshold = {threshold} and target-fpr = {rate}: expected one of them, not both"
+            )));
+        }
+        for (name, value) in [("threshold", threshold), ("warn-threshold", warn_threshold)] {
+            if let Some(value) = value.filter(|v| !v.is_finite()) {
+                return Err(Error::Usage(format!("{name} = {value}: expected a finite number")));
+            }
+        }
+        for (class, limits) in card.classes.iter().zip(&mut limits.classes) {
+            let share = if limits.ng > 0.0 { limits.warn / limits.ng } else { 1.0 };
+            let moved = match (threshold, target_fpr) {
+                (Some(threshold), _) => Some(*threshold),
+                (None, Some(rate)) => Some(
+                    conformal(&class.calibration_scores, *rate)
+                        .map_err(|few| {
+                            let smallest = smallest_rate(class.calibration_scores.len());
+                            Error::Usage(format!(
+                                "target-fpr = {rate}: class {}: {few}; expected {smallest:.4} or more, or a model with \
+                                 more calibration images (diad calibrate)",
+                                class.name
+                            ))
+                        })?
+                        .value,
+                ),
+                (None, None) => None,
+            };
+            if let Some(ng) = moved {
+                *limits = ClassLimits { ng, warn: (ng * share).min(ng), ..*limits };
+            }
+            if let Some(warn) = *warn_threshold {
+                if warn > limits.ng {
+                    return Err(Error::Usage(format!(
+                        "warn-threshold = {warn}: expected at most the threshold, {} for class {}",
+                        limits.ng, class.name
+                    )));
+                }
+                limits.warn = warn;
+            }
+        }
+        limits.min_area = min_area.unwrap_or(limits.min_area);
+        Ok(limits)
+    }
+}

@@ -1,0 +1,129 @@
+//! What of the frame counts: a mask over the frame, as the map sees it.
+
+use super::MAP_SCALE;
+use crate::error::{Error, Result};
+use crate::frame::{Frame, Preprocess};
+
+/// Which cells of the map count. What is ignored neither raises a score nor colours the cells beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mask {
+    side: usize,
+    weights: Vec<f32>, // [side, side], share of the cell that counts, 0..=1
+}
+
+impl Mask {
+    /// From an image over the whole frame: black (0) is ignored, everything else counts. A cell of the map is ignored only
+    /// where all of it is.
+    ///
+    /// # Errors
+    /// When nothing that the model looks at would count.
+    pub fn new(image: &Frame, preprocess: &Preprocess, grid: usize) -> Result<Self> {
+        let binary = image.rgb().chunks_exact(3).flat_map(|p| [if p == [0; 3] { 0 } else { 255 }; 3]).collect();
+        let seen = preprocess.apply(&Frame::new(image.width(), image.height(), binary)?)?.frame;
+        let side = grid * MAP_SCALE;
+        let mut weights = vec![0.0; side * side];
+        let mut pixels = vec![0.0; side * side];
+        let cell = |at: usize| at * side / preprocess.size;
+        for (y, row) in seen.rgb().chunks_exact(preprocess.size * 3).enumerate() {
+            for (x, pixel) in row.chunks_exact(3).enumerate() {
+                let index = cell(y) * side + cell(x);
+                weights[index] += f32::from(pixel[0]) / 255.0;
+                pixels[index] += 1.0;
+            }
+        }
+        weights.iter_mut().zip(&pixels).for_each(|(w, n)| *w /= f32::max(*n, 1.0));
+        if weights.iter().all(|&w| w == 0.0) {
+            return Err(Error::Usage("the mask leaves nothing to look at: all of it is black (0)".into()));
+        }
+        Ok(Self { side, weights })
+    }
+
+    /// From weights `[grid * 4, grid * 4]`, each 0..=1, as a model file keeps them.
+    ///
+    /// # Errors
+    /// When their number or a value does not fit, or nothing counts.
+    pub fn from_weights(grid: usize, weights: Vec<f32>) -> Result<Self> {
+        let side = grid * MAP_SCALE;
+        let fits = weights.len() == side * side && weights.iter().all(|w| (0.0..=1.0).contains(w));
+        if !fits || weights.iter().all(|&w| w == 0.0) {
+            return Err(Error::Internal(format!("mask: expected {side}x{side} values of 0 to 1, not all of them 0")));
+        }
+        Ok(Self { side, weights })
+    }
+
+    /// Share of each cell that counts, `[side, side]`.
+    pub fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// The map `[side, side]` of one distance per cell of the grid, as if the ignored cells were not there; 0 in them.
+    /// `spread` brings a grid to the map's size and smooths it.
+    pub(super) fn apply(&self, mut distance: Vec<f32>, grid: usize, spread: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+        let coarse = self.pooled(grid);
+        distance.iter_mut().zip(&coarse).for_each(|(d, w)| *d *= w);
+        let (sums, weights) = (spread(&distance), spread(&coarse));
+        let value =
+            |((&own, sum), weight): ((&f32, f32), f32)| if own > 0.0 && weight > 0.0 { sum / weight } else { 0.0 };
+        self.weights.iter().zip(sums).zip(weights).map(value).collect()
+    }
+
+    /// The values of the cells that count.
+    pub(super) fn counted(&self, values: &[f32]) -> Vec<f32> {
+        values.iter().zip(&self.weights).filter(|(_, w)| **w > 0.0).map(|(v, _)| *v).collect()
+    }
+
+    /// Share of each cell of the feature grid that counts.
+    fn pooled(&self, grid: usize) -> Vec<f32> {
+        let mut cells = vec![0.0; grid * grid];
+        for (i, weight) in self.weights.iter().enumerate() {
+            cells[i / self.side / MAP_SCALE * grid + i % self.side / MAP_SCALE] += weight;
+        }
+        cells.iter_mut().for_each(|c| *c /= (MAP_SCALE * MAP_SCALE) as f32);
+        cells
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Fit;
+    use crate::score::{resize, smooth};
+
+    const WHOLE: Preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
+
+    /// White left half, black right half.
+    fn half() -> Frame {
+        Frame::new(128, 128, (0..128 * 128).flat_map(|i| [if i % 128 < 64 { 255 } else { 0 }; 3]).collect()).unwrap()
+    }
+
+    #[test]
+    fn what_is_ignored_neither_counts_nor_bleeds() {
+        let mask = Mask::new(&half(), &WHOLE, 4).unwrap();
+        let spread = |cells: &[f32]| smooth(&resize(cells, 4, 16), 16, 1.0);
+        // Column 2 and 3 of the grid are ignored and loud.
+        let loud: Vec<f32> = (0..16).map(|i| if i % 4 < 2 { 1.0 } else { 100.0 }).collect();
+        let map = mask.apply(loud, 4, spread);
+        for (i, value) in map.iter().enumerate() {
+            let expected = if i % 16 < 8 { 1.0 } else { 0.0 };
+            assert!((value - expected).abs() < 1e-4, "{i}: {value}");
+        }
+        assert_eq!(mask.counted(&map).len(), 16 * 8);
+    }
+
+    #[test]
+    fn a_cell_is_ignored_only_where_all_of_it_is() {
+        let speck = Frame::new(64, 64, (0..64 * 64).flat_map(|i| [u8::from(i == 64 * 10 + 10); 3]).collect()).unwrap();
+        let mask = Mask::new(&speck, &WHOLE, 4).unwrap();
+        assert_eq!(mask.weights.iter().filter(|w| **w > 0.0).count(), 1, "1 of 255 is not black");
+        let black = Frame::new(64, 64, vec![0; 64 * 64 * 3]).unwrap();
+        assert!(Mask::new(&black, &WHOLE, 4).unwrap_err().to_string().contains("leaves nothing"));
+    }
+
+    #[test]
+    fn a_mask_follows_the_region_of_interest() {
+        let right = Preprocess { roi: Some([0.5, 0.0, 0.5, 1.0]), ..WHOLE };
+        assert!(Mask::new(&half(), &right, 4).is_err());
+        let left = Mask::new(&half(), &Preprocess { roi: Some([0.0, 0.0, 0.5, 1.0]), ..WHOLE }, 4).unwrap();
+        assert!(left.weights.iter().all(|&w| w == 1.0));
+    }
+}

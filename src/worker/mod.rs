@@ -1,0 +1,445 @@
+//! The worker: one thread that owns a model, and everybody else who wants frames inspected.
+//!
+//! ```text
+//! streams -- submit(job) --> bounded channel --> Batcher --> model --> one answer per ticket
+//! ```
+//!
+//! Batches form while the model is busy; one that is not full leaves at the timeout. Every job that is accepted is answered
+//! exactly once: with a detection, with the model's error, with its panic, or, when the worker goes away first, with
+//! [`Failure::Stopped`]. A panic is caught per batch and the model opened again, once. No lock is held across the model's
+//! work.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+
+use crate::bundle::Card;
+use crate::detector::{Ask, Detection};
+use crate::error::{Error, Result};
+use crate::frame::Prepared;
+
+mod batcher;
+mod model;
+mod share;
+mod stats;
+
+pub use batcher::{Batcher, Next};
+pub use model::{Device, open};
+pub use share::Shared;
+pub use stats::{Durations, Stats, Summary};
+
+/// Jobs that may wait in the channel; more than any sensible number of streams has under way.
+const CHANNEL: usize = 1024;
+/// Batches that the warm-up runs.
+const WARM_UP: usize = 4;
+
+/// A model as the worker sees it.
+pub trait Detect: Send {
+    /// Its card.
+    fn card(&self) -> &Card;
+
+    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs.
+    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>>;
+
+    /// A batch that is as much work as a real one.
+    fn warm_up(&self, size: usize) -> Result<Vec<Job>>;
+}
+
+/// A frame to be inspected, and how.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The model's input.
+    pub prepared: Prepared,
+    /// Class, steps, thresholds, mask.
+    pub ask: Arc<Ask>,
+}
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the thread.
+    pub name: String,
+    /// Frames per batch, at most; at least 1.
+    pub batch_size: usize,
+    /// How long a batch that is not full waits after its first frame. 0: it leaves as soon as the model is free.
+    pub batch_timeout: Duration,
+}
+
+/// Why a job has no detection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The model said no.
+    #[error("{0}")]
+    Failed(String),
+    /// The model panicked.
+    #[error("the model panicked: {0}")]
+    Panicked(String),
+    /// The worker went away.
+    #[error("the worker was stopped")]
+    Stopped,
+}
+
+/// Why a job was not accepted.
+#[derive(Debug)]
+pub enum Refused {
+    /// Too many jobs wait; the job comes back.
+    Full(Box<Job>),
+    /// The worker is gone.
+    Stopped,
+}
+
+/// The answer to a job.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// What the model found, or why it found nothing.
+    pub outcome: Result<Detection, Failure>,
+    /// From submission to the start of its batch.
+    pub queue: Duration,
+    /// The model's work on the batch.
+    pub infer: Duration,
+    /// Frames in the batch; 0 if it never was in one.
+    pub batch: usize,
+}
+
+/// The promise of an answer. A ticket that is dropped is a job that is skipped, unless it has begun.
+#[derive(Debug)]
+pub struct Ticket {
+    answer: Receiver<Answer>,
+    _wanted: Arc<()>,
+}
+
+impl Ticket {
+    /// The channel that the one answer comes through, for `select!`.
+    pub fn receiver(&self) -> &Receiver<Answer> {
+        &self.answer
+    }
+
+    /// Waits for the answer.
+    pub fn wait(self) -> Answer {
+        self.answer.recv().unwrap_or_else(|_| Answer::stopped())
+    }
+}
+
+impl Answer {
+    /// What a job gets whose worker is gone.
+    pub fn stopped() -> Self {
+        Self { outcome: Err(Failure::Stopped), queue: Duration::ZERO, infer: Duration::ZERO, batch: 0 }
+    }
+}
+
+/// A job on its way, with the address of its answer. Dropped without one, it answers [`Failure::Stopped`].
+struct Entry {
+    stream: u64,
+    job: Job,
+    answer: Option<Sender<Answer>>,
+    wanted: Weak<()>,
+    submitted: Instant,
+    state: Arc<State>,
+}
+
+impl Entry {
+    fn answer(mut self, answer: Answer) {
+        self.send(answer);
+    }
+
+    fn send(&mut self, answer: Answer) {
+        if let Some(sender) = self.answer.take() {
+            self.state.pending.fetch_sub(1, Ordering::AcqRel);
+            let _ = sender.try_send(answer); // nobody may want it any more
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.send(Answer::stopped());
+    }
+}
+
+/// What the thread and the others share.
+struct State {
+    pending: AtomicUsize,
+    stats: Mutex<Stats>,
+    batches: Mutex<Durations>,
+}
+
+impl State {
+    fn stats(&self) -> MutexGuard<'_, Stats> {
+        // Counters are whole after every statement: a panic elsewhere does not make them wrong.
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn batches(&self) -> MutexGuard<'_, Durations> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A model on its thread. Dropping it ends the thread after the batch at hand.
+pub struct Worker {
+    entries: Option<Sender<Entry>>,
+    state: Arc<State>,
+    card: Arc<Card>,
+    digest: String,
+    options: Options,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Opens the model, and opens it again after a panic.
+pub type Open = Box<dyn Fn() -> Result<Box<dyn Detect>> + Send>;
+
+impl Worker {
+    /// Starts the thread, opens the model there and warms it up.
+    ///
+    /// # Errors
+    /// Those of `open` and of the warm-up; when no thread can be had.
+    pub fn start(open: Open, options: Options) -> Result<Self> {
+        let (entries, inbox) = bounded(CHANNEL);
+        let (report, ready) = bounded(1);
+        let state =
+            Arc::new(State { pending: AtomicUsize::new(0), stats: Mutex::default(), batches: Mutex::default() });
+        let (shared, size, timeout) = (state.clone(), options.batch_size, options.batch_timeout);
+        let body = move || {
+            let started = catch_unwind(AssertUnwindSafe(|| first(&open, size, &shared)));
+            match started.unwrap_or_else(|panic| Err(Error::Internal(format!("opening panicked: {}", words(&*panic)))))
+            {
+                Ok(model) => {
+                    let _ = report.send(Ok(model.card().clone()));
+                    drop(report);
+                    Bench { open, digest: model.card().digest(), model: Ok(model), rebuilt: false, state: shared }
+                        .serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name(options.name.clone()).spawn(body);
+        let thread = thread.map_err(|error| Error::Internal(format!("no thread for the worker: {error}")))?;
+        let started = ready.recv().unwrap_or_else(|_| Err(Error::Internal("the worker ended while it started".into())));
+        match started {
+            Ok(card) => {
+                let digest = card.digest();
+                Ok(Self { entries: Some(entries), state, card: Arc::new(card), digest, options, thread: Some(thread) })
+            }
+            Err(error) => {
+                let _ = thread.join(); // it has nothing left to do
+                Err(error)
+            }
+        }
+    }
+
+    /// The model's card.
+    pub fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// Digest of the model.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Hands in a job of `stream`, waiting up to `patience` for room. Streams are served in turn.
+    ///
+    /// # Errors
+    /// When there is still no room, or the worker is gone.
+    pub fn submit(&self, stream: u64, job: Job, patience: Duration) -> Result<Ticket, Refused> {
+        let (sender, receiver) = bounded(1);
+        let wanted = Arc::new(());
+        let entry = Entry {
+            stream,
+            job,
+            answer: Some(sender),
+            wanted: Arc::downgrade(&wanted),
+            submitted: Instant::now(),
+            state: self.state.clone(),
+        };
+        let Some(entries) = &self.entries else { return Err(Refused::Stopped) };
+        self.state.pending.fetch_add(1, Ordering::AcqRel);
+        match entries.send_timeout(entry, patience) {
+            Ok(()) => Ok(Ticket { answer: receiver, _wanted: wanted }),
+            Err(SendTimeoutError::Timeout(entry)) => Err(Refused::Full(Box::new(entry.job.clone()))),
+            Err(SendTimeoutError::Disconnected(_)) => Err(Refused::Stopped),
+        }
+    }
+
+    /// Jobs that are accepted and not answered.
+    pub fn pending(&self) -> usize {
+        self.state.pending.load(Ordering::Acquire)
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> Stats {
+        self.state.stats().clone()
+    }
+
+    /// How long the model works on a batch, warm-up included.
+    pub fn batch_time(&self) -> Summary {
+        let recent = self.state.batches().clone();
+        recent.summary()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.entries = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(worker = self.options.name, "the worker's thread panicked outside of the model");
+        }
+    }
+}
+
+/// The model opened and warmed up.
+fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
+    let mut model = open()?;
+    let jobs = model.warm_up(size)?;
+    for round in 0..WARM_UP {
+        let started = Instant::now();
+        for outcome in model.detect(&jobs.iter().collect::<Vec<_>>()) {
+            outcome?;
+        }
+        if round > 0 {
+            state.batches().add(started.elapsed()); // the first touches every page for the first time
+        }
+    }
+    Ok(model)
+}
+
+/// The thread's side.
+struct Bench {
+    open: Open,
+    digest: String,
+    model: Result<Box<dyn Detect>, String>,
+    rebuilt: bool,
+    state: Arc<State>,
+}
+
+impl Bench {
+    /// Until nobody can submit any more and everything is answered.
+    fn serve(&mut self, inbox: &Receiver<Entry>, mut batcher: Batcher<Entry>) {
+        let epoch = Instant::now();
+        let now = || nanoseconds(epoch.elapsed());
+        loop {
+            for entry in inbox.try_iter() {
+                batcher.push(entry.stream, entry, now());
+            }
+            let received = match batcher.next(now()) {
+                Next::Ready => {
+                    self.work(batcher.take());
+                    continue;
+                }
+                Next::Idle => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Next::WaitUntil(time) => inbox.recv_deadline(epoch + Duration::from_nanos(time)),
+            };
+            match received {
+                Ok(entry) => batcher.push(entry.stream, entry, now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return, // what still waits is answered as it is dropped
+            }
+        }
+    }
+
+    fn work(&mut self, mut batch: Vec<Entry>) {
+        let before = batch.len();
+        batch.retain(|entry| entry.wanted.strong_count() > 0);
+        self.state.stats().abandoned += (before - batch.len()) as u64;
+        if batch.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let (outcomes, panicked) = self.detect(&batch);
+        let infer = started.elapsed();
+
+        let (size, errors) = (batch.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
+        if errors == 0 {
+            self.state.batches().add(infer);
+        }
+        {
+            let mut stats = self.state.stats();
+            stats.batches += 1;
+            stats.frames += size as u64;
+            stats.errors += errors as u64;
+            stats.panics += u64::from(panicked);
+            for entry in &batch {
+                stats.queue.add(started - entry.submitted);
+                stats.infer.add(infer);
+                stats.total.add(entry.submitted.elapsed());
+            }
+        }
+        for (entry, outcome) in batch.into_iter().zip(outcomes) {
+            let queue = started - entry.submitted;
+            entry.answer(Answer { outcome, queue, infer, batch: size });
+        }
+        if panicked {
+            self.rebuild();
+        }
+    }
+
+    /// One outcome per entry, and whether the model panicked.
+    fn detect(&mut self, batch: &[Entry]) -> (Vec<Result<Detection, Failure>>, bool) {
+        let all = |failure: Failure| vec![Err(failure); batch.len()];
+        let model = match &mut self.model {
+            Ok(model) => model,
+            Err(reason) => return (all(Failure::Failed(reason.clone())), false),
+        };
+        let jobs: Vec<&Job> = batch.iter().map(|entry| &entry.job).collect();
+        match catch_unwind(AssertUnwindSafe(|| model.detect(&jobs))) {
+            Ok(outcomes) if outcomes.len() == batch.len() => {
+                let failed = |error: Error| Failure::Failed(error.to_string());
+                (outcomes.into_iter().map(|outcome| outcome.map_err(failed)).collect(), false)
+            }
+            Ok(outcomes) => {
+                let (got, expected) = (outcomes.len(), batch.len());
+                (all(Failure::Failed(format!("internal error: {got} answers for {expected} frames"))), false)
+            }
+            Err(panic) => {
+                let words = words(&*panic);
+                tracing::error!(words, "the model panicked");
+                (all(Failure::Panicked(words)), true)
+            }
+        }
+    }
+
+    /// After a panic the model's state is not to be trusted: it is opened again, once.
+    fn rebuild(&mut self) {
+        if self.rebuilt {
+            self.model = Err("the model panicked again after it was opened anew; it is not used any more".into());
+            return;
+        }
+        self.rebuilt = true;
+        let opened = catch_unwind(AssertUnwindSafe(|| (self.open)()));
+        self.model = match opened {
+            Ok(Ok(model)) if model.card().digest() == self.digest => Ok(model),
+            Ok(Ok(_)) => Err("the model panicked, and its file holds another model by now".into()),
+            Ok(Err(error)) => Err(format!("the model panicked and could not be opened anew: {error}")),
+            Err(panic) => Err(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
+        };
+        match &self.model {
+            Ok(_) => tracing::warn!("the model was opened anew after a panic"),
+            Err(reason) => tracing::error!(reason),
+        }
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without words").to_owned()
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

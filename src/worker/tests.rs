@@ -1,0 +1,321 @@
+//! A scripted model behind a gate: the tests decide when a batch ends, so nothing depends on time.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bundle::{BackboneCard, ClassCard, SCHEMA, TrainingCard};
+use crate::calibrate::Threshold;
+use crate::config::Config;
+use crate::detector::{Choice, ClassSource, Limits, Map, Verdict};
+use crate::frame::{Frame, Geometry};
+
+const NOW: Duration = Duration::ZERO;
+
+fn card() -> Card {
+    let threshold = Threshold { value: 1.0, rank: 1, n: 1, false_reject_rate: 0.5, interval: [0.0, 1.0] };
+    Card {
+        schema: SCHEMA,
+        tool: "diad 0".into(),
+        config: Config::default(),
+        backbone: BackboneCard { name: "efficientnet-lite0".into(), sha256: "0".repeat(64) },
+        classes: vec![ClassCard {
+            name: "part".into(),
+            train_images: 1,
+            calibration_scores: vec![1.0],
+            ng: threshold,
+            warn: threshold,
+            pixel_threshold: 1.0,
+            prototype_limit: 1.0,
+        }],
+        training: TrainingCard { images: 1, data_sha256: "0".repeat(64), seed: 0, steps: 1 },
+        tensors_sha256: "0".repeat(64),
+    }
+}
+
+/// A job whose one pixel tells the model what to do.
+fn job(pixel: u8) -> Job {
+    let frame = Frame::new(1, 1, vec![pixel; 3]).unwrap();
+    let geometry = Geometry { original: [1, 1], valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
+    let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(&card()), mask: None };
+    Job { prepared: Prepared { frame, geometry }, ask: Arc::new(ask) }
+}
+
+const PANIC: u8 = 250;
+const FAIL: u8 = 251;
+const LOSE: u8 = 252;
+
+/// Scores a job with its pixel. Tells of each batch, then waits at the gate.
+struct Scripted {
+    card: Card,
+    began: Sender<Vec<u8>>,
+    gate: Receiver<()>,
+}
+
+impl Detect for Scripted {
+    fn card(&self) -> &Card {
+        &self.card
+    }
+
+    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let _ = self.began.send(pixels.clone());
+        let _ = self.gate.recv();
+        assert!(!pixels.contains(&PANIC), "told to panic");
+        if pixels.contains(&LOSE) {
+            return Vec::new();
+        }
+        let detection = |pixel: u8| Detection {
+            verdict: Verdict::Ok,
+            score: f32::from(pixel),
+            threshold: 1.0,
+            warn_threshold: 1.0,
+            percentile: 50.0,
+            class: "part".into(),
+            class_source: ClassSource::Only,
+            regions: Vec::new(),
+            pixel_threshold: 1.0,
+            map: Map { side: 1, values: vec![0.0], geometry: job(0).prepared.geometry },
+        };
+        let outcome = |&pixel: &u8| if pixel == FAIL { Err(Error::Usage("no".into())) } else { Ok(detection(pixel)) };
+        pixels.iter().map(outcome).collect()
+    }
+
+    fn warm_up(&self, _: usize) -> Result<Vec<Job>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A worker with a scripted model, and the test's hold on it.
+struct Rig {
+    worker: Worker,
+    began: Receiver<Vec<u8>>,
+    gate: Option<Sender<()>>,
+}
+
+impl Rig {
+    /// `openings`: how often the model can be opened.
+    fn new(batch_size: usize, openings: usize) -> Self {
+        let (tell, began) = bounded(10_000);
+        let (gate, closed) = bounded(10_000);
+        for _ in 0..WARM_UP {
+            gate.send(()).unwrap();
+        }
+        let opened = AtomicUsize::new(0);
+        let open = move || -> Result<Box<dyn Detect>> {
+            if opened.fetch_add(1, Ordering::Relaxed) >= openings {
+                return Err(Error::Usage("the file is gone".into()));
+            }
+            Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone() }))
+        };
+        let options = Options { name: "test".into(), batch_size, batch_timeout: Duration::ZERO };
+        let worker = Worker::start(Box::new(open), options).unwrap();
+        let rig = Self { worker, began, gate: Some(gate) };
+        (0..WARM_UP).for_each(|_| assert!(rig.began.recv().unwrap().is_empty()));
+        rig
+    }
+
+    fn submit(&self, stream: u64, pixel: u8) -> Ticket {
+        self.worker.submit(stream, job(pixel), NOW).unwrap()
+    }
+
+    /// Lets `n` batches through.
+    fn open(&self, n: usize) {
+        (0..n).for_each(|_| self.gate.as_ref().unwrap().send(()).unwrap());
+    }
+}
+
+fn score(answer: Answer) -> Result<f32, Failure> {
+    answer.outcome.map(|detection| detection.score)
+}
+
+#[test]
+fn batches_form_while_the_model_is_busy() {
+    let rig = Rig::new(3, 1);
+    let first = rig.submit(1, 0);
+    assert_eq!(rig.began.recv().unwrap(), [0], "an idle worker waits for nobody");
+    let waiting: Vec<_> = (1..6).map(|i| rig.submit(1, i)).collect();
+    assert_eq!(rig.worker.pending(), 6);
+    rig.open(3);
+    assert_eq!(score(first.wait()), Ok(0.0));
+    assert_eq!(rig.began.recv().unwrap(), [1, 2, 3]);
+    assert_eq!(rig.began.recv().unwrap(), [4, 5]);
+    for (i, ticket) in waiting.into_iter().enumerate() {
+        let answer = ticket.wait();
+        assert_eq!(answer.batch, if i < 3 { 3 } else { 2 });
+        assert_eq!(score(answer), Ok((i + 1) as f32), "each ticket gets its own answer");
+    }
+    let stats = rig.worker.stats();
+    assert_eq!((stats.batches, stats.frames, stats.errors), (3, 6, 0));
+    assert_eq!(stats.mean_batch(), 2.0);
+    assert_eq!((stats.queue.summary().count, rig.worker.pending()), (6, 0));
+}
+
+#[test]
+fn streams_take_turns() {
+    let rig = Rig::new(2, 1);
+    let _first = rig.submit(9, 0);
+    rig.began.recv().unwrap();
+    let _waiting: Vec<_> = [(1, 11), (1, 12), (1, 13), (2, 21), (3, 31)].map(|(s, p)| rig.submit(s, p)).into();
+    rig.open(4);
+    let batches: Vec<_> = (0..3).map(|_| rig.began.recv().unwrap()).collect();
+    assert_eq!(batches, [vec![11, 21], vec![31, 12], vec![13]]);
+}
+
+#[test]
+fn an_error_is_of_its_frame_alone() {
+    let rig = Rig::new(3, 1);
+    let _first = rig.submit(1, 0);
+    rig.began.recv().unwrap();
+    let tickets = [1, FAIL, 2].map(|pixel| rig.submit(1, pixel));
+    rig.open(2);
+    let [a, b, c] = tickets.map(|ticket| score(ticket.wait()));
+    assert_eq!((a, b, c), (Ok(1.0), Err(Failure::Failed("no".into())), Ok(2.0)));
+    assert_eq!(rig.worker.stats().errors, 1);
+}
+
+#[test]
+fn a_model_that_answers_for_fewer_frames_answers_for_none() {
+    let rig = Rig::new(1, 1);
+    rig.open(1);
+    assert!(matches!(score(rig.submit(1, LOSE).wait()), Err(Failure::Failed(words)) if words.contains("0 answers")));
+}
+
+#[test]
+fn a_panic_answers_every_ticket_and_the_model_is_opened_anew_once() {
+    let rig = Rig::new(2, 9);
+    let _first = rig.submit(1, 0);
+    rig.began.recv().unwrap();
+    let tickets = [1, PANIC].map(|pixel| rig.submit(1, pixel));
+    rig.open(2);
+    for ticket in tickets {
+        assert_eq!(score(ticket.wait()), Err(Failure::Panicked("told to panic".into())));
+    }
+    rig.open(1);
+    assert_eq!(score(rig.submit(1, 3).wait()), Ok(3.0), "it goes on");
+    rig.open(1);
+    assert!(matches!(score(rig.submit(1, PANIC).wait()), Err(Failure::Panicked(_))));
+    // No gate: the model is not asked any more.
+    assert!(matches!(score(rig.submit(1, 4).wait()), Err(Failure::Failed(words)) if words.contains("panicked again")));
+    let stats = rig.worker.stats();
+    assert_eq!((stats.panics, stats.errors), (2, 4));
+}
+
+#[test]
+fn a_model_that_cannot_be_opened_anew_says_so_with_every_frame() {
+    let rig = Rig::new(1, 1);
+    rig.open(1);
+    assert!(matches!(score(rig.submit(1, PANIC).wait()), Err(Failure::Panicked(_))));
+    for _ in 0..2 {
+        let failure = score(rig.submit(1, 1).wait()).unwrap_err();
+        assert!(failure.to_string().contains("the file is gone"), "{failure}");
+    }
+}
+
+#[test]
+fn a_ticket_given_up_is_a_job_skipped() {
+    let rig = Rig::new(1, 1);
+    let first = rig.submit(1, 0);
+    rig.began.recv().unwrap();
+    drop(rig.submit(1, 1));
+    let last = rig.submit(1, 2);
+    rig.open(2);
+    assert_eq!((score(first.wait()), score(last.wait())), (Ok(0.0), Ok(2.0)));
+    assert_eq!(rig.began.recv().unwrap(), [2], "the model never saw the one given up");
+    assert_eq!((rig.worker.stats().abandoned, rig.worker.pending()), (1, 0));
+}
+
+#[test]
+fn a_worker_that_goes_away_answers_what_it_accepted() {
+    let mut rig = Rig::new(1, 1);
+    let tickets = [0, 1, 2].map(|pixel| rig.submit(1, pixel));
+    rig.began.recv().unwrap();
+    drop(rig.gate.take()); // from here on, the model does not wait
+    drop(rig.worker);
+    let answers = tickets.map(|ticket| score(ticket.wait()));
+    assert_eq!(answers[0], Ok(0.0), "the batch at hand ends well");
+    for (i, answer) in answers.into_iter().enumerate() {
+        assert!(answer == Ok(i as f32) || answer == Err(Failure::Stopped), "{i}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_full_channel_is_told_and_the_job_comes_back() {
+    let rig = Rig::new(1, 1);
+    let _first = rig.submit(1, 0);
+    rig.began.recv().unwrap();
+    let _waiting: Vec<_> = (0..CHANNEL).map(|_| rig.submit(1, 1)).collect();
+    let refused = rig.worker.submit(1, job(7), NOW);
+    assert!(matches!(refused, Err(Refused::Full(job)) if job.prepared.frame.rgb()[0] == 7));
+    assert_eq!(rig.worker.pending(), CHANNEL + 1);
+    rig.open(CHANNEL + 1);
+}
+
+#[test]
+fn what_cannot_be_opened_is_an_error_of_the_start() {
+    let options = || Options { name: "test".into(), batch_size: 1, batch_timeout: NOW };
+    let error = Worker::start(Box::new(|| Err(Error::Usage("no such model".into()))), options()).err().unwrap();
+    assert_eq!(error.to_string(), "no such model");
+    let error = Worker::start(Box::new(|| panic!("boom")), options()).err().unwrap();
+    assert!(error.to_string().contains("boom"), "{error}");
+}
+
+#[test]
+fn one_key_is_one_worker_for_as_long_as_somebody_holds_it() {
+    let start = || {
+        let (began, _) = bounded(100);
+        let gate = bounded(0).1; // nobody holds the other side: always open
+        let open = move || -> Result<Box<dyn Detect>> {
+            Ok(Box::new(Scripted { card: card(), began: began.clone(), gate: gate.clone() }))
+        };
+        Worker::start(Box::new(open), Options { name: "shared".into(), batch_size: 1, batch_timeout: NOW })
+    };
+    let digest = card().digest();
+    let a = Shared::join("key", &digest, start).unwrap();
+    let b = Shared::join("key", &digest, || panic!("there is one")).unwrap();
+    assert!(Arc::ptr_eq(&a.worker(), &b.worker()));
+    let other = Shared::join("other", &digest, start).unwrap();
+    assert!(!Arc::ptr_eq(&a.worker(), &other.worker()));
+    let error = Shared::join("key", &"f".repeat(64), start).err().unwrap();
+    assert!(error.to_string().contains("another model"), "{error}");
+    let old = a.swap(other.worker());
+    assert!(Arc::ptr_eq(&b.worker(), &other.worker()), "a swap is for all who share");
+    drop((a, b, old));
+    assert!(
+        Shared::join("key", &"f".repeat(64), || Err(Error::Usage("opened".into())))
+            .is_err_and(|e| e.to_string() == "opened")
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Whatever happens, every accepted job is answered exactly once and everything is counted.
+    #[test]
+    fn accepted_jobs_are_answered_once(
+        batch_size in 1usize..5,
+        jobs in prop::collection::vec((0u64..3, prop_oneof![8 => 0u8..200, 1 => Just(FAIL), 1 => Just(PANIC), 1 => Just(LOSE)], any::<bool>()), 1..60),
+    ) {
+        let mut rig = Rig::new(batch_size, 2);
+        drop(rig.gate.take());
+        let mut kept = Vec::new();
+        for (stream, pixel, keep) in &jobs {
+            let ticket = rig.submit(*stream, *pixel);
+            if *keep {
+                kept.push((*pixel, ticket));
+            }
+        }
+        for (pixel, ticket) in kept {
+            let receiver = ticket.receiver().clone();
+            match score(ticket.wait()) {
+                Ok(score) => prop_assert_eq!(score, f32::from(pixel)),
+                Err(failure) => prop_assert_ne!(failure, Failure::Stopped),
+            }
+            prop_assert!(receiver.try_recv().is_err(), "only one answer");
+        }
+        let Rig { worker, .. } = rig;
+        let state = worker.state.clone();
+        drop(worker);
+        prop_assert_eq!(state.pending.load(Ordering::Acquire), 0);
+        let stats = state.stats().clone();
+        prop_assert!(stats.frames + stats.abandoned <= jobs.len() as u64);
+    }
+}
