@@ -135,6 +135,26 @@ impl Map {
         out
     }
 
+    /// The cells that show the frame, `[x, y, width, height]`; the rest lies over the border of the input.
+    pub fn cells(&self) -> [usize; 4] {
+        let valid = self.geometry.valid;
+        let cells = self.side as f64 / self.input_size(valid);
+        let start = |i: usize| ((valid[i] * cells).floor() as usize).min(self.side - 1);
+        let length = |i: usize| (((valid[i] + valid[i + 2]) * cells).ceil() as usize).min(self.side) - start(i);
+        [start(0), start(1), length(0).max(1), length(1).max(1)]
+    }
+
+    /// The part of the frame that [`Map::cells`] cover, `[x, y, width, height]` as fractions of the frame. It may reach a
+    /// fraction of a cell beyond the frame where the border does.
+    pub fn shown(&self) -> [f64; 4] {
+        let Geometry { original, valid, shown } = self.geometry;
+        let pixels = self.input_size(valid) / self.side as f64;
+        let [sx, sy] = self.geometry.scale();
+        let [x, y, width, height] = self.cells().map(|cells| cells as f64 * pixels);
+        let (w, h) = (original[0] as f64, original[1] as f64);
+        [(shown[0] + (x - valid[0]) * sx) / w, (shown[1] + (y - valid[1]) * sy) / h, width * sx / w, height * sy / h]
+    }
+
     /// Side of the model's input: the valid part is centred and touches two opposite sides.
     fn input_size(&self, valid: [f64; 4]) -> f64 {
         valid[2].max(valid[3])

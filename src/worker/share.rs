@@ -54,6 +54,11 @@ impl Shared {
         )))
     }
 
+    /// How many hold it.
+    pub fn users(self: &Arc<Self>) -> usize {
+        Arc::strong_count(self)
+    }
+
     /// The worker of this moment.
     pub fn worker(&self) -> Arc<Worker> {
         lock(&self.worker).clone()

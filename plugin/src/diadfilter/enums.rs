@@ -1,0 +1,103 @@
+//! Types of the properties that are a choice or a set.
+
+#![allow(missing_docs, reason = "glib::flags drops the comments of what it makes")]
+
+use gst::glib;
+
+/// What happens to frames that come faster than the model works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstDiadOverloadPolicy")]
+pub enum OverloadPolicy {
+    /// As `block` when upstream is not live, as `pass-uninspected` when it is.
+    #[default]
+    #[enum_value(name = "Block when not live, pass uninspected when live", nick = "auto")]
+    Auto,
+    /// Upstream waits.
+    #[enum_value(name = "Upstream waits", nick = "block")]
+    Block,
+    /// Frames that would be late leave with verdict `uninspected`.
+    #[enum_value(name = "Frames that would be late leave uninspected", nick = "pass-uninspected")]
+    PassUninspected,
+}
+
+/// What happens when a frame cannot be inspected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstDiadOnError")]
+pub enum OnError {
+    /// It leaves with verdict `error`; a warning is posted when errors begin.
+    #[default]
+    #[enum_value(name = "The frame leaves with verdict error, a warning is posted", nick = "mark")]
+    Mark,
+    /// The element posts an error and the stream ends.
+    #[enum_value(name = "The stream ends with an error", nick = "error")]
+    Error,
+}
+
+/// Whether frames are copied before they wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstDiadCopyFrames")]
+pub enum CopyFrames {
+    /// Those that come from no buffer pool.
+    #[default]
+    #[enum_value(name = "Frames that come from no buffer pool", nick = "auto")]
+    Auto,
+    /// All.
+    #[enum_value(name = "All frames", nick = "always")]
+    Always,
+    /// None.
+    #[enum_value(name = "No frame", nick = "never")]
+    Never,
+}
+
+/// For which frames a message is posted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstDiadPostMessages")]
+pub enum PostMessages {
+    /// None.
+    #[enum_value(name = "No frame", nick = "none")]
+    None,
+    /// Those that are `ng`.
+    #[enum_value(name = "Frames with verdict ng", nick = "ng")]
+    Ng,
+    /// Those whose verdict or part is not that of the frame before.
+    #[default]
+    #[enum_value(name = "Frames with another verdict or part than the one before", nick = "changes")]
+    Changes,
+    /// All.
+    #[enum_value(name = "Every frame", nick = "all")]
+    All,
+}
+
+/// What is drawn.
+#[glib::flags(name = "GstDiadOverlay")]
+pub enum OverlayFlags {
+    /// A plate with the verdict and the score.
+    #[flags_value(name = "Verdict and score", nick = "verdict")]
+    VERDICT = 1 << 0,
+    /// A box around each region, with its peak.
+    #[flags_value(name = "A box around each defect", nick = "boxes")]
+    BOXES = 1 << 1,
+    /// The anomaly map as colours; the scale hangs on the threshold.
+    #[flags_value(name = "Heat map", nick = "heatmap")]
+    HEATMAP = 1 << 2,
+    /// A line around what is above the pixel threshold.
+    #[flags_value(name = "Outline of the defects", nick = "contour")]
+    CONTOUR = 1 << 3,
+    /// Class, part, frame number and times.
+    #[flags_value(name = "Class, part and times", nick = "details")]
+    DETAILS = 1 << 4,
+}
+
+/// What is attached to the buffers.
+#[glib::flags(name = "GstDiadMeta")]
+pub enum MetaFlags {
+    /// A region-of-interest meta per region.
+    #[flags_value(name = "Regions of interest, one per defect", nick = "regions")]
+    REGIONS = 1 << 0,
+    /// The custom meta `DiadResult`.
+    #[flags_value(name = "DiadResult", nick = "result")]
+    RESULT = 1 << 1,
+    /// The custom meta `DiadMap`.
+    #[flags_value(name = "DiadMap", nick = "map")]
+    MAP = 1 << 2,
+}
