@@ -69,7 +69,7 @@ pub enum PostMessages {
 }
 
 /// What is drawn.
-#[glib::flags(name = "GstDiadOverlay")]
+#[glib::flags(name = "GstDiadOverlayFlags")]
 pub enum OverlayFlags {
     /// A plate with the verdict and the score.
     #[flags_value(name = "Verdict and score", nick = "verdict")]
@@ -89,7 +89,7 @@ pub enum OverlayFlags {
 }
 
 /// What is attached to the buffers.
-#[glib::flags(name = "GstDiadMeta")]
+#[glib::flags(name = "GstDiadMetaFlags")]
 pub enum MetaFlags {
     /// A region-of-interest meta per region.
     #[flags_value(name = "Regions of interest, one per defect", nick = "regions")]
