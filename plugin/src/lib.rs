@@ -20,6 +20,7 @@ pub mod diadmeta2json;
 pub mod diadoverlay;
 mod draw;
 mod frame;
+mod line;
 mod log;
 mod pool;
 mod scene;

@@ -73,7 +73,7 @@ pub fn add_regions(buffer: &mut gst::BufferRef, result: &DiadResult) {
     for (id, region) in finding.regions.iter().enumerate() {
         let rect = (region.x, region.y, region.width, region.height);
         let mut meta = gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, rect);
-        let ratio = f64::from(region.peak) / finding.pixel_threshold;
+        let ratio = f64::from(region.peak / finding.pixel_threshold);
         let (width, height) = (f64::from(result.width), f64::from(result.height));
         let detection = gst::Structure::builder("detection")
             .field("confidence", (ratio / 4.0).clamp(0.0, 1.0))

@@ -46,11 +46,11 @@ pub struct DiadResult {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
     /// Image score.
-    pub score: f64,
+    pub score: f32,
     /// Above it a frame is `ng`.
-    pub threshold: f64,
+    pub threshold: f32,
     /// Above it a frame is `warn`.
-    pub warn_threshold: f64,
+    pub warn_threshold: f32,
     /// Share of held-out good parts with a lower score, 0 to 100.
     pub percentile: f64,
     /// The class.
@@ -58,7 +58,7 @@ pub struct Finding {
     /// How it was found: `known`, `only`, `chosen`, `unknown-product`.
     pub class_source: ClassSource,
     /// Map value above which a pixel belongs to a region.
-    pub pixel_threshold: f64,
+    pub pixel_threshold: f32,
     /// Defect regions in pixels of the frame, highest peak first.
     pub regions: Vec<Region>,
 }
@@ -81,13 +81,13 @@ pub struct Timing {
 impl From<&Detection> for Finding {
     fn from(detection: &Detection) -> Self {
         Self {
-            score: detection.score.into(),
-            threshold: detection.threshold.into(),
-            warn_threshold: detection.warn_threshold.into(),
+            score: detection.score,
+            threshold: detection.threshold,
+            warn_threshold: detection.warn_threshold,
             percentile: detection.percentile,
             class: detection.class.clone(),
             class_source: detection.class_source,
-            pixel_threshold: detection.pixel_threshold.into(),
+            pixel_threshold: detection.pixel_threshold,
             regions: detection.regions.clone(),
         }
     }
@@ -109,13 +109,13 @@ impl DiadResult {
         structure.set("frame-verdict", self.frame_verdict.to_string());
         structure.set_if_some("reason", self.reason.as_deref());
         if let Some(finding) = &self.finding {
-            structure.set("score", finding.score);
-            structure.set("threshold", finding.threshold);
-            structure.set("warn-threshold", finding.warn_threshold);
+            structure.set("score", f64::from(finding.score));
+            structure.set("threshold", f64::from(finding.threshold));
+            structure.set("warn-threshold", f64::from(finding.warn_threshold));
             structure.set("percentile", finding.percentile);
             structure.set("class", &finding.class);
             structure.set("class-source", source_name(finding.class_source));
-            structure.set("pixel-threshold", finding.pixel_threshold);
+            structure.set("pixel-threshold", f64::from(finding.pixel_threshold));
             structure.set("regions", gst::Array::new(finding.regions.iter().map(region_structure)));
         }
         structure.set("width", self.width);
@@ -167,14 +167,14 @@ impl TryFrom<&gst::StructureRef> for DiadResult {
             let source = text("class-source")?;
             let regions = structure.get::<gst::Array>("regions").map_err(|e| wrong(&e))?;
             Some(Finding {
-                score: number("score")?,
-                threshold: number("threshold")?,
-                warn_threshold: number("warn-threshold")?,
+                score: number("score")? as f32,
+                threshold: number("threshold")? as f32,
+                warn_threshold: number("warn-threshold")? as f32,
                 percentile: number("percentile")?,
                 class: text("class")?,
                 class_source: source_named(&source)
                     .ok_or_else(|| wrong(&format!("class-source = {source:?} is none")))?,
-                pixel_threshold: number("pixel-threshold")?,
+                pixel_threshold: number("pixel-threshold")? as f32,
                 regions: regions.iter().map(region).collect::<Option<_>>().ok_or_else(|| wrong(&"a region is none"))?,
             })
         } else {
@@ -261,8 +261,8 @@ mod tests {
             frame_verdict: Verdict::Ng,
             reason: None,
             finding: Some(Finding {
-                score: 1.25f32.into(),
-                threshold: 0.1f32.into(),
+                score: 1.25,
+                threshold: 0.1,
                 warn_threshold: 0.05,
                 percentile: 99.5,
                 class: "Schraube \"M6\"".into(),

@@ -142,7 +142,7 @@ fn boxes(result: &DiadResult, width: usize, height: usize) -> Vec<BoxMark> {
         width: (f64::from(region.width) * sx).round() as u32,
         height: (f64::from(region.height) * sy).round() as u32,
         colour: colour(if result.frame_verdict == Verdict::Ng { Verdict::Ng } else { Verdict::Warn }),
-        text: format!("{:.1}x", f64::from(region.peak) / found.pixel_threshold.max(f64::MIN_POSITIVE)),
+        text: format!("{:.1}x", region.peak / found.pixel_threshold.max(f32::MIN_POSITIVE)),
     };
     found.regions.iter().map(mark).collect()
 }

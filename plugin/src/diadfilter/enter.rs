@@ -9,12 +9,12 @@ use gst::subclass::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::imp::{CAT, DiadFilter, lock};
-use super::line::Item;
 use super::pace;
 use super::session::{Lens, Session};
 use super::settings::Settings;
 use super::{CopyFrames, OverloadPolicy};
 use crate::frame::prepare;
+use crate::line::Item;
 use crate::pool::is_pooled;
 
 /// How long one try to hand a job to the worker waits for room; between tries the stream can be stopped.

@@ -11,12 +11,12 @@ use gst::subclass::prelude::*;
 
 use super::enter::{Inlet, Waiting};
 use super::leave::Outlet;
-use super::line::{Item, Line};
 use super::pace::{self, Load};
 use super::session::Session;
 use super::settings::{SPECS, Settings};
 use super::tally::Tally;
 use crate::frame;
+use crate::line::{Item, Line};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("diadfilter", gst::DebugColorFlags::empty(), Some("Finds defects in video frames"))

@@ -13,9 +13,9 @@ use gst::subclass::prelude::*;
 
 use super::enter::{Fate, Waiting};
 use super::imp::{CAT, DiadFilter, lock};
-use super::line::Item;
 use super::settings::Settings;
 use super::{MetaFlags, OnError, OverlayFlags, PostMessages};
+use crate::line::Item;
 use crate::meta;
 use crate::result::{DiadResult, Finding, SCHEMA, Timing};
 use crate::scene;

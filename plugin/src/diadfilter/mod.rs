@@ -22,7 +22,7 @@ mod enter;
 mod enums;
 mod imp;
 mod leave;
-mod line;
+
 mod pace;
 mod session;
 mod settings;

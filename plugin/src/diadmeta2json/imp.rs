@@ -1,4 +1,7 @@
-//! One chain function: a frame in, its result as a line of JSON out, with the frame's timestamps.
+//! A frame in, its result as a line of JSON out, with the frame's timestamps.
+//!
+//! Lines leave by a task of their own: a file sink takes nothing between its first line and the start of playback, and an
+//! encoder in another branch of a tee wants dozens of frames before then. Lines are small and may wait; frames are not.
 
 use std::sync::LazyLock;
 
@@ -7,14 +10,23 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use serde::Serialize;
 
+use crate::line::{Item, Line};
 use crate::meta;
 use crate::result::SCHEMA;
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new("diadmeta2json", gst::DebugColorFlags::empty(), Some("Results of diadfilter as JSON"))
+});
 
 /// The element.
 pub struct DiadMeta2Json {
     sinkpad: gst::Pad,
     srcpad: gst::Pad,
+    line: Line<gst::Buffer, gst::Event>,
 }
+
+/// Lines that wait, at most: minutes of video.
+const MAX_WAITING: usize = 16_384;
 
 /// What is said of a frame that no `diadfilter` has seen: such a frame is never good.
 #[derive(Serialize)]
@@ -50,20 +62,75 @@ impl DiadMeta2Json {
             out.set_dts(buffer.dts());
             out.set_duration(buffer.duration());
         }
-        self.srcpad.push(out)
+        self.line.room(MAX_WAITING)?;
+        self.line.push(Item::Frame(out)).map(|()| gst::FlowSuccess::Ok).map_err(|(error, _)| error)
     }
 
     fn event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
-        if let gst::EventView::Caps(_) = event.view() {
-            return self.srcpad.push_event(gst::event::Caps::new(&json_caps()));
+        match event.view() {
+            gst::EventView::FlushStart(_) => {
+                let passed = self.srcpad.push_event(event);
+                self.line.stop();
+                let _ = self.srcpad.pause_task();
+                passed
+            }
+            gst::EventView::FlushStop(_) => {
+                let passed = self.srcpad.push_event(event);
+                self.line.start();
+                self.start_task().is_ok() && passed
+            }
+            gst::EventView::Caps(_) => self.line.push(Item::Event(gst::event::Caps::new(&json_caps()))).is_ok(),
+            _ if event.is_serialized() => self.line.push(Item::Event(event)).is_ok(),
+            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
         }
-        gst::Pad::event_default(pad, Some(&*self.obj()), event)
+    }
+
+    fn start_task(&self) -> Result<(), gst::LoggableError> {
+        let element = self.obj().downgrade();
+        let started = self.srcpad.start_task(move || {
+            if let Some(element) = element.upgrade() {
+                element.imp().leave_one();
+            }
+        });
+        started.map_err(|error| gst::loggable_error!(CAT, "no task: {error}"))
+    }
+
+    /// One turn of the task.
+    fn leave_one(&self) {
+        let Some((item, _)) = self.line.take() else {
+            let _ = self.srcpad.pause_task();
+            return;
+        };
+        let (was_frame, flow) = match item {
+            Item::Event(event) => {
+                self.srcpad.push_event(event);
+                (false, Ok(gst::FlowSuccess::Ok))
+            }
+            Item::Frame(line) => (true, self.srcpad.push(line)),
+        };
+        self.line.done(was_frame, flow);
+        if flow.is_err() {
+            let _ = self.srcpad.pause_task();
+        }
+    }
+
+    fn activate(&self, mode: gst::PadMode, active: bool) -> Result<(), gst::LoggableError> {
+        if mode != gst::PadMode::Push {
+            return Err(gst::loggable_error!(CAT, "only push mode"));
+        }
+        if active {
+            self.line.start();
+            return self.start_task();
+        }
+        self.line.stop();
+        self.srcpad.stop_task().map_err(|error| gst::loggable_error!(CAT, "the task does not stop: {error}"))
     }
 
     fn query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
-        match query.view_mut() {
+        match query.type_() {
             // What downstream allocates is for JSON: video upstream keeps its own buffers.
-            gst::QueryViewMut::Allocation(_) => false,
+            gst::QueryType::Allocation => false,
+            _ if query.is_serialized() => self.line.drain().is_ok() && self.srcpad.peer_query(query),
             _ => gst::Pad::query_default(pad, Some(&*self.obj()), query),
         }
     }
@@ -95,7 +162,17 @@ impl ObjectSubclass for DiadMeta2Json {
                 Self::catch_panic_pad_function(parent, || false, |this| this.query(pad, query))
             })
             .build();
-        Self { sinkpad, srcpad: pad("src").flags(gst::PadFlags::FIXED_CAPS).build() }
+        let srcpad = pad("src")
+            .activatemode_function(|_, parent, mode, active| {
+                Self::catch_panic_pad_function(
+                    parent,
+                    || Err(gst::loggable_error!(CAT, "panicked while activating")),
+                    |this| this.activate(mode, active),
+                )
+            })
+            .flags(gst::PadFlags::FIXED_CAPS)
+            .build();
+        Self { sinkpad, srcpad, line: Line::default() }
     }
 }
 

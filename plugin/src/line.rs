@@ -11,7 +11,7 @@ use gst::{FlowError, FlowSuccess};
 
 /// What waits in line.
 #[derive(Debug)]
-pub(super) enum Item<F, E> {
+pub(crate) enum Item<F, E> {
     /// A frame.
     Frame(F),
     /// Something that keeps its place among the frames.
@@ -19,7 +19,7 @@ pub(super) enum Item<F, E> {
 }
 
 /// The line. One thread puts in, one takes out, anybody may stop it.
-pub(super) struct Line<F, E> {
+pub(crate) struct Line<F, E> {
     state: Mutex<State<F, E>>,
     changed: Condvar,
 }
@@ -40,7 +40,7 @@ struct State<F, E> {
 }
 
 /// What the taker gets: an item, and a channel that closes when it should give up.
-pub(super) type Taken<F, E> = (Item<F, E>, Receiver<Infallible>);
+pub(crate) type Taken<F, E> = (Item<F, E>, Receiver<Infallible>);
 
 impl<F, E> Default for Line<F, E> {
     fn default() -> Self {
@@ -69,7 +69,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// Opens the line, empty.
-    pub(super) fn start(&self) {
+    pub(crate) fn start(&self) {
         let mut state = self.lock();
         let (cancel, cancelled) = bounded(0);
         state.stopped = false;
@@ -79,7 +79,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// Closes the line: everybody who waits is woken and told `Flushing`. Gives back what was still in it.
-    pub(super) fn stop(&self) -> Vec<Item<F, E>> {
+    pub(crate) fn stop(&self) -> Vec<Item<F, E>> {
         self.close(FlowError::Flushing)
     }
 
@@ -94,7 +94,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// Waits until there are fewer than `max` frames.
-    pub(super) fn room(&self, max: usize) -> Result<(), FlowError> {
+    pub(crate) fn room(&self, max: usize) -> Result<(), FlowError> {
         let mut state = self.lock();
         while !state.stopped && state.frames >= max {
             state = self.wait(state);
@@ -103,7 +103,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// Puts an item at the end. A frame or event that finds the line closed comes back with the reason.
-    pub(super) fn push(&self, item: Item<F, E>) -> Result<(), (FlowError, Item<F, E>)> {
+    pub(crate) fn push(&self, item: Item<F, E>) -> Result<(), (FlowError, Item<F, E>)> {
         let mut state = self.lock();
         if let Err(error) = state.flow {
             return Err((error, item));
@@ -115,17 +115,17 @@ impl<F, E> Line<F, E> {
     }
 
     /// Whether the line is closed, and why.
-    pub(super) fn flow(&self) -> Result<FlowSuccess, FlowError> {
+    pub(crate) fn flow(&self) -> Result<FlowSuccess, FlowError> {
         self.lock().flow
     }
 
     /// Items in line.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lock().items.len()
     }
 
     /// Waits for the next item; `None` when the line is closed. [`Line::done`] must follow.
-    pub(super) fn take(&self) -> Option<Taken<F, E>> {
+    pub(crate) fn take(&self) -> Option<Taken<F, E>> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -140,7 +140,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// The taken item is dealt with. An error closes the line; what was still in it comes back.
-    pub(super) fn done(&self, was_frame: bool, flow: Result<FlowSuccess, FlowError>) -> Vec<Item<F, E>> {
+    pub(crate) fn done(&self, was_frame: bool, flow: Result<FlowSuccess, FlowError>) -> Vec<Item<F, E>> {
         let mut state = self.lock();
         state.busy = false;
         if !state.stopped {
@@ -156,7 +156,7 @@ impl<F, E> Line<F, E> {
     }
 
     /// Waits until everything has left.
-    pub(super) fn drain(&self) -> Result<(), FlowError> {
+    pub(crate) fn drain(&self) -> Result<(), FlowError> {
         let mut state = self.lock();
         while !state.stopped && (state.busy || !state.items.is_empty()) {
             state = self.wait(state);
