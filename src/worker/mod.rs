@@ -29,7 +29,7 @@ mod stats;
 
 pub use batcher::{Batcher, Next};
 pub use model::{Device, open};
-pub use share::Shared;
+pub use share::{Shared, instance_key};
 pub use stats::{Durations, Stats, Summary};
 
 /// Jobs that may wait in the channel; more than any sensible number of streams has under way.

@@ -15,6 +15,11 @@ pub struct Shared {
     worker: Mutex<Arc<Worker>>,
 }
 
+/// The key of a worker that is shared by name, as `model-instance-id` names it.
+pub fn instance_key(id: &str) -> String {
+    format!("id {id}")
+}
+
 impl Shared {
     /// The worker under `key`, or the one that `start` makes. Of two that start one at the same time, one wins and both get
     /// that.

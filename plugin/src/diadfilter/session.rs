@@ -62,7 +62,7 @@ impl Session {
         let (card, begin) = start(model, device, settings).map_err(wrong)?;
         let digest = card.digest();
         let key = match &settings.instance {
-            Some(id) => format!("id {id}"),
+            Some(id) => worker::instance_key(id),
             None => format!("model {digest} on {device}"),
         };
         let shared = Shared::join(&key, &digest, begin).map_err(wrong)?;

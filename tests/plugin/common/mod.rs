@@ -1,0 +1,134 @@
+//! What tests of the elements share: a model that is trained once, frames, and models that do what a test says.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
+use std::time::{Duration, UNIX_EPOCH};
+
+use diad::bundle::Card;
+use diad::config::Config;
+use diad::data::draw::{DatasetSpec, Kind, write_dataset};
+use diad::data::{Dataset, read_frame};
+use diad::detector::{Detection, Detector};
+use diad::error::Result;
+use diad::frame::Frame;
+use diad::train::{Event, Observer, Options, Stop, train};
+use diad::worker::{self, Detect, Job, Shared, Worker};
+use gst::prelude::*;
+
+/// GStreamer with the elements, once per process.
+pub(crate) fn init() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        gst::init().unwrap();
+        gstdiad::plugin_register_static().unwrap();
+    });
+}
+
+/// Drawn parts and a model that knows them.
+pub(crate) struct Shop {
+    pub(crate) parts: PathBuf,
+    pub(crate) model: PathBuf,
+    /// Another model, of the washers alone.
+    pub(crate) other: PathBuf,
+}
+
+struct Quiet;
+
+impl Observer for Quiet {
+    fn event(&self, _: &Event<'_>) {}
+}
+
+/// The shop of this build; made once, whichever test process comes first.
+pub(crate) fn shop() -> Shop {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = fs::metadata(std::env::current_exe().unwrap()).unwrap();
+    let built = program.modified().unwrap().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let place = folder.join(format!("line-{built}-{}", program.len()));
+    if !place.is_dir() {
+        // Several processes may do this at once; the first that is ready wins, the others agree with it.
+        let workshop = tempfile::tempdir_in(folder).unwrap();
+        let fresh = workshop.path().join("shop");
+        let spec = DatasetSpec {
+            kinds: vec![Kind::Washer, Kind::Blister],
+            train: 30,
+            test_good: 4,
+            test_defect: 7,
+            size: 64,
+            seed: 5,
+        };
+        write_dataset(&fresh.join("parts"), &spec, &|_, _| {}).unwrap();
+        let config = Config::from_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
+        for (name, classes) in [("m.diad", vec![]), ("other.diad", vec!["washer".to_owned()])] {
+            let data = Dataset::scan(&fresh.join("parts"), &classes).unwrap();
+            let options = Options { out: fresh.join(name), backbone: None, resume: false };
+            train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
+        }
+        let _ = fs::rename(&fresh, &place);
+    }
+    Shop { parts: place.join("parts"), model: place.join("m.diad"), other: place.join("other.diad") }
+}
+
+impl Shop {
+    /// Test images of a product, as frames.
+    pub(crate) fn frames(&self, folder: &str) -> Vec<Frame> {
+        let mut paths: Vec<_> =
+            fs::read_dir(self.parts.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths.iter().map(|path| read_frame(path).unwrap()).collect()
+    }
+}
+
+/// A model that does what a test says; `answer` gets the batch and the true model.
+pub(crate) struct Scripted<F> {
+    model: Detector,
+    answer: F,
+}
+
+impl<F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send> Detect for Scripted<F> {
+    fn card(&self) -> &Card {
+        self.model.card()
+    }
+
+    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+        (self.answer)(jobs, &self.model)
+    }
+
+    fn warm_up(&self, _: usize) -> Result<Vec<Job>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A worker under `model-instance-id = id` with a scripted model; elements use it for as long as it is held.
+pub(crate) fn scripted<F>(shop: &Shop, id: &str, batch_size: usize, answer: F) -> Arc<Shared>
+where
+    F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send + Clone + 'static,
+{
+    let path = shop.model.clone();
+    let digest = diad::bundle::read_card(&path).unwrap().digest();
+    let open = move || -> Result<Box<dyn Detect>> {
+        Ok(Box::new(Scripted { model: Detector::open(&path)?, answer: answer.clone() }))
+    };
+    let options = worker::Options { name: "scripted".into(), batch_size, batch_timeout: Duration::ZERO };
+    Shared::join(&worker::instance_key(id), &digest, || Worker::start(Box::new(open), options)).unwrap()
+}
+
+/// What the true model says of each job.
+pub(crate) fn truly(jobs: &[&Job], model: &Detector) -> Vec<Result<Detection>> {
+    jobs.iter().map(|job| model.inspect(&job.prepared, &job.ask)).collect()
+}
+
+/// A counter of a `stats` structure.
+pub(crate) fn stat(element: &gst::Element, field: &str) -> u64 {
+    element.property::<gst::Structure>("stats").get::<u64>(field).unwrap_or(0)
+}
+
+/// Frames in = sum of verdicts.
+#[track_caller]
+pub(crate) fn assert_all_counted(element: &gst::Element) {
+    let sum: u64 = ["ok", "warn", "ng", "uninspected", "error"].iter().map(|verdict| stat(element, verdict)).sum();
+    let stats = element.property::<gst::Structure>("stats");
+    assert_eq!(stat(element, "frames"), sum, "{stats}");
+}
