@@ -93,7 +93,7 @@ impl DiadFilter {
         let Some(info) = info else { return Err(gst::FlowError::NotNegotiated) };
         let live = live.unwrap_or_else(|| self.upstream_latency().0);
         let lens = session.lens(old.as_ref(), &settings, version, &info).map_err(|words| {
-            gst::element_imp_error!(self, gst::ResourceError::Settings, ["{words}"]);
+            gst::element_imp_error!(self, gst::ResourceError::Settings, ("{words}"));
             gst::FlowError::NotNegotiated
         })?;
         {
@@ -177,7 +177,7 @@ impl DiadFilter {
         }
         buffer.copy_deep().map_err(|error| {
             gst::error!(CAT, imp = self, "a frame cannot be copied: {error}");
-            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ["a frame cannot be copied: {error}"]);
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("a frame cannot be copied: {error}"));
             gst::FlowError::Error
         })
     }

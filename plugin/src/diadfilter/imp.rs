@@ -101,7 +101,7 @@ impl DiadFilter {
 
     fn open(&self) -> Result<(), gst::ErrorMessage> {
         let (settings, _) = self.settings();
-        let wrong = |words: String| gst::error_msg!(gst::ResourceError::Settings, ["{}", words]);
+        let wrong = |words: String| gst::error_msg!(gst::ResourceError::Settings, ("{}", words));
         settings.check().map_err(wrong)?;
         let session = Session::open(&settings).map_err(wrong)?;
         gst::info!(CAT, imp = self, "model {} on {}", session.shared.worker().digest(), session.device);
@@ -126,7 +126,7 @@ impl DiadFilter {
                 gst::element_warning!(
                     element,
                     gst::ResourceError::Settings,
-                    ["{words}; the model before stays in place"]
+                    ("{words}; the model before stays in place")
                 );
             }
             let _ = element.post_message(gst::message::Element::builder(structure).src(&element).build());
@@ -142,7 +142,7 @@ impl DiadFilter {
                 }
             }
             Err(error) => {
-                gst::element_imp_warning!(self, gst::ResourceError::Failed, ["no thread to load a model: {error}"])
+                gst::element_imp_warning!(self, gst::ResourceError::Failed, ("no thread to load a model: {error}"))
             }
         }
     }
@@ -162,7 +162,7 @@ impl DiadFilter {
         if name != "model"
             && let Some(Err(words)) = session.as_ref().map(fits)
         {
-            gst::element_imp_warning!(self, gst::ResourceError::Settings, ["{words}; {name} stays as it was"]);
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{words}; {name} stays as it was"));
             return;
         }
         *lock(&self.settings) = (settings, version + 1);
@@ -230,7 +230,7 @@ impl DiadFilter {
             }
             gst::EventView::Caps(caps) => {
                 if let Err(words) = self.set_caps(caps.caps()) {
-                    gst::element_imp_error!(self, gst::CoreError::Negotiation, ["{words}"]);
+                    gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{words}"));
                     return false;
                 }
             }
@@ -249,7 +249,7 @@ impl DiadFilter {
             Ok(()) => true,
             Err((error, _)) => {
                 if is_eos && !matches!(error, gst::FlowError::Flushing | gst::FlowError::Eos) {
-                    gst::element_imp_error!(self, gst::StreamError::Failed, ["the stream ended because of {error}"]);
+                    gst::element_imp_error!(self, gst::StreamError::Failed, ("the stream ended because of {error}"));
                 }
                 false
             }

@@ -186,14 +186,14 @@ impl DiadFilter {
         let words = result.reason.as_deref().unwrap_or("no reason given");
         let frame = result.frame_id;
         if settings.on_error == OnError::Error {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ["frame {frame} could not be inspected: {words}"]);
+            gst::element_imp_error!(self, gst::StreamError::Failed, ("frame {frame} could not be inspected: {words}"));
             return Some(gst::FlowError::Error);
         }
         if !before {
             gst::element_imp_warning!(
                 self,
                 gst::StreamError::Failed,
-                ["frame {frame} could not be inspected and leaves with verdict error: {words}"]
+                ("frame {frame} could not be inspected and leaves with verdict error: {words}")
             );
         }
         None

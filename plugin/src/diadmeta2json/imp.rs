@@ -51,7 +51,7 @@ impl DiadMeta2Json {
             }),
         };
         let mut line = json.map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Encode, ["a result is no JSON: {error}"]);
+            gst::element_imp_error!(self, gst::StreamError::Encode, ("a result is no JSON: {error}"));
             gst::FlowError::Error
         })?;
         line.push(b'\n');

@@ -126,7 +126,7 @@ impl BaseTransformImpl for DiadOverlay {
         };
         let map = meta::map_of(buffer);
         scene::draw(buffer, &info, &result, map.as_ref(), style).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ["a frame cannot be drawn on: {error}"]);
+            gst::element_imp_error!(self, gst::StreamError::Failed, ("a frame cannot be drawn on: {error}"));
             gst::FlowError::Error
         })?;
         Ok(gst::FlowSuccess::Ok)

@@ -1,0 +1,234 @@
+//! What the line's operator and application can do: thresholds, regions, confirmation, parts, messages, another model.
+
+use diad::detector::{Choice, Detector, Verdict};
+use gst::MessageView;
+
+use super::common::*;
+use super::*;
+
+/// Results of `frames` through the element, one by one.
+fn results(harness: &mut Harness, frames: &[Frame]) -> Vec<DiadResult> {
+    let each = |(n, frame)| {
+        harness.push(buffer(frame, n as u64)).unwrap();
+        result(&harness.pull().unwrap())
+    };
+    frames.iter().enumerate().map(each).collect()
+}
+
+#[test]
+fn thresholds_of_the_line_replace_those_of_the_model() {
+    let shop = shop();
+    let element = filter(&shop);
+    let mut harness = harness(&element, 64, 64);
+    let frames = shop.frames("washer/test/good");
+    let own = results(&mut harness, &frames[..1])[0].finding.clone().unwrap();
+    element.set_property("threshold", f64::from(own.score) / 2.0);
+    let strict = &results(&mut harness, &frames[..1])[0];
+    assert_eq!(strict.verdict, Verdict::Ng);
+    let found = strict.finding.clone().unwrap();
+    assert_eq!((found.score, found.threshold), (own.score, own.score / 2.0));
+    element.set_property("threshold", f64::from(own.score) * 3.0);
+    element.set_property("warn-threshold", f64::from(own.score) / 2.0);
+    assert_eq!(results(&mut harness, &frames[..1])[0].verdict, Verdict::Warn);
+    element.set_property("warn-threshold", -1.0);
+    element.set_property("threshold", -1.0);
+    element.set_property("target-fpr", 0.5);
+    let loose = results(&mut harness, &frames[..1])[0].finding.clone().unwrap();
+    assert!(loose.threshold <= own.threshold, "half of the good parts may be rejected");
+    element.set_property("inference-interval", 2u32);
+    let verdicts: Vec<_> =
+        results(&mut harness, &frames[..2]).iter().map(|r| r.verdict == Verdict::Uninspected).collect();
+    assert_eq!(verdicts.iter().filter(|skipped| **skipped).count(), 1);
+    assert_all_counted(&element);
+}
+
+#[test]
+fn a_region_and_a_mask_are_those_of_the_library() {
+    use diad::detector::{Ask, Limits, Mask};
+    use diad::frame::Preprocess;
+
+    let shop = shop();
+    let detector = Detector::open(&shop.model).unwrap();
+    let input = &detector.card().config.input;
+    let frame = &shop.frames("blister/test/missing")[0];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.pgm");
+    let black_left: Vec<u8> = (0..64 * 64).map(|i| if i % 64 < 32 { 0 } else { 255 }).collect();
+    std::fs::write(&path, [b"P5 64 64 255\n".as_slice(), &black_left].concat()).unwrap();
+
+    let element = filter(&shop);
+    element.set_property("roi", "8,0,48,64");
+    let mut harness = harness(&element, 64, 64);
+    let preprocess = Preprocess { size: input.size, fit: input.fit, roi: Some([0.125, 0.0, 0.75, 1.0]) };
+    let mask = Mask::new(&diad::data::read_frame(&path).unwrap(), &preprocess, detector.card().config.features.grid);
+    let prepared = preprocess.apply(frame).unwrap();
+    let limits = Limits::of(detector.card());
+    let mut ask = Ask { choice: Choice::Auto, ddim_steps: None, limits, mask: None };
+    let expected = detector.inspect(&prepared, &ask).unwrap();
+    let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
+    assert_eq!((found.score, found.regions), (expected.score, expected.regions));
+
+    element.set_property("mask-location", path.to_str().unwrap());
+    ask.mask = Some(mask.unwrap());
+    let masked = detector.inspect(&prepared, &ask).unwrap();
+    assert_ne!(masked.score, expected.score);
+    let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
+    assert_eq!((found.score, found.regions), (masked.score, masked.regions));
+}
+
+#[test]
+fn ng_is_confirmed_by_the_last_frames() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property("confirm-window", 3u32);
+    element.set_property("confirm-count", 2u32);
+    let mut harness = harness(&element, 64, 64);
+    let frame = shop.frames("washer/test/good").remove(0);
+    let mut verdicts = Vec::new();
+    for bad in [true, false, true, false, false, true] {
+        element.set_property("threshold", if bad { 0.0 } else { 1e6 });
+        let result = results(&mut harness, std::slice::from_ref(&frame)).remove(0);
+        assert_eq!(result.frame_verdict, if bad { Verdict::Ng } else { Verdict::Ok });
+        verdicts.push(result.verdict);
+    }
+    use Verdict::{Ng, Ok, Warn};
+    assert_eq!(verdicts, [Warn, Ok, Ng, Ok, Ok, Warn], "one that is not confirmed is not ok either");
+}
+
+#[test]
+fn parts_are_named_by_event_and_property_and_messages_follow() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property_from_str("post-messages", "changes");
+    element.set_property("part-id", "default");
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    let frame = shop.frames("washer/test/good").remove(0);
+    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0);
+    assert_eq!(push(&mut harness).part_id.as_deref(), Some("default"));
+    let part = gst::Structure::builder("diad-part").field("part-id", "P-17").build();
+    assert!(harness.push_event(gst::event::CustomDownstream::new(part)));
+    let first = push(&mut harness);
+    assert_eq!(first.part_id.as_deref(), Some("P-17"));
+    assert_eq!(push(&mut harness).part_id.as_deref(), Some("P-17"));
+    let posted: Vec<DiadResult> = std::iter::from_fn(|| bus.pop())
+        .filter_map(|message| match message.view() {
+            MessageView::Element(element) => DiadResult::try_from(element.structure()?).ok(),
+            _ => None,
+        })
+        .collect();
+    let parts: Vec<_> = posted.iter().map(|result| result.part_id.clone().unwrap()).collect();
+    assert_eq!(parts, ["default", "P-17"], "one per change");
+    assert_eq!(posted[1], first, "the message says what the buffer says");
+    let passed = std::iter::from_fn(|| harness.try_pull_event()).any(|e| e.type_() == gst::EventType::CustomDownstream);
+    assert!(passed, "others may want to know the part too");
+}
+
+#[test]
+fn latency_is_upstreams_and_ours_and_changes_are_announced() {
+    let shop = shop();
+    let element = filter(&shop);
+    let bus = with_bus(&element);
+    let harness = harness(&element, 64, 64);
+    let ask = || {
+        let mut query = gst::query::Latency::new();
+        assert!(element.static_pad("src").unwrap().query(&mut query));
+        query.result()
+    };
+    let (live, measured, _) = ask();
+    assert!(live && measured > gst::ClockTime::ZERO, "measured while warming up: {measured}");
+    bus.set_flushing(true);
+    bus.set_flushing(false);
+    element.set_property("latency", 123_000_000u64);
+    message(&bus, |message| (message.type_() == gst::MessageType::Latency).then_some(()));
+    assert_eq!(ask().1, MS * 123);
+    drop(harness);
+}
+
+#[test]
+fn an_upstream_that_does_not_know_its_latency_is_taken_as_live() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property("latency", 50_000_000u64);
+    element.set_state(gst::State::Paused).unwrap();
+    let mut query = gst::query::Latency::new();
+    assert!(element.static_pad("src").unwrap().query(&mut query), "nobody is upstream, and still it answers");
+    assert_eq!(query.result(), (true, MS * 50, None));
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn another_model_takes_over_while_playing_and_a_wrong_one_does_not() {
+    let shop = shop();
+    let element = filter(&shop);
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    let frame = shop.frames("washer/test/good").remove(0);
+    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0);
+    let loaded = |bus: &gst::Bus| {
+        message(bus, |message| match message.view() {
+            MessageView::Element(element) => {
+                element.structure().filter(|s| s.name() == "diad-model").map(|s| s.get::<bool>("loaded").unwrap())
+            }
+            _ => None,
+        })
+    };
+    let before = push(&mut harness);
+    element.set_property("model", "/no/such/model.diad");
+    assert!(!loaded(&bus));
+    assert_eq!(push(&mut harness).model, before.model, "the old one stays");
+    element.set_property("model", shop.other.to_str().unwrap());
+    assert!(loaded(&bus));
+    let after = push(&mut harness);
+    let digest = diad::bundle::read_card(&shop.other).unwrap().digest();
+    assert_eq!((after.model.as_str(), after.finding.unwrap().class.as_str()), (digest.as_str(), "washer"));
+    let expected = Detector::open(&shop.other).unwrap().detect(std::slice::from_ref(&frame), Choice::Auto);
+    assert_eq!(push(&mut harness).finding.unwrap().score, expected[0].as_ref().unwrap().score);
+    assert_all_counted(&element);
+}
+
+#[test]
+fn regions_and_the_map_travel_with_the_frame() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property_from_str("meta", "regions+result+map");
+    let mut harness = harness(&element, 64, 64);
+    for (n, frame) in shop.frames("blister/test/missing").iter().enumerate() {
+        harness.push(buffer(frame, n as u64)).unwrap();
+        let out = harness.pull().unwrap();
+        let found = result(&out).finding.unwrap();
+        let rois: Vec<_> = out.iter_meta::<gst_video::VideoRegionOfInterestMeta>().map(|roi| roi.rect()).collect();
+        let regions: Vec<_> = found.regions.iter().map(|r| (r.x, r.y, r.width, r.height)).collect();
+        assert_eq!(rois, regions);
+        let map = gstdiad::meta::map_of(&out).unwrap();
+        let highest = f64::from(*map.levels.iter().max().unwrap());
+        let peak = found.regions.first().map_or(found.pixel_threshold, |region| region.peak);
+        assert!(highest > 250.0 || (highest * map.scale - f64::from(peak)).abs() < 0.15 * f64::from(peak));
+        assert_eq!(map.levels.iter().any(|level| *level > gstdiad::meta::THRESHOLD_LEVEL), !regions.is_empty());
+        assert_eq!(map.shown, [0.0, 0.0, 1.0, 1.0]);
+    }
+}
+
+#[test]
+fn the_overlay_element_draws_what_the_filter_would_have_drawn() {
+    let shop = shop();
+    let frame = &shop.frames("blister/test/missing")[0];
+    let everything = "verdict+boxes+heatmap+contour";
+    let drawing = filter(&shop);
+    drawing.set_property_from_str("overlay", everything);
+    let mut one = harness(&drawing, 64, 64);
+    one.push(buffer(frame, 0)).unwrap();
+    let expected = one.pull().unwrap();
+
+    let clean = filter(&shop);
+    clean.set_property_from_str("meta", "result+map");
+    let mut two = harness(&clean, 64, 64);
+    two.push(buffer(frame, 0)).unwrap();
+    let overlay = gst::ElementFactory::make("diadoverlay").build().unwrap();
+    overlay.set_property_from_str("overlay", everything);
+    let mut three = harness(&overlay, 64, 64);
+    three.push(two.pull().unwrap()).unwrap();
+    let drawn = three.pull().unwrap();
+    assert_eq!(drawn.map_readable().unwrap().as_slice(), expected.map_readable().unwrap().as_slice());
+    assert_ne!(drawn.map_readable().unwrap().as_slice(), frame.rgb());
+}

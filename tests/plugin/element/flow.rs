@@ -43,7 +43,8 @@ fn frames_leave_in_order_with_their_timestamps_and_results() {
 fn a_frame_gets_the_bits_that_the_library_gives_its_pixels() {
     let shop = shop();
     let detector = Detector::open(&shop.model).unwrap();
-    let frames: Vec<Frame> = shop.frames("blister/test/missing").into_iter().chain(shop.frames("washer/test/good")).collect();
+    let frames: Vec<Frame> =
+        shop.frames("blister/test/missing").into_iter().chain(shop.frames("washer/test/good")).collect();
     let expected = detector.detect(&frames, Choice::Auto);
     for format in ["RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "RGBA", "BGRA"] {
         let element = filter(&shop);
@@ -120,7 +121,11 @@ fn frames_in_are_the_sum_of_verdicts_whatever_happens() {
                 *calls
             };
             assert_ne!(call, 5 + 4, "told to panic"); // the first four are the warm-up
-            if call == 4 + 3 { jobs.iter().map(|_| Err(Error::Usage("told to fail".into()))).collect() } else { truly(jobs, model) }
+            if call == 4 + 3 {
+                jobs.iter().map(|_| Err(Error::Usage("told to fail".into()))).collect()
+            } else {
+                truly(jobs, model)
+            }
         }
     });
     let element = filter(&shop);

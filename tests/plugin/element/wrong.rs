@@ -1,0 +1,153 @@
+//! What is wrong is said on the bus with the property, its value and what was expected; nothing crashes, nothing is ok.
+
+use gst::MessageView;
+
+use super::common::*;
+use super::*;
+
+/// What the element says when it is asked to get ready.
+fn refusal(element: &gst::Element) -> String {
+    let bus = with_bus(element);
+    assert!(element.set_state(gst::State::Ready).is_err());
+    let words = message(&bus, |message| match message.view() {
+        MessageView::Error(error) => Some(error.error().message().to_owned()),
+        _ => None,
+    });
+    element.set_state(gst::State::Null).unwrap();
+    words
+}
+
+#[track_caller]
+fn assert_says(words: &str, what: &[&str]) {
+    assert!(what.iter().all(|what| words.contains(what)), "{what:?} is not all in: {words}");
+}
+
+#[test]
+fn a_model_that_cannot_be_used_is_an_error_before_playing() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let bytes = std::fs::read(&shop.model).unwrap();
+    std::fs::write(path("text.diad"), "no model").unwrap();
+    std::fs::write(path("short.diad"), &bytes[..bytes.len() / 2]).unwrap();
+    let mark = br#"\"schema\":1"#;
+    let place = bytes.windows(mark.len()).position(|window| window == mark).unwrap() + mark.len() - 1;
+    let mut newer = bytes.clone();
+    newer[place] = b'7';
+    std::fs::write(path("newer.diad"), newer).unwrap();
+    let element = filter(&shop);
+    for (model, what) in [
+        (String::new(), vec!["model is not set"]),
+        (path("nothing.diad"), vec!["model = ", "nothing.diad", "No such file"]),
+        (path("text.diad"), vec!["model = ", "text.diad"]),
+        (path("short.diad"), vec!["model = ", "short.diad"]),
+        (path("newer.diad"), vec!["model = ", "newer.diad", "newer diad (schema 7"]),
+    ] {
+        element.set_property("model", &model);
+        assert_says(&refusal(&element), &what);
+    }
+    element.set_property("model", shop.model.to_str().unwrap());
+    element.set_state(gst::State::Ready).unwrap();
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn properties_that_cannot_be_are_an_error_before_playing() {
+    let shop = shop();
+    for (name, value, what) in [
+        ("class", "bolt", vec!["class", "\"bolt\"", "auto", "washer", "blister"]),
+        ("device", "cuda:0", vec!["device = cuda:0", "without CUDA"]),
+        ("device", "gpu", vec!["device = \"gpu\"", "auto or cpu"]),
+        ("target-fpr", "0.001", vec!["target-fpr = 0.001", "999"]),
+        ("warn-threshold", "1e9", vec!["warn-threshold", "at most the threshold"]),
+        ("confirm-count", "2", vec!["confirm-count = 2", "confirm-window"]),
+        ("roi", "0.5,0,0.6,1", vec!["roi = ", "0.5,0,0.6,1", "x,y,width,height"]),
+    ] {
+        let element = filter(&shop);
+        element.set_property_from_str(name, value);
+        assert_says(&refusal(&element), &what);
+    }
+    let element = filter(&shop);
+    element.set_property("model-instance-id", "taken");
+    element.set_state(gst::State::Ready).unwrap();
+    let second = filter(&shop);
+    second.set_property("model-instance-id", "taken");
+    second.set_property("model", shop.other.to_str().unwrap());
+    assert_says(&refusal(&second), &["model-instance-id", "taken", "another model"]);
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_the_frames_is_an_error_when_they_come() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let mask = folder.path().join("mask.pgm");
+    std::fs::write(&mask, [b"P5 32 32 255\n".as_slice(), &[9; 32 * 32]].concat()).unwrap();
+    let nothing = folder.path().join("nothing.png");
+    for (name, value, what) in [
+        ("roi", "0,0,65,10".to_owned(), vec!["roi = 0,0,65,10", "64x64"]),
+        ("mask-location", mask.to_str().unwrap().to_owned(), vec!["mask-location", "32x32", "expected 64x64"]),
+        ("mask-location", nothing.to_str().unwrap().to_owned(), vec!["mask-location", "nothing.png"]),
+    ] {
+        let element = filter(&shop);
+        element.set_property(name, &value);
+        let bus = with_bus(&element);
+        let mut harness = harness(&element, 64, 64);
+        let flow = harness.push(buffer(&shop.frames("washer/test/good")[0], 0));
+        assert_eq!(flow, Err(gst::FlowError::NotNegotiated));
+        let words = message(&bus, |message| match message.view() {
+            MessageView::Error(error) => Some(error.error().message().to_owned()),
+            _ => None,
+        });
+        assert_says(&words, &what);
+    }
+}
+
+#[test]
+fn a_change_while_playing_that_cannot_be_is_a_warning_and_the_old_value_stays() {
+    let shop = shop();
+    let element = filter(&shop);
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    let frame = &shop.frames("washer/test/good")[0];
+    let score = |harness: &mut Harness| {
+        harness.push(buffer(frame, 0)).unwrap();
+        result(&harness.pull().unwrap()).finding.unwrap().score
+    };
+    let before = score(&mut harness);
+    for (name, value, what) in [
+        ("class", "bolt", vec!["\"bolt\"", "class stays as it was"]),
+        ("roi", "60,0,10,10", vec!["roi = 60,0,10,10", "64x64"]),
+        ("mask-location", "/no/mask.png", vec!["mask-location", "/no/mask.png"]),
+        ("target-fpr", "0.0001", vec!["target-fpr"]),
+    ] {
+        let old = element.property_value(name);
+        element.set_property_from_str(name, value);
+        let words = message(&bus, |message| match message.view() {
+            MessageView::Warning(warning) => Some(warning.error().message().to_owned()),
+            _ => None,
+        });
+        assert_says(&words, &what);
+        assert_eq!(format!("{:?}", element.property_value(name)), format!("{old:?}"));
+        assert_eq!(score(&mut harness), before);
+    }
+}
+
+#[test]
+fn an_error_ends_the_stream_only_where_that_is_asked_for() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property_from_str("on-error", "error");
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    harness.push(gst::Buffer::from_slice([0u8; 10])).unwrap();
+    let words = message(&bus, |message| match message.view() {
+        MessageView::Error(error) => Some(error.error().message().to_owned()),
+        _ => None,
+    });
+    assert_says(&words, &["frame 0", "mapped"]);
+    let frames = shop.frames("washer/test/good");
+    let flow = (0..1000).find_map(|n| harness.push(buffer(&frames[0], n)).err());
+    assert_eq!(flow, Some(gst::FlowError::Error));
+    assert_all_counted(&element);
+}
