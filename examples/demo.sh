@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/setup.sh
 echo "Building (a few minutes the first time) ..."
-cargo build --release --locked --bin diad
+cargo build --release --locked --workspace
 exec target/release/diad demo --out "${1:-demo}"

@@ -393,13 +393,18 @@ fn interrupted_and_resumed_training_equals_uninterrupted() {
 fn the_demo_leaves_what_it_promises_and_may_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");
-    let line = "demo --out {} --images 12 --config {} --set training.steps=30";
+    let line = "demo --no-video --out {} --images 12 --config {} --set training.steps=30";
     for _ in 0..2 {
         let run = diad(line, &[&out, &smoke()]).ok();
         assert!(run.stdout.contains("contact-sheet.png") && run.stdout.contains("diad train --data"), "{}", run.stdout);
         assert!(run.stdout.contains("mahalanobis"), "{}", run.stdout);
         let expected =
-            [".diad-demo", "contact-sheet.png", "demo.diad", "heatmaps", "parts", "report.html", "report.json"];
+            [".diad-demo", "contact-sheet.png", "demo.diad", "heatmaps", "line", "parts", "report.html", "report.json"];
+        assert!(
+            run.stderr.contains("gst-launch-1.0 multifilesrc") && run.stderr.contains("diadfilter"),
+            "{}",
+            run.stderr
+        );
         assert_eq!(names(&out), expected);
         assert_eq!(names(&out.join("heatmaps")).len(), 3 * (1 + 7));
     }

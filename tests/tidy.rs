@@ -146,7 +146,7 @@ fn dependencies_point_one_way() {
             if talks && !tests {
                 broken.insert(format!("{}:{}: only cli talks", inner.display(), number + 1));
             }
-            if code.contains("gstreamer") {
+            if code.contains("gstreamer::") || code.contains("gst::") {
                 broken.insert(format!("{}:{}: no GStreamer in src", inner.display(), number + 1));
             }
         }

@@ -3,11 +3,11 @@
 use diad::detector::{Detection, Verdict};
 use diad::report::HeatScale;
 use gst_video::prelude::*;
-use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
+use gst_video::{VideoFrameRef, VideoInfo};
 
 use crate::diadfilter::OverlayFlags;
 use crate::draw::{self, Banner, BoxMark, Canvas, Contour, Heat, Layout, Map, Plane, Scene, Yuv};
-use crate::frame::{colorimetry, packed};
+use crate::frame::colorimetry;
 use crate::meta::{DiadMap, THRESHOLD_LEVEL};
 use crate::result::DiadResult;
 
@@ -52,20 +52,13 @@ pub(crate) fn draw(
     map: Option<&DiadMap>,
     style: Style,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let (layout, planes) = match (packed(info.format()), info.format()) {
-        (Some((bytes, rgb)), format) => {
-            let alpha = matches!(format, VideoFormat::Rgba | VideoFormat::Bgra).then_some(3);
-            (Layout::Packed { bytes, rgb, alpha }, 1)
-        }
-        (None, VideoFormat::Gray8) => (Layout::Gray, 1),
-        (None, VideoFormat::I420) => (Layout::I420, 3),
-        (None, _) => (Layout::Nv12, 2),
-    };
+    let name = info.format().to_str();
+    let layout = Layout::from_name(name).ok_or_else(|| format!("frames of format {name} cannot be drawn on"))?;
     let (kr, kb, full) = colorimetry(info);
     let (width, height) = (info.width() as usize, info.height() as usize);
     let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer, info)?;
     let strides = frame.plane_stride().to_vec();
-    let mut data = frame.planes_data_mut().into_iter().zip(strides).take(planes);
+    let mut data = frame.planes_data_mut().into_iter().zip(strides).take(info.n_planes() as usize);
     let planes = data.by_ref().map(|(data, stride)| Plane { data, stride: stride.max(0) as usize }).collect();
     let mut canvas = Canvas::new(width, height, layout, Yuv::new(kr as f32, kb as f32, full), planes)?;
 

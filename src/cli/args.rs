@@ -343,13 +343,15 @@ LEAVES IN THE FOLDER
   report.html        figures, curves and pictures; open it in a browser
   report.json        the same figures for programs
   heatmaps/          the pictures of the contact sheet in full size
+  demo.mp4           the parts on a production line, inspected by diadfilter in gst-launch-1.0
+  demo.jsonl         what diadfilter said of each frame
   demo.diad          the model; try: diad inspect diad-demo/demo.diad
   parts/             the drawn images in the folder layout that `diad train` and `diad evaluate` read";
 
 /// See it all on parts that are drawn for you.
 ///
 /// Draws three products with good and defective parts, teaches one model from the good ones, measures it beside simpler
-/// methods, and leaves pictures and a report. A few minutes on two cores.
+/// methods, puts it on a production line (gst-launch-1.0 with diadfilter) and leaves a video, pictures and a report. A few minutes on two cores.
 #[derive(Debug, Args)]
 #[command(after_help = DEMO)]
 pub(super) struct DemoArgs {
@@ -360,6 +362,10 @@ pub(super) struct DemoArgs {
     /// Good images per product to learn from: more take longer and teach more
     #[arg(long, value_name = "N", default_value = "100", value_parser = images)]
     pub(super) images: usize,
+
+    /// Print the gst-launch-1.0 line and do not run it
+    #[arg(long)]
+    pub(super) no_video: bool,
 
     #[command(flatten)]
     pub(super) config: ConfigArgs,

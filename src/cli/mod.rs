@@ -22,6 +22,7 @@ mod demo;
 mod evaluate;
 mod frames;
 mod inspect;
+mod line;
 mod predict;
 mod progress;
 mod sheet;

@@ -54,7 +54,7 @@ pub(super) fn cost(class: &ClassCard) -> String {
 pub(super) fn demo_end(out: &Path) -> String {
     let out = out.display();
     format!(
-        "See {out}/contact-sheet.png (image | heat map | truth; bar: green ok, amber warn, red ng)\n\
+        "See {out}/demo.mp4 (the line, every frame with its verdict), {out}/contact-sheet.png (image | heat map | truth; bar: green ok, amber warn, red ng)\n\
          and {out}/report.html in a browser.\n\
          Next, with your own parts (a folder of good images is enough):\n  \
          diad train --data FOLDER --out mine.diad\n  \

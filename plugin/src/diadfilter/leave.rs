@@ -34,13 +34,6 @@ pub(super) struct Outlet {
     failing: bool,
 }
 
-/// How waiting for an answer ended.
-enum Ending {
-    Answered(Answer),
-    Late,
-    Stopped,
-}
-
 impl DiadFilter {
     /// One turn of the task.
     pub(super) fn leave_one(&self) {
@@ -74,15 +67,15 @@ impl DiadFilter {
             Fate::Uninspected(reason) => (None, Some((Verdict::Uninspected, reason.to_owned()))),
             Fate::Failed(words) => (None, Some((Verdict::Error, words))),
             Fate::Asked(ticket) => {
-                let ending = wait(ticket, deadline, cancelled);
+                let answer = wait(ticket, deadline, cancelled);
                 self.asked.fetch_sub(1, Ordering::AcqRel);
-                match ending {
-                    Ending::Stopped => {
+                match answer {
+                    Err(error) => {
                         self.tally.uninspected("flushed", 1);
-                        return Err(gst::FlowError::Flushing);
+                        return Err(error);
                     }
-                    Ending::Late => (None, Some((Verdict::Uninspected, "late".to_owned()))),
-                    Ending::Answered(answer) => {
+                    Ok(None) => (None, Some((Verdict::Uninspected, "late".to_owned()))),
+                    Ok(Some(answer)) => {
                         timing.queue = nanoseconds(answer.queue);
                         timing.infer = nanoseconds(answer.infer);
                         timing.batch = answer.batch as u32;
@@ -240,17 +233,18 @@ impl DiadFilter {
     }
 }
 
-/// Waits for the answer, until the deadline or until the stream is stopped.
-fn wait(ticket: Ticket, deadline: Option<Instant>, cancelled: &Receiver<Infallible>) -> Ending {
+/// The answer; none by the deadline; `Flushing` when the stream is stopped.
+fn wait(
+    ticket: Ticket,
+    deadline: Option<Instant>,
+    cancelled: &Receiver<Infallible>,
+) -> Result<Option<Answer>, gst::FlowError> {
     let deadline = deadline.map_or_else(never, at);
     select! {
-        recv(ticket.receiver()) -> answer => Ending::Answered(answer.unwrap_or_else(|_| Answer::stopped())),
-        recv(cancelled) -> _ => Ending::Stopped,
-        recv(deadline) -> _ => match ticket.receiver().try_recv() {
-            // It came while the timer fired: an answer is better than none.
-            Ok(answer) => Ending::Answered(answer),
-            Err(_) => Ending::Late,
-        },
+        recv(ticket.receiver()) -> answer => Ok(Some(answer.unwrap_or_else(|_| Answer::stopped()))),
+        recv(cancelled) -> _ => Err(gst::FlowError::Flushing),
+        // It may have come while the timer fired: an answer is better than none.
+        recv(deadline) -> _ => Ok(ticket.receiver().try_recv().ok()),
     }
 }
 

@@ -6,6 +6,7 @@ use super::planes::{Area, Canvas, Dye, Ink, Sheet};
 use std::ops::Range;
 
 /// A map over the frame or over a part of it.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Map<'a> {
     /// Row after row of values, `width * height` of them. Nothing is drawn if there are fewer.
     pub(crate) values: &'a [u8],
@@ -23,6 +24,7 @@ pub(crate) struct Map<'a> {
 }
 
 /// How the values of a map are coloured.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Heat<'a> {
     /// Red, green, blue and alpha (not multiplied in) for each value.
     pub(crate) colours: &'a [[u8; 4]; 256],
@@ -31,6 +33,7 @@ pub(crate) struct Heat<'a> {
 }
 
 /// A line just inside the regions of a map that lie above a threshold.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Contour {
     /// The highest value that is still outside.
     pub(crate) threshold: u8,
@@ -55,7 +58,7 @@ pub(super) fn tint(canvas: &mut Canvas<'_>, map: &Map<'_>, heat: &Heat<'_>) {
 }
 
 fn tint_sheet<const N: usize>(sheet: &mut Sheet<'_>, mut sampler: Sampler<'_>, colours: &[[u8; 4]; 256]) {
-    let dyes: [Dye<N>; 256] = colours.map(|[r, g, b, a]| sheet.dye([r, g, b], a));
+    let dyes: [Dye; 256] = colours.map(|[r, g, b, a]| sheet.dye([r, g, b], a));
     let (columns, rows) = (sampler.across.range(), sampler.down.range());
     for (number, row) in sheet.rows(columns, rows).enumerate() {
         sampler.sample(number);
@@ -78,7 +81,7 @@ pub(super) fn outline(canvas: &mut Canvas<'_>, map: &Map<'_>, contour: &Contour,
     let above = |value| value > usize::from(contour.threshold);
     let Some(mut sampler) = Sampler::new(map, size, true, above) else { return };
     let (x, y) = (sampler.across.start as i64, sampler.down.start as i64);
-    let mut region = Bits::new(sampler.across.places.len(), sampler.down.places.len());
+    let mut region = Bits::new(sampler.across.len(), sampler.down.len());
     for (number, row) in region.bits.chunks_exact_mut(region.words).enumerate() {
         sampler.sample(number);
         for span in &sampler.spans {
@@ -147,8 +150,10 @@ impl Bits {
 struct Axis {
     /// The first sample that the map covers.
     start: usize,
-    /// For each covered sample the cell before it, and how far it is on the way to the next, in 1/256.
-    places: Vec<(u32, u16)>,
+    /// For each covered sample the cell before it.
+    cells: Vec<usize>,
+    /// How far the sample is on the way to the next cell, in 1/256.
+    parts: Vec<u16>,
 }
 
 impl Axis {
@@ -165,19 +170,23 @@ impl Axis {
         let place = |low: usize, high: usize| {
             let centre = (low + high + 1) as f64 / 2.0;
             let at = ((centre - origin) / extent * cells as f64 - 0.5).clamp(0.0, (cells - 1) as f64);
-            (at as u32, (at.fract() * 256.0).round() as u16)
+            (at as usize, (at.fract() * 256.0).round() as u16)
         };
-        let places: Vec<_> = if halved {
-            (first..past).step_by(2).map(|x| place(x, (x + 1).min(length - 1))).collect()
+        let (cells, parts): (Vec<_>, Vec<_>) = if halved {
+            (first..past).step_by(2).map(|x| place(x, (x + 1).min(length - 1))).unzip()
         } else {
-            (first..past).map(|x| place(x, x)).collect()
+            (first..past).map(|x| place(x, x)).unzip()
         };
         let start = if halved { first / 2 } else { first };
-        (!places.is_empty()).then_some(Self { start, places })
+        (!cells.is_empty()).then_some(Self { start, cells, parts })
+    }
+
+    fn len(&self) -> usize {
+        self.cells.len()
     }
 
     fn range(&self) -> (usize, usize) {
-        (self.start, self.start + self.places.len())
+        (self.start, self.start + self.len())
     }
 }
 
@@ -197,12 +206,14 @@ struct Sampler<'a> {
     /// How many values below the index are to be seen.
     seen: [u16; 257],
     /// The map row that `live` and `spans` were made for.
-    cell: Option<u32>,
+    cell: Option<usize>,
     /// The runs of this map row in which something may be seen.
     live: Vec<Run>,
     /// The columns of `live`, where `values` hold; counted from the first covered sample.
     spans: Vec<Range<usize>>,
     values: Vec<u8>,
+    /// The map between its rows, in 1/256, with its last value twice.
+    line: Vec<u16>,
 }
 
 impl<'a> Sampler<'a> {
@@ -213,57 +224,66 @@ impl<'a> Sampler<'a> {
         }
         let across = Axis::new(x, width, map.width, size.0, halved)?;
         let down = Axis::new(y, height, map.height, size.1, halved)?;
-        let mut runs: Vec<Run> = Vec::with_capacity(map.width.min(across.places.len()));
-        for (column, &(cell, _)) in across.places.iter().enumerate() {
+        let mut runs: Vec<Run> = Vec::with_capacity(map.width.min(across.len()));
+        for (column, &cell) in across.cells.iter().enumerate() {
             match runs.last_mut() {
-                Some(run) if run.cell == cell as usize => run.columns.end = column + 1,
-                _ => runs.push(Run { cell: cell as usize, columns: column..column + 1 }),
+                Some(run) if run.cell == cell => run.columns.end = column + 1,
+                _ => runs.push(Run { cell, columns: column..column + 1 }),
             }
         }
         let mut seen = [0; 257];
         for value in 0..256 {
             seen[value + 1] = seen[value] + u16::from(visible(value));
         }
-        let values = vec![0; across.places.len()];
-        Some(Self { map, across, down, runs, seen, cell: None, live: Vec::new(), spans: Vec::new(), values })
+        let (values, line) = (vec![0; across.len()], vec![0; map.width + 1]);
+        Some(Self { map, across, down, runs, seen, cell: None, live: Vec::new(), spans: Vec::new(), values, line })
     }
 
     /// Makes `spans` and `values` those of a row, counted from the first covered one.
     fn sample(&mut self, row: usize) {
-        let Some(&(cell, part)) = self.down.places.get(row) else { return };
-        let map_row = |y: usize| self.map.values.chunks_exact(self.map.width).take(self.map.height).nth(y);
-        let Some(upper) = map_row(cell as usize) else { return };
-        let lower = map_row(cell as usize + 1).unwrap_or(upper);
-        let corners = |cell: usize| {
-            let next = (cell + 1).min(upper.len() - 1);
-            [upper[cell], upper[next], lower[cell], lower[next]]
+        let (Some(&cell), Some(&part)) = (self.down.cells.get(row), self.down.parts.get(row)) else { return };
+        let map_row = |y: usize| {
+            let y = y.min(self.map.height - 1);
+            &self.map.values[y * self.map.width..][..self.map.width]
         };
+        let (upper, lower) = (map_row(cell), map_row(cell + 1));
         if self.cell != Some(cell) {
             self.cell = Some(cell);
-            self.live.clear();
-            self.spans.clear();
-            for run in &self.runs {
-                let corners = corners(run.cell).map(usize::from);
-                let (low, high) = corners.iter().fold((255, 0), |(low, high), &v| (v.min(low), v.max(high)));
-                // What is interpolated lies between the corners.
-                if self.seen[low] == self.seen[high + 1] {
-                    continue;
-                }
-                self.live.push(run.clone());
-                match self.spans.last_mut() {
-                    Some(span) if span.end == run.columns.start => span.end = run.columns.end,
-                    _ => self.spans.push(run.columns.clone()),
-                }
+            self.find_live(upper, lower);
+        }
+        if self.live.is_empty() {
+            return;
+        }
+        for ((value, upper), lower) in self.line.iter_mut().zip(upper).zip(lower) {
+            *value = u16::from(*upper) * (256 - part) + u16::from(*lower) * part;
+        }
+        self.line[self.map.width] = self.line[self.map.width - 1];
+        for run in &self.live {
+            let (left, right) = (i32::from(self.line[run.cell]), i32::from(self.line[run.cell + 1]));
+            let (base, slope) = (left * 256 + 32768, right - left);
+            let (values, parts) = (&mut self.values[run.columns.clone()], &self.across.parts[run.columns.clone()]);
+            for (value, part) in values.iter_mut().zip(parts) {
+                *value = ((base + slope * i32::from(*part)) >> 16) as u8;
             }
         }
-        let part = i32::from(part);
-        for run in &self.live {
-            let [a, b, c, d] = corners(run.cell).map(i32::from);
-            let (left, right) = (a * (256 - part) + c * part, b * (256 - part) + d * part);
-            let (base, slope) = (left * 256 + 32768, right - left);
-            let (values, places) = (&mut self.values[run.columns.clone()], &self.across.places[run.columns.clone()]);
-            for (value, &(_, part)) in values.iter_mut().zip(places) {
-                *value = ((base + slope * i32::from(part)) >> 16) as u8;
+    }
+
+    /// Makes `live` and `spans` those between two rows of the map.
+    fn find_live(&mut self, upper: &[u8], lower: &[u8]) {
+        self.live.clear();
+        self.spans.clear();
+        for run in &self.runs {
+            let next = (run.cell + 1).min(upper.len() - 1);
+            let corners = [upper[run.cell], upper[next], lower[run.cell], lower[next]];
+            let (low, high) = corners.into_iter().fold((255, 0), |(low, high), v| (v.min(low), v.max(high)));
+            // What is interpolated lies between the corners.
+            if self.seen[usize::from(low)] == self.seen[usize::from(high) + 1] {
+                continue;
+            }
+            self.live.push(run.clone());
+            match self.spans.last_mut() {
+                Some(span) if span.end == run.columns.start => span.end = run.columns.end,
+                _ => self.spans.push(run.columns.clone()),
             }
         }
     }

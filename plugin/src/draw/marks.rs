@@ -10,6 +10,7 @@ const SHADE: Ink = Ink { rgb: [16; 3], opacity: 168 };
 const PALE: Ink = Ink::solid([235; 3]);
 
 /// A rectangle to point out, with a label.
+#[derive(Clone, Debug)]
 pub(crate) struct BoxMark {
     /// Left edge in pixels.
     pub(crate) x: i32,
@@ -26,6 +27,7 @@ pub(crate) struct BoxMark {
 }
 
 /// The line of text at the top left, on a plate of its own.
+#[derive(Clone, Debug)]
 pub(crate) struct Banner {
     /// What it says.
     pub(crate) text: String,
@@ -45,9 +47,9 @@ fn share(canvas: &Canvas<'_>, part: usize) -> i64 {
 
 /// Black or white, whichever stands out from a plate of this colour.
 fn contrast(colour: [u8; 3]) -> Ink {
-    // Squares stand in for the sRGB curve. Bold white on saturated red reads well, hence more than the even 0.18.
+    // Squares stand in for the sRGB curve. White on saturated red reads well, hence more than the even 0.18.
     let [r, g, b] = colour.map(|v| f32::from(v) * f32::from(v) / 65025.0);
-    if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.3 { BLACK } else { WHITE }
+    if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.25 { BLACK } else { WHITE }
 }
 
 /// Text of one size with some room around it.
@@ -60,12 +62,17 @@ struct Plate {
 }
 
 impl Plate {
-    /// A plate for these rows with its corner at the origin; rows wider than `room` are shortened.
+    /// A plate for these rows with its corner at the origin, no wider than `room`: rows that do not fit are shortened.
     fn new(rows: &[String], kind: Type, room: i64, (back, front): (Ink, Ink)) -> Self {
-        let rows: Vec<String> = rows.iter().map(|row| kind.shorten(row, room - kind.margin().0 * 2)).collect();
+        let rows: Vec<String> = rows.iter().map(|row| kind.shorten(row, room - kind.margin().0)).collect();
         let widest = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
         let (x, y) = kind.margin();
-        let area = Area { x0: 0, y0: 0, x1: kind.width(widest) + 2 * x, y1: kind.height() * rows.len() as i64 + 2 * y };
+        let area = Area {
+            x0: 0,
+            y0: 0,
+            x1: (kind.width(widest) + 2 * x).min(room),
+            y1: kind.height() * rows.len() as i64 + 2 * y,
+        };
         Self { area, kind, rows, back, front }
     }
 
@@ -96,9 +103,13 @@ impl Header {
         let room = frame.x1 - 2 * inset;
         let mut plates: Vec<Plate> = Vec::new();
         if let Some(banner) = banner {
-            let kind = Type::near(canvas.height / 20, banner.text.chars().count(), room);
+            let mut text = banner.text.clone();
+            if narrow {
+                text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            }
+            let kind = Type::near(canvas.height / 20, text.chars().count(), room);
             let inks = (Ink::solid(banner.colour), contrast(banner.colour));
-            let mut plate = Plate::new(std::slice::from_ref(&banner.text), kind, room, inks);
+            let mut plate = Plate::new(&[text], kind, room, inks);
             plate.area = plate.at(inset, inset);
             plates.push(plate);
         }
@@ -139,7 +150,8 @@ pub(super) fn boxes(canvas: &mut Canvas<'_>, boxes: &[BoxMark], header: &Header,
         let ink = Ink::solid(mark.colour);
         border(canvas, outer, 1, BLACK);
         border(canvas, Area { x0: outer.x0 + 1, y0: outer.y0 + 1, x1: outer.x1 - 1, y1: outer.y1 - 1 }, line, ink);
-        if mark.text.is_empty() {
+        // On a tiny frame a label would cover what the box is to show.
+        if mark.text.is_empty() || 4 * kind.height() > frame.y1 {
             continue;
         }
         let mut plate = Plate::new(std::slice::from_ref(&mark.text), kind, frame.x1, (ink, contrast(mark.colour)));

@@ -6,6 +6,8 @@
 mod heat;
 mod marks;
 mod planes;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub(crate) use heat::{Contour, Heat, Map};
@@ -13,7 +15,7 @@ pub(crate) use marks::{Banner, BoxMark};
 pub(crate) use planes::{Canvas, Layout, Plane, Yuv};
 
 /// Everything that is drawn on one frame, in the order in which it is laid one over the other.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Scene<'a> {
     /// A map in colours, outlined, or both.
     pub(crate) map: Option<Map<'a>>,

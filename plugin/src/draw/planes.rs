@@ -94,22 +94,30 @@ enum Channel {
     V,
 }
 
-/// A colour at some opacity, made ready for a sheet with `N` bytes a sample: a byte `d` becomes
+/// A colour at some opacity, made ready for the bytes of a sheet's samples: a byte `d` becomes
 /// `(d * keep + add) / 255`, where `add` has the half for rounding in it. At opacity 0 that is `d` itself.
 #[derive(Clone, Copy)]
-pub(super) struct Dye<const N: usize> {
-    keep: [u16; N],
-    add: [u16; N],
+pub(super) struct Dye {
+    keep: [u16; 4],
+    add: [u16; 4],
 }
 
-impl<const N: usize> Dye<N> {
-    /// Blends the colour into one sample.
+impl Dye {
+    /// Blends the colour into one sample of up to four bytes.
     #[inline(always)]
-    pub(super) fn blend(&self, sample: &mut [u8; N]) {
-        for ((byte, keep), add) in sample.iter_mut().zip(self.keep).zip(self.add) {
+    pub(super) fn blend<const N: usize>(&self, sample: &mut [u8; N]) {
+        // Always four lanes, which the compiler turns into one vector; those that `N` does not need, it drops.
+        let mut lanes = [0; 4];
+        for (lane, byte) in lanes.iter_mut().zip(&*sample) {
+            *lane = u16::from(*byte);
+        }
+        for ((lane, keep), add) in lanes.iter_mut().zip(self.keep).zip(self.add) {
             // Exactly the rounded division by 255, and never above 16 bits.
-            let sum = u16::from(*byte) * keep + add;
-            *byte = ((sum + (sum >> 8)) >> 8) as u8;
+            let sum = *lane * keep + add;
+            *lane = (sum + (sum >> 8)) >> 8;
+        }
+        for (byte, lane) in sample.iter_mut().zip(lanes) {
+            *byte = lane as u8;
         }
     }
 }
@@ -138,9 +146,9 @@ impl Sheet<'_> {
     }
 
     /// A colour at an opacity (255: opaque) in the bytes of this sheet.
-    pub(super) fn dye<const N: usize>(&self, rgb: [u8; 3], opacity: u8) -> Dye<N> {
+    pub(super) fn dye(&self, rgb: [u8; 3], opacity: u8) -> Dye {
         let yuv = self.yuv.convert(rgb);
-        let mut dye = Dye { keep: [255; N], add: [128; N] };
+        let mut dye = Dye { keep: [255; 4], add: [128; 4] };
         for ((keep, add), channel) in dye.keep.iter_mut().zip(&mut dye.add).zip(self.channels) {
             let value = match channel {
                 Channel::Red => rgb[0],
@@ -170,12 +178,12 @@ impl Sheet<'_> {
     }
 
     fn fill<const N: usize>(&mut self, area: Area, ink: Ink) {
-        let dye = self.dye::<N>(ink.rgb, ink.opacity);
+        let dye = self.dye(ink.rgb, ink.opacity);
         let scale = if self.halved { 1 } else { 2 };
         // The area is within the canvas by now, hence neither negative nor large.
         let range = |from: i64, to: i64| (from as usize * scale, to as usize * scale);
         for row in self.rows(range(area.x0, area.x1), range(area.y0, area.y1)) {
-            row.as_chunks_mut().0.iter_mut().for_each(|sample| dye.blend(sample));
+            row.as_chunks_mut::<N>().0.iter_mut().for_each(|sample| dye.blend(sample));
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Type {
 
 impl Type {
     /// The type that comes nearest to a line height in pixels, among those in which `chars` characters and the margin
-    /// are no wider than `room` blocks; the smallest if there is none.
+    /// to the left are no wider than `room` blocks; the smallest if there is none.
     pub(super) fn near(height: usize, chars: usize, room: i64) -> Self {
         let target = height.clamp(12, 1000) as i64;
         let smallest = Self { font: &FONTS[0], scale: 1 };
@@ -31,7 +31,7 @@ impl Type {
         let cost = |kind: &Self| (2 * kind.height() - target).abs() * 100 / target + 5 * kind.scale;
         (1..=target / 14 + 1)
             .flat_map(|scale| FONTS.iter().map(move |font| Self { font, scale }))
-            .filter(|kind| kind.width(chars).saturating_add(2 * kind.margin().0) <= room)
+            .filter(|kind| kind.width(chars).saturating_add(kind.margin().0) <= room)
             .min_by_key(cost)
             .unwrap_or(smallest)
     }
@@ -52,14 +52,15 @@ impl Type {
         one.saturating_mul(chars as i64)
     }
 
-    /// The text, shortened to what fits into `room` blocks; two dots stand for what was cut off.
+    /// The text, shortened to what fits into `room` blocks; two dots stand for what was cut off, where there is room to
+    /// spare for them.
     pub(super) fn shorten(&self, text: &str, room: i64) -> String {
         let fits = (room / self.width(1)).max(0) as usize;
         if text.chars().nth(fits).is_none() {
             return text.to_owned();
         }
-        let kept = text.chars().take(fits.saturating_sub(2));
-        kept.chain("..".chars()).take(fits).collect()
+        let dots = if fits < 5 { "" } else { ".." };
+        text.chars().take(fits - dots.len()).chain(dots.chars()).collect()
     }
 
     /// Writes a line of text with its upper left corner at block (`x`, `y`).

@@ -60,7 +60,7 @@ pub(crate) fn shop() -> Shop {
             seed: 5,
         };
         write_dataset(&fresh.join("parts"), &spec, &|_, _| {}).unwrap();
-        let config = Config::from_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
+        let config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
         for (name, classes) in [("m.diad", vec![]), ("other.diad", vec!["washer".to_owned()])] {
             let data = Dataset::scan(&fresh.join("parts"), &classes).unwrap();
             let options = Options { out: fresh.join(name), backbone: None, resume: false };

@@ -15,7 +15,7 @@ mod control;
 mod flow;
 mod wrong;
 
-use common::{Shop, init, shop};
+use common::{Shop, init};
 use diad::frame::Frame;
 use gst::prelude::*;
 use gst_check::Harness;

@@ -96,7 +96,7 @@ fn an_rtsp_camera_is_recorded() {
     for (muxer, name) in [("mp4mux", "out.mp4"), ("matroskamux", "out.mkv")] {
         let folder = tempfile::tempdir().unwrap();
         let line = format!(
-            "-e rtspsrc location=rtsp://127.0.0.1:{port}/line latency=200 protocols=tcp ! rtph264depay ! h264parse ! \
+            "-e rtspsrc location=rtsp://127.0.0.1:{port}/line latency=200 protocols=tcp ! rtph264depay ! video/x-h264,stream-format=avc ! h264parse ! \
              openh264dec ! videoconvert ! diadfilter model={} ! tee name=t  \
              t. ! queue ! x264enc tune=zerolatency ! {muxer} ! filesink location={name}  \
              t. ! queue ! diadmeta2json ! filesink location=results.jsonl",
