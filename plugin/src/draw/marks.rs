@@ -146,7 +146,7 @@ pub(super) fn boxes(canvas: &mut Canvas<'_>, boxes: &[BoxMark], header: &Header,
     let mut taken: Vec<Area> = header.plates.iter().map(|plate| plate.area).collect();
     let mut labels: Vec<Plate> = Vec::new();
     for mark in boxes {
-        let Some((outer, inner)) = surround(mark, frame, line) else { continue };
+        let Some((outer, inner)) = surround(mark, canvas, line) else { continue };
         let ink = Ink::solid(mark.colour);
         border(canvas, outer, 1, BLACK);
         border(canvas, Area { x0: outer.x0 + 1, y0: outer.y0 + 1, x1: outer.x1 - 1, y1: outer.y1 - 1 }, line, ink);
@@ -183,17 +183,19 @@ pub(super) fn boxes(canvas: &mut Canvas<'_>, boxes: &[BoxMark], header: &Header,
 
 /// The outer and the inner edge of the lines around a box, which run outside it as long as that is in the frame.
 /// `None` if nothing of the box is.
-fn surround(mark: &BoxMark, frame: Area, line: i64) -> Option<(Area, Area)> {
+fn surround(mark: &BoxMark, canvas: &Canvas<'_>, line: i64) -> Option<(Area, Area)> {
     let (x0, y0) = (i64::from(mark.x), i64::from(mark.y));
     let (x1, y1) = (x0 + i64::from(mark.width), y0 + i64::from(mark.height));
     let past = |pixel: i64| (pixel + 1).div_euclid(2);
     let area = Area { x0: x0.div_euclid(2), y0: y0.div_euclid(2), x1: past(x1), y1: past(y1) };
-    if mark.width == 0 || mark.height == 0 || area.common(frame).is_none() {
+    // In pixels, for half of the last block of an odd frame lies outside.
+    let seen = x0.max(0) < x1.min(canvas.width as i64) && y0.max(0) < y1.min(canvas.height as i64);
+    if mark.width == 0 || mark.height == 0 || !seen {
         return None;
     }
     let grown = |by: i64| Area { x0: area.x0 - by, y0: area.y0 - by, x1: area.x1 + by, y1: area.y1 + by };
-    let outer = grown(line + 1).common(frame)?;
     let width = line + 1;
+    let outer = grown(width).common(canvas.area())?;
     let inner = Area { x0: outer.x0 + width, y0: outer.y0 + width, x1: outer.x1 - width, y1: outer.y1 - width };
     Some((outer, inner))
 }
