@@ -72,7 +72,7 @@ impl Belt {
             words(&format!("start-index=0 stop-index={last} caps=image/png,framerate={RATE}/1")),
             words("! pngdec ! videoconvert ! video/x-raw,format=RGB ! diadfilter"),
             vec![format!("model={}", at("demo.diad"))],
-            words("overlay=verdict+boxes+heatmap+contour+details ! tee name=t"),
+            words("overlay=verdict+boxes+heatmap+contour ! tee name=t"),
             words("t. ! queue ! videoconvert ! video/x-raw,format=I420 ! x264enc ! mp4mux ! filesink"),
             vec![format!("location={}", at("demo.mp4"))],
             words("t. ! queue ! diadmeta2json ! filesink"),

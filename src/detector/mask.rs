@@ -18,20 +18,29 @@ impl Mask {
     /// # Errors
     /// When nothing that the model looks at would count.
     pub fn new(image: &Frame, preprocess: &Preprocess, grid: usize) -> Result<Self> {
-        let binary = image.rgb().chunks_exact(3).flat_map(|p| [if p == [0; 3] { 0 } else { 255 }; 3]).collect();
-        let seen = preprocess.apply(&Frame::new(image.width(), image.height(), binary)?)?.frame;
+        let geometry = preprocess.geometry(image.width(), image.height())?;
         let side = grid * MAP_SCALE;
-        let mut weights = vec![0.0; side * side];
-        let mut pixels = vec![0.0; side * side];
-        let cell = |at: usize| at * side / preprocess.size;
-        for (y, row) in seen.rgb().chunks_exact(preprocess.size * 3).enumerate() {
-            for (x, pixel) in row.chunks_exact(3).enumerate() {
-                let index = cell(y) * side + cell(x);
-                weights[index] += f32::from(pixel[0]) / 255.0;
-                pixels[index] += 1.0;
+        // Corners of the map's columns and rows in pixels of the frame; a cell that shows less than a pixel shows one.
+        let corner = |cell: usize| {
+            let at = cell as f64 * preprocess.size as f64 / side as f64;
+            geometry.to_original(at, at)
+        };
+        let span = |cell: usize, axis: usize, length: usize| {
+            let (from, to) = (corner(cell)[axis].floor() as usize, corner(cell + 1)[axis].ceil() as usize);
+            let from = from.min(length - 1);
+            from..to.clamp(from + 1, length)
+        };
+        let mut weights = Vec::with_capacity(side * side);
+        for y in 0..side {
+            let rows = span(y, 1, image.height());
+            for x in 0..side {
+                let columns = span(x, 0, image.width());
+                let pixels = rows.len() * columns.len();
+                let row = |row: usize| &image.rgb()[(row * image.width() + columns.start) * 3..][..columns.len() * 3];
+                let counted = rows.clone().flat_map(|r| row(r).chunks_exact(3)).filter(|p| *p != [0; 3]).count();
+                weights.push(counted as f32 / pixels as f32);
             }
         }
-        weights.iter_mut().zip(&pixels).for_each(|(w, n)| *w /= f32::max(*n, 1.0));
         if weights.iter().all(|&w| w == 0.0) {
             return Err(Error::Usage("the mask leaves nothing to look at: all of it is black (0)".into()));
         }

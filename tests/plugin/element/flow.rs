@@ -267,6 +267,7 @@ fn an_error_of_downstream_reaches_upstream() {
     });
     let flow = (0..1000).find_map(|n| harness.push(buffer(&frames[0], n)).err());
     assert_eq!(flow, Some(gst::FlowError::Eos));
+    element.set_state(gst::State::Null).unwrap(); // the task has ended: nothing is on its way any more
     assert_all_counted(&element);
 }
 

@@ -149,5 +149,6 @@ fn an_error_ends_the_stream_only_where_that_is_asked_for() {
     let frames = shop.frames("washer/test/good");
     let flow = (0..1000).find_map(|n| harness.push(buffer(&frames[0], n)).err());
     assert_eq!(flow, Some(gst::FlowError::Error));
+    element.set_state(gst::State::Null).unwrap(); // the task has ended: nothing is on its way any more
     assert_all_counted(&element);
 }

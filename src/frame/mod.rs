@@ -3,6 +3,10 @@
 use crate::config::Fit;
 use crate::error::{Error, Result};
 
+mod view;
+
+pub use view::{Plane, View, Yuv};
+
 /// An owned 8-bit RGB image, rows without padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -97,16 +101,43 @@ impl Preprocess {
     /// # Errors
     /// When the region of interest has no pixel in this frame.
     pub fn apply(&self, frame: &Frame) -> Result<Prepared> {
-        let (width, height) = (frame.width as f64, frame.height as f64);
-        let [x, y, w, h] = self.roi.unwrap_or([0.0, 0.0, 1.0, 1.0]);
-        let (left, top) = ((x * width).round(), (y * height).round());
-        let shown = [left, top, ((x + w) * width).round() - left, ((y + h) * height).round() - top];
+        let geometry = self.geometry(frame.width, frame.height)?;
+        let [_, _, width, height] = geometry.valid.map(|v| v as usize);
+        let shown = geometry.shown;
+        let whole = shown == [0.0, 0.0, frame.width as f64, frame.height as f64];
+        let resized = if whole && (width, height) == (frame.width, frame.height) {
+            frame.clone()
+        } else {
+            let plane = Plane { data: &frame.rgb, width: frame.width, height: frame.height, stride: frame.width * 3 };
+            Frame::new(width, height, view::resize(&plane, 3, shown, width, height)?)?
+        };
+        Ok(self.finish(resized, geometry))
+    }
+
+    /// As [`Preprocess::apply`], from the memory of a camera. For RGB in any order the result is the same, bit by bit.
+    ///
+    /// # Errors
+    /// When a plane is too short, or the region of interest has no pixel in this frame.
+    pub fn apply_view(&self, view: &View<'_>) -> Result<Prepared> {
+        let (width, height) = view.size();
+        let geometry = self.geometry(width, height)?;
+        let [_, _, columns, rows] = geometry.valid.map(|v| v as usize);
+        Ok(self.finish(view.rgb(geometry.shown, columns, rows)?, geometry))
+    }
+
+    /// Where a frame of this size comes to lie in the model's input.
+    ///
+    /// # Errors
+    /// When the region of interest has no pixel in it.
+    pub fn geometry(&self, width: usize, height: usize) -> Result<Geometry> {
+        let (w, h) = (width as f64, height as f64);
+        let [x, y, roi_w, roi_h] = self.roi.unwrap_or([0.0, 0.0, 1.0, 1.0]);
+        let (left, top) = ((x * w).round(), (y * h).round());
+        let shown = [left, top, ((x + roi_w) * w).round() - left, ((y + roi_h) * h).round() - top];
         if shown[2] < 1.0 || shown[3] < 1.0 {
             return Err(Error::Usage(format!(
-                "input.roi {:?} leaves no pixel of a frame of {}x{}",
-                self.roi.unwrap_or_default(),
-                frame.width,
-                frame.height
+                "input.roi {:?} leaves no pixel of a frame of {width}x{height}",
+                self.roi.unwrap_or_default()
             )));
         }
         let size = self.size as f64;
@@ -118,35 +149,18 @@ impl Preprocess {
                 [((size - w) / 2.0).floor(), ((size - h) / 2.0).floor(), w, h]
             }
         };
-        let geometry = Geometry { original: [frame.width, frame.height], valid, shown };
-        let resized = resize(frame, shown, valid[2] as usize, valid[3] as usize)?;
+        Ok(Geometry { original: [width, height], valid, shown })
+    }
+
+    /// The part that shows the frame, with its border.
+    fn finish(&self, resized: Frame, geometry: Geometry) -> Prepared {
         let frame = if resized.width == self.size && resized.height == self.size {
             resized
         } else {
-            repeat_edges(&resized, self.size, valid[0] as usize, valid[1] as usize)
+            repeat_edges(&resized, self.size, geometry.valid[0] as usize, geometry.valid[1] as usize)
         };
-        Ok(Prepared { frame, geometry })
+        Prepared { frame, geometry }
     }
-}
-
-fn resize(frame: &Frame, [x, y, w, h]: [f64; 4], width: usize, height: usize) -> Result<Frame> {
-    use fast_image_resize::{
-        FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image, images::ImageRef,
-    };
-
-    if [x, y] == [0.0; 2]
-        && (w as usize, h as usize) == (frame.width, frame.height)
-        && (width, height) == (frame.width, frame.height)
-    {
-        return Ok(frame.clone());
-    }
-    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
-    let source =
-        ImageRef::new(frame.width as u32, frame.height as u32, &frame.rgb, PixelType::U8x3).map_err(|e| failed(&e))?;
-    let mut target = Image::new(width as u32, height as u32, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(x, y, w, h);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    Frame::new(width, height, target.into_vec())
 }
 
 /// `frame` at (`left`, `top`) of a square; the border repeats its edge pixels.

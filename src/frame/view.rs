@@ -1,0 +1,290 @@
+//! Frames as cameras and decoders leave them in memory, and the resize that all frames go through.
+//!
+//! Nothing is converted at full size: planes are resized as they lie, and only the model's input becomes RGB.
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::Frame;
+use crate::error::{Error, Result};
+
+/// Rows of interleaved 8-bit values.
+#[derive(Clone, Copy, Debug)]
+pub struct Plane<'a> {
+    /// The bytes, from the first row's first value on.
+    pub data: &'a [u8],
+    /// Pixels per row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Bytes from one row's start to the next row's.
+    pub stride: usize,
+}
+
+/// A frame in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// Three or four bytes per pixel; where red, green and blue lie among them.
+    Packed {
+        /// The pixels.
+        plane: Plane<'a>,
+        /// Bytes per pixel, 3 or 4.
+        bytes: usize,
+        /// Offsets of red, green and blue.
+        rgb: [usize; 3],
+    },
+    /// One byte per pixel.
+    Gray(Plane<'a>),
+    /// Y'CbCr 4:2:0 in three planes.
+    Planar {
+        /// Luma.
+        luma: Plane<'a>,
+        /// Cb and Cr, at half the width and height, rounded up.
+        chroma: [Plane<'a>; 2],
+        /// What the values mean.
+        yuv: Yuv,
+    },
+    /// Y'CbCr 4:2:0 in two planes.
+    SemiPlanar {
+        /// Luma.
+        luma: Plane<'a>,
+        /// Cb and Cr in turn, at half the width and height, rounded up.
+        chroma: Plane<'a>,
+        /// What the values mean.
+        yuv: Yuv,
+    },
+}
+
+/// The way from Y'CbCr to R'G'B'.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yuv {
+    /// Weight of red in luma: 0.299 (BT.601), 0.2126 (BT.709), 0.2627 (BT.2020).
+    pub kr: f64,
+    /// Weight of blue in luma: 0.114, 0.0722, 0.0593.
+    pub kb: f64,
+    /// Luma from 0 to 255 and not from 16 to 235.
+    pub full_range: bool,
+}
+
+impl Plane<'_> {
+    /// The plane with `bytes` per pixel, if all of it is there.
+    fn checked(&self, bytes: usize) -> Result<&Self> {
+        let row = self.width.saturating_mul(bytes);
+        let needed = self.height.saturating_sub(1).checked_mul(self.stride).and_then(|rows| rows.checked_add(row));
+        if row > self.stride || self.width == 0 || self.height == 0 || needed.is_none_or(|n| n > self.data.len()) {
+            let Self { width, height, stride, data } = self;
+            return Err(Error::Usage(format!(
+                "a plane of {width}x{height} pixels of {bytes} bytes, {stride} bytes from row to row, needs more than its {} bytes",
+                data.len()
+            )));
+        }
+        Ok(self)
+    }
+}
+
+impl View<'_> {
+    /// Columns and rows.
+    pub fn size(&self) -> (usize, usize) {
+        let (Self::Packed { plane, .. }
+        | Self::Gray(plane)
+        | Self::Planar { luma: plane, .. }
+        | Self::SemiPlanar { luma: plane, .. }) = self;
+        (plane.width, plane.height)
+    }
+
+    /// The part `[x, y, width, height]` in pixels as RGB of another size.
+    ///
+    /// # Errors
+    /// When a plane is too short.
+    pub(super) fn rgb(&self, part: [f64; 4], width: usize, height: usize) -> Result<Frame> {
+        let half = part.map(|v| v / 2.0);
+        let rgb = match self {
+            Self::Packed { plane, bytes, rgb } => {
+                let pixels = resize(plane, *bytes, part, width, height)?;
+                if (*bytes, *rgb) == (3, [0, 1, 2]) {
+                    pixels
+                } else {
+                    let [r, g, b] = *rgb;
+                    pixels.chunks_exact(*bytes).flat_map(|p| [p[r], p[g], p[b]]).collect()
+                }
+            }
+            Self::Gray(plane) => resize(plane, 1, part, width, height)?.into_iter().flat_map(|v| [v; 3]).collect(),
+            Self::Planar { luma, chroma: [u, v], yuv } => {
+                let luma = resize(luma, 1, part, width, height)?;
+                let (u, v) = (resize(u, 1, half, width, height)?, resize(v, 1, half, width, height)?);
+                yuv.rgb(luma.iter().zip(u.iter().zip(&v)).map(|(&y, (&u, &v))| [y, u, v]))
+            }
+            Self::SemiPlanar { luma, chroma, yuv } => {
+                let luma = resize(luma, 1, part, width, height)?;
+                let uv = resize(chroma, 2, half, width, height)?;
+                yuv.rgb(luma.iter().zip(uv.chunks_exact(2)).map(|(&y, uv)| [y, uv[0], uv[1]]))
+            }
+        };
+        Frame::new(width, height, rgb)
+    }
+}
+
+impl Yuv {
+    /// ITU-R BT.601, BT.709 and BT.2020 in their common form.
+    fn rgb(self, pixels: impl Iterator<Item = [u8; 3]>) -> Vec<u8> {
+        let Self { kr, kb, full_range } = self;
+        let kg = 1.0 - kr - kb;
+        let (black, luma, chroma) = if full_range { (0.0, 1.0, 1.0) } else { (16.0, 255.0 / 219.0, 255.0 / 224.0) };
+        let (red, blue) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
+        let level = |x: f64| (x + 0.5).clamp(0.0, 255.0) as u8;
+        pixels
+            .flat_map(|[y, u, v]| {
+                let y = (f64::from(y) - black) * luma;
+                let (u, v) = (f64::from(u) - 128.0, f64::from(v) - 128.0);
+                [level(y + red * v), level(y - (blue * kb * u + red * kr * v) / kg), level(y + blue * u)]
+            })
+            .collect()
+    }
+}
+
+/// `part` `[x, y, width, height]` of a plane at another size: area-weighted bilinear, without padding between rows.
+///
+/// # Errors
+/// When the plane is too short.
+pub(super) fn resize(plane: &Plane<'_>, bytes: usize, part: [f64; 4], width: usize, height: usize) -> Result<Vec<u8>> {
+    let plane = plane.checked(bytes)?;
+    let [x, y, w, h] = part;
+    if [x, y] == [0.0; 2] && (w, h) == (width as f64, height as f64) && (width, height) == (plane.width, plane.height) {
+        return Ok(rows(plane, bytes).collect::<Vec<_>>().concat());
+    }
+    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
+    let kind = match bytes {
+        1 => PixelType::U8,
+        2 => PixelType::U8x2,
+        3 => PixelType::U8x3,
+        _ => PixelType::U8x4,
+    };
+    // The resizer knows no stride, and would take padding for columns beside the part that is shown.
+    let packed;
+    let length = plane.width * bytes * plane.height;
+    let data = if plane.stride == plane.width * bytes {
+        &plane.data[..length]
+    } else {
+        packed = rows(plane, bytes).collect::<Vec<_>>().concat();
+        &packed[..]
+    };
+    let source = ImageRef::new(plane.width as u32, plane.height as u32, data, kind).map_err(|e| failed(&e))?;
+    let mut target = Image::new(width as u32, height as u32, kind);
+    // The fourth byte is no alpha to be multiplied with: a colour is what it is.
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false).crop(
+        x,
+        y,
+        w.min(plane.width as f64 - x),
+        h.min(plane.height as f64 - y),
+    );
+    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    Ok(target.into_vec())
+}
+
+fn rows<'a>(plane: &'a Plane<'a>, bytes: usize) -> impl Iterator<Item = &'a [u8]> {
+    (0..plane.height).map(move |row| &plane.data[row * plane.stride..][..plane.width * bytes])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Fit;
+    use crate::frame::Preprocess;
+
+    fn plane(data: &[u8], width: usize, height: usize, stride: usize) -> Plane<'_> {
+        Plane { data, width, height, stride }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        /// The order of the colours, a fourth byte and padded rows make no difference, to the bit.
+        #[test]
+        fn packed_frames_are_prepared_as_frames_are(
+            (width, height) in (16usize..150, 16usize..150),
+            padding in 0usize..9,
+            seed in any::<u32>(),
+            roi in prop::option::of((0.0f64..0.5, 0.0f64..0.5, 0.3f64..0.5, 0.3f64..0.5)),
+            pad in any::<bool>(),
+        ) {
+            let noise = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8;
+            let rgb: Vec<u8> = (0..width * height * 3).map(noise).collect();
+            let frame = Frame::new(width, height, rgb.clone()).unwrap();
+            let fit = if pad { Fit::Pad } else { Fit::Stretch };
+            let preprocess = Preprocess { size: 64, fit, roi: roi.map(|(x, y, w, h)| [x, y, w, h]) };
+            let expected = preprocess.apply(&frame).unwrap();
+            for (bytes, order) in [(3, [0, 1, 2]), (3, [2, 1, 0]), (4, [0, 1, 2]), (4, [2, 1, 0]), (4, [1, 2, 3]), (4, [3, 2, 1])] {
+                let stride = width * bytes + padding;
+                let mut data = vec![seed as u8; stride * height];
+                for (y, row) in rgb.chunks_exact(width * 3).enumerate() {
+                    for (x, pixel) in row.chunks_exact(3).enumerate() {
+                        for (channel, value) in order.into_iter().zip(pixel) {
+                            data[y * stride + x * bytes + channel] = *value;
+                        }
+                    }
+                }
+                let view = View::Packed { plane: plane(&data, width, height, stride), bytes, rgb: order };
+                prop_assert_eq!(&preprocess.apply_view(&view).unwrap(), &expected);
+            }
+            let gray: Vec<u8> = (0..width * height).map(noise).collect();
+            let three = Frame::new(width, height, gray.iter().flat_map(|&v| [v; 3]).collect()).unwrap();
+            let view = View::Gray(plane(&gray, width, height, width));
+            prop_assert_eq!(preprocess.apply_view(&view).unwrap(), preprocess.apply(&three).unwrap());
+        }
+    }
+
+    /// ```python
+    /// # ITU-R BT.601, video range: (16, 128, 128) black, (235, 128, 128) white, (81, 90, 240) red, (145, 54, 34) green
+    /// y, cb, cr = 81, 90, 240
+    /// r = 1.164384 * (y - 16) + 1.596027 * (cr - 128)                               # 254.4 -> 254
+    /// g = 1.164384 * (y - 16) - 0.391762 * (cb - 128) - 0.812968 * (cr - 128)       # -0.5 -> 0
+    /// b = 1.164384 * (y - 16) + 2.017232 * (cb - 128)                               # -0.97 -> 0
+    /// ```
+    #[test]
+    fn yuv_becomes_the_colours_of_the_standard() {
+        let yuv = Yuv { kr: 0.299, kb: 0.114, full_range: false };
+        for (values, expected) in [
+            ([16, 128, 128], [0, 0, 0]),
+            ([235, 128, 128], [255, 255, 255]),
+            ([81, 90, 240], [254, 0, 0]),
+            ([145, 54, 34], [0, 255, 1]),
+            ([41, 240, 110], [0, 0, 255]),
+        ] {
+            let [y, u, v] = values;
+            let (luma, us, vs, uvs) = (vec![y; 19 * 17], vec![u; 90], vec![v; 90], [u, v].repeat(90));
+            let (luma, half) = (plane(&luma, 19, 17, 19), |data, stride| plane(data, 10, 9, stride));
+            let views = [
+                View::Planar { luma, chroma: [half(&us, 10), half(&vs, 10)], yuv },
+                View::SemiPlanar { luma, chroma: half(&uvs, 20), yuv },
+            ];
+            for view in views {
+                let preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
+                let prepared = preprocess.apply_view(&view).unwrap();
+                for pixel in prepared.frame.rgb().chunks_exact(3) {
+                    assert!(
+                        pixel.iter().zip(expected).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 1),
+                        "{values:?}: {pixel:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn planes_that_are_too_short_are_refused() {
+        let data = vec![0; 64 * 64];
+        let preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
+        for wrong in [
+            plane(&data, 64, 65, 64),
+            plane(&data, 65, 10, 64),
+            plane(&data, 64, 0, 64),
+            plane(&data, 64, usize::MAX, 64),
+        ] {
+            assert!(preprocess.apply_view(&View::Gray(wrong)).is_err());
+        }
+        let yuv = Yuv { kr: 0.299, kb: 0.114, full_range: true };
+        let (luma, short) = (plane(&data, 64, 64, 64), plane(&data[..900], 32, 32, 32));
+        assert!(preprocess.apply_view(&View::Planar { luma, chroma: [short, short], yuv }).is_err());
+    }
+}
