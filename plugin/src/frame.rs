@@ -24,6 +24,13 @@ pub(crate) fn caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(FORMATS).width_range(16..).height_range(16..).build()
 }
 
+/// Always a sink and always a source pad with [`caps`].
+pub(crate) fn templates() -> Vec<gst::PadTemplate> {
+    use gst::{PadDirection, PadPresence, PadTemplate};
+    let make = |name, direction| PadTemplate::new(name, direction, PadPresence::Always, &caps());
+    [make("sink", PadDirection::Sink), make("src", PadDirection::Src)].into_iter().flatten().collect()
+}
+
 /// Where the colours of a pixel of a packed format lie: bytes per pixel, offsets of red, green and blue.
 pub(crate) fn packed(format: VideoFormat) -> Option<(usize, [usize; 3])> {
     match format {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `diadfilter` | inspects every frame and passes it on, annotated, with verdict, score, regions and map as metadata |
 //! | `diadoverlay` | draws what an earlier `diadfilter` found |
+//! | `diadselect` | passes on frames by their verdict |
 //! | `diadmeta2json` | one JSON object per frame from the metadata |
 //!
 //! No model code is here: frames go as tickets to [`diad::worker`].
@@ -18,6 +19,7 @@ pub mod result;
 pub mod diadfilter;
 pub mod diadmeta2json;
 pub mod diadoverlay;
+pub mod diadselect;
 mod draw;
 mod frame;
 mod line;
@@ -29,6 +31,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     meta::register();
     diadfilter::register(plugin)?;
     diadoverlay::register(plugin)?;
+    diadselect::register(plugin)?;
     diadmeta2json::register(plugin)
 }
 

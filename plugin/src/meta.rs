@@ -35,7 +35,7 @@ pub struct DiadMap {
 /// Registers the metas; once per process.
 pub(crate) fn register() {
     // A result is about what the frame shows: it stays true through conversion and scaling. A map is about where: its tags
-    // make elements that turn, crop or scale drop it.
+    // make elements that crop, scale or convert drop it. (videoflip of GStreamer 1.22 keeps metas whatever their tags.)
     gst::meta::CustomMeta::register(RESULT, &["video"]);
     gst::meta::CustomMeta::register(MAP, &["video", "orientation", "size"]);
 }

@@ -380,11 +380,7 @@ impl ElementImpl for DiadFilter {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            use gst::{PadDirection, PadPresence, PadTemplate};
-            let make = |name, direction| PadTemplate::new(name, direction, PadPresence::Always, &frame::caps());
-            [make("sink", PadDirection::Sink), make("src", PadDirection::Src)].into_iter().flatten().collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::templates);
         &TEMPLATES
     }
 

@@ -32,6 +32,10 @@ pub(super) struct Outlet {
     last: Option<(Verdict, Option<String>)>,
     /// The frame before was an error.
     failing: bool,
+    /// The segment that the frames leaving now belong to.
+    segment: Option<gst::FormattedSegment<gst::ClockTime>>,
+    /// When `diad-stats` was posted, or the first frame left.
+    reported: Option<Instant>,
 }
 
 impl DiadFilter {
@@ -44,6 +48,13 @@ impl DiadFilter {
         let (was_frame, flow) = match item {
             Item::Event(event) => {
                 gst::log!(CAT, imp = self, "{event:?} leaves");
+                match event.view() {
+                    gst::EventView::Segment(segment) => {
+                        lock(&self.outlet).segment = segment.segment().downcast_ref().cloned();
+                    }
+                    gst::EventView::Eos(_) => self.post_stats(),
+                    _ => {}
+                }
                 self.srcpad.push_event(event);
                 (false, Ok(gst::FlowSuccess::Ok))
             }
@@ -143,10 +154,16 @@ impl DiadFilter {
             counts.total.add(came.elapsed());
         }
         match (verdict, &result.reason) {
-            (Verdict::Uninspected, Some(reason)) => self.tally.uninspected(reason_name(reason), 1),
+            (Verdict::Uninspected, Some(reason)) => {
+                self.tally.uninspected(reason_name(reason), 1);
+                if reason != "interval" {
+                    self.post_qos(&buffer);
+                }
+            }
             _ => self.tally.judged(verdict),
         }
         self.post(&result, &settings);
+        self.report(&settings);
         if frame_id.is_multiple_of(LOOK) {
             self.update_latency();
         }
@@ -210,6 +227,51 @@ impl DiadFilter {
             let message = gst::message::Element::builder(result.to_structure("diad-result")).src(&*self.obj()).build();
             let _ = self.obj().post_message(message);
         }
+    }
+
+    /// Says in the standard way that a frame was passed on unseen because there was no time for it.
+    fn post_qos(&self, buffer: &gst::BufferRef) {
+        let (pts, duration) = (buffer.pts(), buffer.duration());
+        let segment = lock(&self.outlet).segment.clone();
+        let of = |time: fn(&gst::FormattedSegment<gst::ClockTime>, gst::ClockTime) -> Option<gst::ClockTime>| {
+            segment.as_ref().zip(pts).and_then(|(segment, pts)| time(segment, pts))
+        };
+        let live = lock(&self.inlet).live.unwrap_or(true);
+        let (seen, unseen) = self.tally.counts().seen_and_unseen();
+        let message = gst::message::Qos::builder(live)
+            .src(&*self.obj())
+            .running_time(of(|segment, pts| segment.to_running_time(pts)))
+            .stream_time(of(|segment, pts| segment.to_stream_time(pts)))
+            .timestamp(pts)
+            .duration(duration)
+            .stats(gst::format::Buffers::from_u64(seen), gst::format::Buffers::from_u64(unseen))
+            .build();
+        let _ = self.obj().post_message(message);
+    }
+
+    /// Posts `diad-stats` when `stats-interval` has passed.
+    fn report(&self, settings: &Settings) {
+        if settings.stats_interval == 0 {
+            return;
+        }
+        let interval = std::time::Duration::from_nanos(settings.stats_interval);
+        let due = {
+            let reported = &mut lock(&self.outlet).reported;
+            let since = reported.get_or_insert_with(Instant::now);
+            let due = since.elapsed() >= interval;
+            if due {
+                *since = Instant::now();
+            }
+            due
+        };
+        if due {
+            self.post_stats();
+        }
+    }
+
+    fn post_stats(&self) {
+        let message = gst::message::Element::builder(self.stats()).src(&*self.obj()).build();
+        let _ = self.obj().post_message(message);
     }
 
     /// The property `stats`.

@@ -38,6 +38,7 @@ pub(super) struct Settings {
     pub(super) overlay_alpha: f64,
     pub(super) meta: MetaFlags,
     pub(super) post_messages: PostMessages,
+    pub(super) stats_interval: u64,
     pub(super) part_id: Option<String>,
 }
 
@@ -69,6 +70,7 @@ impl Default for Settings {
             overlay_alpha: 0.6,
             meta: MetaFlags::REGIONS | MetaFlags::RESULT,
             post_messages: PostMessages::Changes,
+            stats_interval: 0,
             part_id: None,
         }
     }
@@ -195,6 +197,7 @@ impl Settings {
             "overlay-alpha" => self.overlay_alpha = to(value)?,
             "meta" => self.meta = to(value)?,
             "post-messages" => self.post_messages = to(value)?,
+            "stats-interval" => self.stats_interval = to(value)?,
             "part-id" => self.part_id = text(),
             _ => {}
         }
@@ -229,6 +232,7 @@ impl Settings {
             "overlay-alpha" => self.overlay_alpha.to_value(),
             "meta" => self.meta.to_value(),
             "post-messages" => self.post_messages.to_value(),
+            "stats-interval" => self.stats_interval.to_value(),
             "part-id" => self.part_id.to_value(),
             _ => return None,
         })
@@ -302,6 +306,7 @@ pub(super) static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
         real("overlay-alpha", "Overlay opacity", "Opacity of the heat map", [0.0, 1.0], d.overlay_alpha),
         glib::ParamSpecFlags::builder::<MetaFlags>("meta").nick("Metadata").blurb("What is attached to the buffers").default_value(d.meta).flags(Playing.flags() | glib::ParamFlags::READWRITE).build(),
         glib::ParamSpecEnum::builder_with_default("post-messages", d.post_messages).nick("Post messages").blurb("For which frames a diad-result message is posted on the bus").flags(Playing.flags() | glib::ParamFlags::READWRITE).build(),
+        time("stats-interval", "Statistics interval", "Time between two diad-stats messages, in ns; 0: only one at the end of the stream", d.stats_interval, Playing),
         text("part-id", "Part", "Name of the part that the frames show; a diad-part event takes precedence", None, Playing),
         glib::ParamSpecBoxed::builder::<gst::Structure>("stats").nick("Statistics").blurb("Counts per verdict, durations in ns, queue, model and device").read_only().build(),
     ]

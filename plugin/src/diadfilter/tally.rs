@@ -70,6 +70,12 @@ impl Counts {
         self.batches += batch as u64;
     }
 
+    /// Frames that the model has seen, and frames that passed by it.
+    pub(super) fn seen_and_unseen(&self) -> (u64, u64) {
+        let [ok, warn, ng, uninspected, error] = self.verdicts;
+        (ok + warn + ng, uninspected + error)
+    }
+
     /// The counts as the property `stats` shows them; times in ns.
     pub(super) fn structure(&self) -> gst::Structure {
         let [ok, warn, ng, uninspected, error] = self.verdicts;

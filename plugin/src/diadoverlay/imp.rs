@@ -22,8 +22,11 @@ pub struct DiadOverlay {
     info: Mutex<Option<VideoInfo>>,
 }
 
-const DEFAULT: Style =
-    Style { overlay: OverlayFlags::VERDICT.union(OverlayFlags::BOXES).union(OverlayFlags::HEATMAP), alpha: 0.6 };
+const ALPHA: f64 = 0.6;
+const DEFAULT: Style = Style {
+    overlay: OverlayFlags::VERDICT.union(OverlayFlags::BOXES).union(OverlayFlags::HEATMAP),
+    alpha: ALPHA as f32,
+};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +59,7 @@ impl ObjectImpl for DiadOverlay {
                     .blurb("Opacity of the heat map")
                     .minimum(0.0)
                     .maximum(1.0)
-                    .default_value(DEFAULT.alpha.into())
+                    .default_value(ALPHA)
                     .flags(flags)
                     .build(),
             ]
@@ -98,11 +101,7 @@ impl ElementImpl for DiadOverlay {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            use gst::{PadDirection, PadPresence, PadTemplate};
-            let make = |name, direction| PadTemplate::new(name, direction, PadPresence::Always, &frame::caps());
-            [make("sink", PadDirection::Sink), make("src", PadDirection::Src)].into_iter().flatten().collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::templates);
         &TEMPLATES
     }
 }

@@ -188,6 +188,73 @@ fn another_model_takes_over_while_playing_and_a_wrong_one_does_not() {
 }
 
 #[test]
+fn a_model_that_is_set_takes_over_for_all_who_share_it() {
+    let shop = shop();
+    let frame = shop.frames("washer/test/good").remove(0);
+    let elements = [filter(&shop), filter(&shop)];
+    let buses = elements.each_ref().map(with_bus);
+    let mut harnesses = elements.each_ref().map(|element| {
+        element.set_property("model-instance-id", "line 1");
+        harness(element, 64, 64)
+    });
+    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0).model;
+    let before = harnesses.each_mut().map(push);
+    assert_eq!(before[0], before[1]);
+    elements[0].set_property("model", shop.other.to_str().unwrap());
+    message(&buses[0], |m| m.structure().filter(|s| s.name() == "diad-model").map(|_| ()));
+    let digest = diad::bundle::read_card(&shop.other).unwrap().digest();
+    assert_eq!(harnesses.each_mut().map(push), [digest.clone(), digest]);
+}
+
+#[test]
+fn statistics_are_posted_as_often_as_asked() {
+    let shop = shop();
+    let element = filter(&shop);
+    element.set_property("stats-interval", 1u64);
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    let frames = shop.frames("washer/test/good");
+    let reports = |harness: &mut Harness| {
+        results(harness, &frames[..3]);
+        std::iter::from_fn(|| bus.pop()).filter(|m| m.structure().is_some_and(|s| s.name() == "diad-stats")).count()
+    };
+    assert!(reports(&mut harness) >= 2, "an interval begins with the first frame");
+    element.set_property("stats-interval", 0u64);
+    results(&mut harness, &frames[..1]); // one that was on its way
+    bus.set_flushing(true);
+    bus.set_flushing(false);
+    assert_eq!(reports(&mut harness), 0);
+}
+
+#[test]
+fn results_survive_conversion_and_scaling_and_maps_do_not_survive_what_would_make_them_wrong() {
+    let shop = shop();
+    let frame = &shop.frames("blister/test/missing")[0];
+    let element = filter(&shop);
+    element.set_property_from_str("meta", "regions+result+map");
+    let mut source = harness(&element, 64, 64);
+    source.push(buffer(frame, 0)).unwrap();
+    let inspected = source.pull().unwrap();
+    let (expected, map) = (result(&inspected), meta::map_of(&inspected).unwrap());
+    for (converter, to, keeps) in [
+        ("identity", caps("RGB", 64, 64), true),
+        ("videoconvert", caps("I420", 64, 64), false),
+        ("videoscale", caps("RGB", 128, 128), false),
+        ("videocrop left=8", caps("RGB", 56, 64), false),
+        ("videobox left=-4", caps("RGB", 68, 64), false),
+    ] {
+        let mut harness = Harness::new_parse(converter);
+        harness.set_src_caps(caps("RGB", 64, 64));
+        harness.set_sink_caps(to);
+        harness.play();
+        harness.push(inspected.clone()).unwrap();
+        let out = harness.pull().unwrap();
+        assert_eq!(meta::result_of(&out).as_ref(), Some(&expected), "{converter}");
+        assert_eq!(meta::map_of(&out), keeps.then(|| map.clone()), "{converter}");
+    }
+}
+
+#[test]
 fn regions_and_the_map_travel_with_the_frame() {
     let shop = shop();
     let element = filter(&shop);
@@ -207,6 +274,43 @@ fn regions_and_the_map_travel_with_the_frame() {
         assert_eq!(map.levels.iter().any(|level| *level > gstdiad::meta::THRESHOLD_LEVEL), !regions.is_empty());
         assert_eq!(map.shown, [0.0, 0.0, 1.0, 1.0]);
     }
+}
+
+#[test]
+fn frames_are_selected_by_verdict_and_what_was_not_inspected_is_kept() {
+    let shop = shop();
+    let frame = shop.frames("washer/test/good").remove(0);
+    let element = filter(&shop);
+    element.set_property("inference-interval", 2u32);
+    let mut source = harness(&element, 64, 64);
+    let mut inspected = Vec::new();
+    for (n, threshold) in [(0, 0.0), (1, 0.0), (2, 1e6)] {
+        element.set_property("threshold", threshold);
+        element.set_property("warn-threshold", threshold);
+        source.push(buffer(&frame, n)).unwrap();
+        inspected.push(source.pull().unwrap());
+    }
+    let verdicts: Vec<_> = inspected.iter().map(|buffer| result(buffer).verdict).collect();
+    assert_eq!(verdicts, [Verdict::Ng, Verdict::Uninspected, Verdict::Ok]);
+    inspected.push(buffer(&frame, 3)); // nobody looked at this one
+
+    let select = gst::ElementFactory::make("diadselect").build().unwrap();
+    let mut harness = harness(&select, 64, 64);
+    let mut passed = |verdicts: Option<&str>| -> Vec<u64> {
+        if let Some(verdicts) = verdicts {
+            select.set_property_from_str("verdicts", verdicts);
+        }
+        for frame in &inspected {
+            harness.push(frame.clone()).unwrap();
+        }
+        std::iter::from_fn(|| harness.try_pull()).map(|buffer| buffer.offset()).collect()
+    };
+    assert_eq!(passed(None), [0, 1, 3], "all but the good");
+    assert_eq!(passed(Some("ng")), [0]);
+    assert_eq!(passed(Some("ok")), [2]);
+    assert_eq!(passed(Some("uninspected+ok")), [1, 2, 3]);
+    let gaps = std::iter::from_fn(|| harness.try_pull_event()).filter(|event| event.type_() == gst::EventType::Gap);
+    assert_eq!(gaps.count(), 1 + 3 + 3 + 1, "downstream knows of each frame that it does not get");
 }
 
 #[test]

@@ -208,6 +208,7 @@ fn a_live_stream_is_never_held_up_and_what_was_not_seen_is_not_ok() {
     element.set_property("model-instance-id", "slow");
     element.set_property_from_str("overload-policy", "auto"); // a harness is live
     element.set_property("latency", 30_000_000u64);
+    let bus = with_bus(&element);
     let mut harness = harness(&element, 64, 64);
     let frames = shop.frames("washer/test/good");
     for n in 0..5 {
@@ -226,6 +227,80 @@ fn a_live_stream_is_never_held_up_and_what_was_not_seen_is_not_ok() {
     drop(open);
     assert_all_counted(&element);
     assert_eq!((stat(&element, "uninspected-late"), stat(&element, "uninspected-overload")), (2, 3));
+    // And says so in the standard way, one message per frame.
+    let mut unseen = Vec::new();
+    while let Some(message) = bus.pop_filtered(&[gst::MessageType::Qos]) {
+        let gst::MessageView::Qos(qos) = message.view() else { unreachable!() };
+        let (live, running_time, _, timestamp, duration) = qos.get();
+        assert_eq!((live, running_time, duration), (true, timestamp, Some(MS * 40)));
+        let (gst::GenericFormattedValue::Buffers(seen), gst::GenericFormattedValue::Buffers(passed)) = qos.stats()
+        else {
+            unreachable!("counted in buffers")
+        };
+        assert_eq!(seen, Some(gst::format::Buffers::ZERO));
+        unseen.push((timestamp.unwrap() / 40 / MS, *passed.unwrap()));
+    }
+    assert_eq!(unseen, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]);
+}
+
+#[test]
+fn segments_gaps_and_restarts_of_the_clock_keep_their_place() {
+    let shop = shop();
+    let element = filter(&shop);
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    harness.push(buffer(&shop.frames("washer/test/good")[0], 0)).unwrap(); // so that what comes first has left
+    harness.pull().unwrap();
+    harness.set_src_caps(
+        gst::Caps::builder("video/x-raw")
+            .field("format", "RGB")
+            .field("width", 64)
+            .field("height", 64)
+            .field("framerate", gst::Fraction::new(0, 1)) // a camera that is triggered
+            .build(),
+    );
+    let frame = shop.frames("washer/test/good").remove(0);
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    segment.set_start(MS * 400);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let pad = element.static_pad("src").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM, {
+        let order = order.clone();
+        move |_, info| {
+            let seen = match &info.data {
+                Some(gst::PadProbeData::Buffer(buffer)) => format!("{:?}", buffer.pts().map(|pts| pts / MS)),
+                Some(gst::PadProbeData::Event(event)) => event.type_().name().to_string(),
+                _ => String::new(),
+            };
+            order.lock().unwrap().push(seen);
+            gst::PadProbeReturn::Ok
+        }
+    });
+    harness.push(buffer(&frame, 3)).unwrap();
+    assert!(harness.push_event(gst::event::Gap::new(MS * 160, MS * 40)));
+    harness.push(buffer(&frame, 5)).unwrap();
+    assert!(harness.push_event(gst::event::Segment::new(&segment)));
+    harness.push(buffer(&frame, 0)).unwrap(); // the clock begins anew
+    let mut timeless = buffer(&frame, 0);
+    timeless.get_mut().unwrap().set_pts(None);
+    harness.push(timeless).unwrap();
+    assert!(harness.push_event(gst::event::Eos::new()));
+    for pts in [Some(120), Some(200), Some(0), None] {
+        let out = harness.pull().unwrap();
+        assert_eq!((out.pts(), result(&out).pts), (pts.map(|pts| MS * pts), pts.map(|pts| pts * 1_000_000)));
+        assert_ne!(result(&out).verdict, Verdict::Uninspected);
+    }
+    while harness.pull_event().unwrap().type_() != gst::EventType::Eos {}
+    let order = order.lock().unwrap().join(" ");
+    let expected = "Some(120) gap Some(200) segment Some(0) None eos";
+    assert!(order.ends_with(expected), "{order}");
+    let stats = message(&bus, |message| match message.view() {
+        gst::MessageView::Element(element) => {
+            element.structure().filter(|s| s.name() == "diad-stats").map(|s| s.to_owned())
+        }
+        _ => None,
+    });
+    assert_eq!(stats.get::<u64>("frames").unwrap(), 5, "what the stream was like is said at its end");
 }
 
 #[test]

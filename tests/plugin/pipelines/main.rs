@@ -12,6 +12,7 @@
 mod common;
 
 mod camera;
+mod readers;
 mod readme;
 mod record;
 mod video;

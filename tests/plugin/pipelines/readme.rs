@@ -75,7 +75,7 @@ fn table(factory: &str) -> String {
 #[test]
 fn the_property_tables_are_those_of_the_elements() {
     init();
-    for factory in ["diadfilter", "diadoverlay"] {
+    for factory in ["diadfilter", "diadoverlay", "diadselect"] {
         let table = table(factory);
         assert!(readme().contains(&table), "README.md has to hold this table:\n{table}");
     }
@@ -113,7 +113,7 @@ fn every_pipeline_of_the_readme_runs() {
             line.trim().strip_prefix("gst-launch-1.0 ").unwrap_or_else(|| panic!("{line} is no gst-launch line"));
         run(launch(&local(line), folder.path()));
     }
-    for (name, least) in [("line1.mp4", 1000), ("results.jsonl", 1000)] {
+    for (name, least) in [("line1.mp4", 1000), ("results.jsonl", 1000), ("all.mp4", 1000), ("not_ok_00000.jpg", 1000)] {
         assert!(fs::metadata(at(name)).unwrap().len() > least, "{name} was recorded");
     }
 }
