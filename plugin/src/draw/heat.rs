@@ -1,8 +1,8 @@
 //! A map of small values laid over the frame: coloured value by value, and outlined where it exceeds a threshold.
-//! Between the centres of its cells the map is interpolated linearly. Knows nothing of what the values mean: the
+//! Between the centres of its cells the map is interpolated linearly, for each block of 2x2 pixels once. Knows nothing of what the values mean: the
 //! colour of a value comes from the caller and does not depend on the other values.
 
-use super::planes::{Area, Canvas, Dye, Ink, Sheet};
+use super::planes::{Area, Canvas, Dye, Ink, Sheet, blend};
 use std::ops::Range;
 
 /// A map over the frame or over a part of it.
@@ -47,29 +47,43 @@ pub(super) fn tint(canvas: &mut Canvas<'_>, map: &Map<'_>, heat: &Heat<'_>) {
     let colours = heat.colours.map(|[r, g, b, a]| [r, g, b, (f32::from(a) * opacity).round() as u8]);
     let size = (canvas.width, canvas.height);
     for sheet in &mut canvas.sheets {
-        let Some(sampler) = Sampler::new(map, size, sheet.halved(), |value| colours[value][3] > 0) else { return };
-        match sheet.step() {
-            1 => tint_sheet::<1>(sheet, sampler, &colours),
-            2 => tint_sheet::<2>(sheet, sampler, &colours),
-            3 => tint_sheet::<3>(sheet, sampler, &colours),
-            _ => tint_sheet::<4>(sheet, sampler, &colours),
+        let Some(sampler) = Sampler::new(map, size, |value| colours[value][3] > 0) else { return };
+        match (sheet.step(), sheet.scale()) {
+            (1, 1) => tint_sheet::<1, 1>(sheet, sampler, &colours),
+            (1, _) => tint_sheet::<1, 2>(sheet, sampler, &colours),
+            (2, _) => tint_sheet::<2, 1>(sheet, sampler, &colours),
+            (3, _) => tint_sheet::<3, 2>(sheet, sampler, &colours),
+            _ => tint_sheet::<4, 2>(sheet, sampler, &colours),
         }
     }
 }
 
-fn tint_sheet<const N: usize>(sheet: &mut Sheet<'_>, mut sampler: Sampler<'_>, colours: &[[u8; 4]; 256]) {
-    let dyes: [Dye; 256] = colours.map(|[r, g, b, a]| sheet.dye([r, g, b], a));
-    let (columns, rows) = (sampler.across.range(), sampler.down.range());
-    for (number, row) in sheet.rows(columns, rows).enumerate() {
+/// Looks the colours up once for each block and lays them out as a row of bytes, so that the blending itself, which
+/// touches every byte of the frame, is a plain loop over three arrays.
+fn tint_sheet<const N: usize, const SCALE: usize>(
+    sheet: &mut Sheet<'_>,
+    mut sampler: Sampler<'_>,
+    colours: &[[u8; 4]; 256],
+) {
+    let dyes: [Dye<N>; 256] = colours.map(|[r, g, b, a]| sheet.dye([r, g, b], a));
+    let blocks = sampler.across.len();
+    let (mut keep, mut add) = (vec![[[0; N]; SCALE]; blocks], vec![[[0; N]; SCALE]; blocks]);
+    for number in 0..sampler.down.len() {
         sampler.sample(number);
-        let (samples, _) = row.as_chunks_mut::<N>();
+        let y = (sampler.down.start + number) * SCALE;
         for span in &sampler.spans {
-            let (Some(samples), Some(values)) = (samples.get_mut(span.clone()), sampler.values.get(span.clone()))
-            else {
-                continue;
-            };
-            for (sample, value) in samples.iter_mut().zip(values) {
-                dyes[usize::from(*value)].blend(sample);
+            let (keep, add) = (&mut keep[span.clone()], &mut add[span.clone()]);
+            for ((keep, add), &value) in keep.iter_mut().zip(&mut *add).zip(&sampler.values[span.clone()]) {
+                let dye = &dyes[usize::from(value)];
+                *keep = [dye.keep; SCALE];
+                *add = [dye.add; SCALE];
+            }
+            let (keep, add) = (keep.as_flattened().as_flattened(), add.as_flattened().as_flattened());
+            let x = |block: usize| (sampler.across.start + block) * SCALE;
+            for row in sheet.rows((x(span.start), x(span.end)), (y, y + SCALE)) {
+                for ((byte, keep), add) in row.iter_mut().zip(keep).zip(add) {
+                    *byte = blend(*byte, *keep, *add);
+                }
             }
         }
     }
@@ -79,7 +93,7 @@ fn tint_sheet<const N: usize>(sheet: &mut Sheet<'_>, mut sampler: Sampler<'_>, c
 pub(super) fn outline(canvas: &mut Canvas<'_>, map: &Map<'_>, contour: &Contour, thickness: i64) {
     let size = (canvas.width, canvas.height);
     let above = |value| value > usize::from(contour.threshold);
-    let Some(mut sampler) = Sampler::new(map, size, true, above) else { return };
+    let Some(mut sampler) = Sampler::new(map, size, above) else { return };
     let (x, y) = (sampler.across.start as i64, sampler.down.start as i64);
     let mut region = Bits::new(sampler.across.len(), sampler.down.len());
     for (number, row) in region.bits.chunks_exact_mut(region.words).enumerate() {
@@ -146,19 +160,19 @@ impl Bits {
     }
 }
 
-/// Where the samples of one axis fall in the map.
+/// Where the blocks of one axis fall in the map.
 struct Axis {
-    /// The first sample that the map covers.
+    /// The first block that the map covers.
     start: usize,
-    /// For each covered sample the cell before it.
+    /// For each covered block the cell before its middle.
     cells: Vec<usize>,
-    /// How far the sample is on the way to the next cell, in 1/256.
+    /// How far the block's middle is on the way to the next cell, in 1/256.
     parts: Vec<u16>,
 }
 
 impl Axis {
-    /// An axis of `length` pixels, with one sample a pixel or, if `halved`, one for two pixels.
-    fn new(origin: f64, extent: f64, cells: usize, length: usize, halved: bool) -> Option<Self> {
+    /// An axis of `length` pixels; all other measures are in pixels, too.
+    fn new(origin: f64, extent: f64, cells: usize, length: usize) -> Option<Self> {
         // A hundredth of a pixel is forgiven, so that rounding in `shown` does not cost a column.
         let end = origin + extent + 0.01;
         if !(end.is_finite() && extent > 0.0 && cells > 0) {
@@ -167,26 +181,18 @@ impl Axis {
         // Inwards to whole blocks; the casts saturate.
         let first = ((origin - 0.01).ceil().max(0.0) as usize).min(length).next_multiple_of(2);
         let past = if end >= length as f64 { length } else { end.max(0.0) as usize / 2 * 2 };
-        let place = |low: usize, high: usize| {
-            let centre = (low + high + 1) as f64 / 2.0;
-            let at = ((centre - origin) / extent * cells as f64 - 0.5).clamp(0.0, (cells - 1) as f64);
+        let place = |x: usize| {
+            // The last block of an odd length is a single pixel.
+            let middle = (x + (x + 2).min(length)) as f64 / 2.0;
+            let at = ((middle - origin) / extent * cells as f64 - 0.5).clamp(0.0, (cells - 1) as f64);
             (at as usize, (at.fract() * 256.0).round() as u16)
         };
-        let (cells, parts): (Vec<_>, Vec<_>) = if halved {
-            (first..past).step_by(2).map(|x| place(x, (x + 1).min(length - 1))).unzip()
-        } else {
-            (first..past).map(|x| place(x, x)).unzip()
-        };
-        let start = if halved { first / 2 } else { first };
-        (!cells.is_empty()).then_some(Self { start, cells, parts })
+        let (cells, parts): (Vec<_>, Vec<_>) = (first..past).step_by(2).map(place).unzip();
+        (!cells.is_empty()).then_some(Self { start: first / 2, cells, parts })
     }
 
     fn len(&self) -> usize {
         self.cells.len()
-    }
-
-    fn range(&self) -> (usize, usize) {
-        (self.start, self.start + self.len())
     }
 }
 
@@ -197,7 +203,7 @@ struct Run {
     columns: Range<usize>,
 }
 
-/// Reads the map at the places of a sheet's samples, a row at a time, and only where something is to be seen.
+/// Reads the map in the middle of each block, a row of blocks at a time, and only where something is to be seen.
 struct Sampler<'a> {
     map: &'a Map<'a>,
     across: Axis,
@@ -209,7 +215,7 @@ struct Sampler<'a> {
     cell: Option<usize>,
     /// The runs of this map row in which something may be seen.
     live: Vec<Run>,
-    /// The columns of `live`, where `values` hold; counted from the first covered sample.
+    /// The columns of `live`, where `values` hold; counted from the first covered block.
     spans: Vec<Range<usize>>,
     values: Vec<u8>,
     /// The map between its rows, in 1/256, with its last value twice.
@@ -217,13 +223,13 @@ struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    fn new(map: &'a Map<'a>, size: (usize, usize), halved: bool, visible: impl Fn(usize) -> bool) -> Option<Self> {
+    fn new(map: &'a Map<'a>, size: (usize, usize), visible: impl Fn(usize) -> bool) -> Option<Self> {
         let [x, y, width, height] = map.shown;
         if map.width.checked_mul(map.height).is_none_or(|needed| map.values.len() < needed) {
             return None;
         }
-        let across = Axis::new(x, width, map.width, size.0, halved)?;
-        let down = Axis::new(y, height, map.height, size.1, halved)?;
+        let across = Axis::new(x, width, map.width, size.0)?;
+        let down = Axis::new(y, height, map.height, size.1)?;
         let mut runs: Vec<Run> = Vec::with_capacity(map.width.min(across.len()));
         for (column, &cell) in across.cells.iter().enumerate() {
             match runs.last_mut() {

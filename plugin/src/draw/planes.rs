@@ -94,32 +94,20 @@ enum Channel {
     V,
 }
 
-/// A colour at some opacity, made ready for the bytes of a sheet's samples: a byte `d` becomes
-/// `(d * keep + add) / 255`, where `add` has the half for rounding in it. At opacity 0 that is `d` itself.
+/// A colour at some opacity, made ready for the `N` bytes of a sheet's samples; see [`blend`].
 #[derive(Clone, Copy)]
-pub(super) struct Dye {
-    keep: [u16; 4],
-    add: [u16; 4],
+pub(super) struct Dye<const N: usize> {
+    pub(super) keep: [u16; N],
+    pub(super) add: [u16; N],
 }
 
-impl Dye {
-    /// Blends the colour into one sample of up to four bytes.
-    #[inline(always)]
-    pub(super) fn blend<const N: usize>(&self, sample: &mut [u8; N]) {
-        // Always four lanes, which the compiler turns into one vector; those that `N` does not need, it drops.
-        let mut lanes = [0; 4];
-        for (lane, byte) in lanes.iter_mut().zip(&*sample) {
-            *lane = u16::from(*byte);
-        }
-        for ((lane, keep), add) in lanes.iter_mut().zip(self.keep).zip(self.add) {
-            // Exactly the rounded division by 255, and never above 16 bits.
-            let sum = *lane * keep + add;
-            *lane = (sum + (sum >> 8)) >> 8;
-        }
-        for (byte, lane) in sample.iter_mut().zip(lanes) {
-            *byte = lane as u8;
-        }
-    }
+/// Lays a colour over a byte: `(byte * keep + add) / 255`, where `add` has the half for rounding in it. At opacity 0
+/// that is the byte itself.
+#[inline(always)]
+pub(super) fn blend(byte: u8, keep: u16, add: u16) -> u8 {
+    // Exactly the rounded division by 255, and never above 16 bits.
+    let sum = u16::from(byte) * keep + add;
+    ((sum + (sum >> 8)) >> 8) as u8
 }
 
 /// A plane with the meaning of its bytes.
@@ -140,15 +128,15 @@ impl Sheet<'_> {
         self.step
     }
 
-    /// Whether there is one sample for each block, and not one for each pixel.
-    pub(super) fn halved(&self) -> bool {
-        self.halved
+    /// Samples along the edge of a block: 1 or 2.
+    pub(super) fn scale(&self) -> usize {
+        if self.halved { 1 } else { 2 }
     }
 
     /// A colour at an opacity (255: opaque) in the bytes of this sheet.
-    pub(super) fn dye(&self, rgb: [u8; 3], opacity: u8) -> Dye {
+    pub(super) fn dye<const N: usize>(&self, rgb: [u8; 3], opacity: u8) -> Dye<N> {
         let yuv = self.yuv.convert(rgb);
-        let mut dye = Dye { keep: [255; 4], add: [128; 4] };
+        let mut dye = Dye { keep: [255; N], add: [128; N] };
         for ((keep, add), channel) in dye.keep.iter_mut().zip(&mut dye.add).zip(self.channels) {
             let value = match channel {
                 Channel::Red => rgb[0],
@@ -178,12 +166,16 @@ impl Sheet<'_> {
     }
 
     fn fill<const N: usize>(&mut self, area: Area, ink: Ink) {
-        let dye = self.dye(ink.rgb, ink.opacity);
-        let scale = if self.halved { 1 } else { 2 };
+        let dye: Dye<N> = self.dye(ink.rgb, ink.opacity);
+        let scale = self.scale();
         // The area is within the canvas by now, hence neither negative nor large.
         let range = |from: i64, to: i64| (from as usize * scale, to as usize * scale);
         for row in self.rows(range(area.x0, area.x1), range(area.y0, area.y1)) {
-            row.as_chunks_mut::<N>().0.iter_mut().for_each(|sample| dye.blend(sample));
+            for sample in row.as_chunks_mut::<N>().0 {
+                for ((byte, keep), add) in sample.iter_mut().zip(dye.keep).zip(dye.add) {
+                    *byte = blend(*byte, keep, add);
+                }
+            }
         }
     }
 }

@@ -240,10 +240,10 @@ fn heat_is_bilinear_anchored_and_within_what_is_shown() {
         Frame::new("RGB", 64, 64, 0, [3; 3]).drawn(&Scene { map: Some(map), ..Scene::default() })
     };
     let whole = [0.0, 0.0, 64.0, 64.0];
-    // Cell centres at 16 and 48: between them, pixel x has gone (x + 0.5 - 16) / 32 of the way.
+    // Cell centres at 16 and 48: between them, the block of pixel x has gone (x / 2 * 2 + 1 - 16) / 32 of the way.
     let (across, down) = (draw(&[80, 200, 80, 200], whole), draw(&[80, 80, 200, 200], whole));
     for x in 0..64 {
-        let part = ((x as f64 + 0.5 - 16.0) / 32.0).clamp(0.0, 1.0);
+        let part = (((x / 2 * 2) as f64 + 1.0 - 16.0) / 32.0).clamp(0.0, 1.0);
         let expected = (80.0 + 120.0 * part).round() as u8;
         assert!(across.rgb(x, 9)[0].abs_diff(expected) <= 1, "{x}");
         assert_eq!((across.rgb(x, 60), down.rgb(9, x)), (across.rgb(x, 9), across.rgb(x, 9)));
