@@ -95,6 +95,10 @@ struct Rig {
 impl Rig {
     /// `openings`: how often the model can be opened.
     fn new(batch_size: usize, openings: usize) -> Self {
+        Self::patient(batch_size, openings, Duration::ZERO)
+    }
+
+    fn patient(batch_size: usize, openings: usize, batch_timeout: Duration) -> Self {
         let (tell, began) = bounded(10_000);
         let (gate, closed) = bounded(10_000);
         for _ in 0..WARM_UP {
@@ -107,7 +111,7 @@ impl Rig {
             }
             Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone() }))
         };
-        let options = Options { name: "test".into(), batch_size, batch_timeout: Duration::ZERO };
+        let options = Options { name: "test".into(), batch_size, batch_timeout };
         let worker = Worker::start(Box::new(open), options).unwrap();
         let rig = Self { worker, began, gate: Some(gate) };
         (0..WARM_UP).for_each(|_| assert!(rig.began.recv().unwrap().is_empty()));
@@ -148,6 +152,19 @@ fn batches_form_while_the_model_is_busy() {
     assert_eq!((stats.batches, stats.frames, stats.errors), (3, 6, 0));
     assert_eq!(stats.mean_batch(), 2.0);
     assert_eq!((stats.queue.summary().count, rig.worker.pending()), (6, 0));
+}
+
+#[test]
+fn a_batch_that_is_not_full_leaves_at_the_timeout() {
+    let rig = Rig::patient(2, 1, Duration::from_millis(20));
+    rig.open(2);
+    let pair = [1, 2].map(|pixel| rig.submit(1, pixel));
+    assert_eq!(pair.map(|ticket| score(ticket.wait())), [Ok(1.0), Ok(2.0)]);
+    let alone = rig.submit(1, 3);
+    // Nobody else comes: the timeout alone makes it leave. The limit is for a worker that has lost it.
+    let answer = alone.receiver().recv_timeout(Duration::from_secs(15)).expect("the batch leaves");
+    assert!(answer.queue >= Duration::from_millis(20), "it waited for company");
+    assert_eq!(score(answer), Ok(3.0));
 }
 
 #[test]
