@@ -77,6 +77,7 @@ fn enlarge(map: &[f32], side: usize, place: &Place, out: &mut [f32]) {
 }
 
 /// The fitted transform.
+#[derive(Clone)]
 pub struct FeatureSpace {
     mean: Vec<f32>,       // [C]
     deviation: Vec<f32>,  // [C]

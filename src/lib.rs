@@ -1,8 +1,8 @@
 //! `diad`: industrial anomaly detection by feature-space diffusion, taught from good parts only.
 //!
-//! A frame goes this way: [`frame`] (crop, resize) → [`model`] (frozen backbone) → [`features`] (one grid, z-score, PCA) →
-//! [`diffusion`] with the denoiser of [`model::denoiser`] (rebuild from a noise-free start) → [`score`] (residual in the metric
-//! of good parts' residuals → map → score) → [`detector`] (class, thresholds, verdict, regions). [`train`] makes the model file
+//! A frame goes this way: [`frame`] (crop, resize) → [`space`] (frozen backbone of [`model`] and [`features`]: one grid,
+//! z-score, PCA; or the pixels themselves) → [`diffusion`] with the denoisers of [`model::denoiser`] (rebuild, by default
+//! from a noise-free start) → [`score`] (residual in the metric of good parts' residuals → map → score) → [`detector`] (class, thresholds, verdict, regions). [`train`] makes the model file
 //! that [`bundle`] reads and writes; the command line in `cli` is the only part that talks.
 //!
 //! Invariants:
@@ -38,6 +38,7 @@ pub mod features;
 pub mod metrics;
 pub mod regions;
 pub mod score;
+pub mod space;
 
 pub mod bundle;
 pub mod detector;

@@ -156,6 +156,22 @@ pub fn root_mean_squares(vectors: &[f32], dim: usize) -> Vec<f32> {
     vectors.chunks_exact(dim).map(|v| (v.iter().map(|x| x * x).sum::<f32>() / dim as f32).sqrt()).collect()
 }
 
+/// 1 - cosine between each cell of `values` `[T, D]` and its reconstruction `values - residuals`: `[T]`, 0..=2. A vector of
+/// zeros is at right angles to everything.
+pub fn cosine_distances(values: &[f32], residuals: &[f32], dim: usize) -> Vec<f32> {
+    let distance = |(v, r): (&[f32], &[f32])| {
+        let (mut dot, mut vv, mut ww) = (0.0f32, 0.0f32, 0.0f32);
+        for (v, r) in v.iter().zip(r) {
+            let w = v - r;
+            dot += v * w;
+            vv += v * v;
+            ww += w * w;
+        }
+        1.0 - dot / (vv * ww).sqrt().max(f32::MIN_POSITIVE)
+    };
+    values.chunks_exact(dim).zip(residuals.chunks_exact(dim)).map(distance).collect()
+}
+
 /// The two source cells and the weight of the second for output `i` of `n` over a source of `m` (bilinear, half-pixel
 /// centres, edges repeated).
 pub(crate) fn neighbours(i: usize, n: usize, m: usize) -> (usize, usize, f32) {
@@ -252,6 +268,15 @@ mod tests {
             let expected = (v.transpose() * c.try_inverse().unwrap() * v)[(0, 0)].sqrt();
             assert!((f64::from(got) - expected).abs() < 2e-3 * expected, "cell {t}: {got} != {expected}");
         }
+    }
+
+    #[test]
+    fn cosine_distance_is_that_of_directions() {
+        // The same direction, a right angle, the opposite; and nothing at all.
+        let values = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+        let rebuilt = [3.0, 0.0, 0.0, 2.0, -1.0, 0.0, 1.0, 0.0];
+        let residuals: Vec<f32> = values.iter().zip(rebuilt).map(|(v, r)| v - r).collect();
+        assert_eq!(cosine_distances(&values, &residuals, 2), [0.0, 1.0, 2.0, 1.0]);
     }
 
     #[test]

@@ -21,8 +21,19 @@ mod common;
 
 use common::{command, diad, names, shop, smoke};
 
-const COMMANDS: [&str; 9] =
-    ["train", "evaluate", "predict", "calibrate", "inspect", "validate", "bench", "backbone", "demo"];
+const COMMANDS: [&str; 11] = [
+    "train",
+    "evaluate",
+    "predict",
+    "calibrate",
+    "inspect",
+    "validate",
+    "bench",
+    "sample",
+    "ablate",
+    "backbone",
+    "demo",
+];
 
 #[test]
 fn help_is_there_for_every_command() {

@@ -53,7 +53,9 @@ fn refused(assignment: &str, expected: &str) {
 fn every_shipped_file_loads() {
     let entries = std::fs::read_dir(shipped("")).unwrap();
     let names: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    assert_eq!(names, ["accurate-gpu.toml", "default.toml", "fast-cpu.toml", "smoke.toml"].map(str::to_owned).into());
+    let seeds = ["conditional", "ddim", "ddpm", "guided", "heads", "per-class", "pixel", "sum", "unet"];
+    let others = ["accurate-gpu.toml", "default.toml", "fast-cpu.toml", "smoke.toml"].map(str::to_owned);
+    assert_eq!(names, seeds.map(|seed| format!("seed-{seed}.toml")).into_iter().chain(others).collect());
     for name in names {
         Config::from_file(shipped(&name)).unwrap_or_else(|error| panic!("{error}"));
     }
@@ -269,6 +271,40 @@ fn values_that_do_not_go_together_are_refused() {
         "calibration.warn_fpr = 0.01, calibration.target_fpr = absent: expected warn_fpr to be at least target_fpr \
          (0.05 if absent): a part that is rejected is one to warn of",
     );
+    for (assignments, message) in [
+        (&["features.space=pixel", "features.grid=24"][..], "input.size = 256, features.grid = 24, features.space"),
+        (&["denoiser.levels=6"], "denoiser.levels = 6, features.grid = 16: expected grid to be a multiple of 2 for"),
+        (
+            &["denoiser.levels=4", "denoiser.width=512", "denoiser.growth=4"],
+            "denoiser.width = 512, denoiser.growth = 4,",
+        ),
+        (&["denoiser.guide=3"], "denoiser.guide = 3, features.grid = 16: expected grid to be a multiple of guide"),
+        (&["diffusion.beta_start=0.02"], "diffusion.beta_start = 0.02, diffusion.beta_end = 0.02: expected beta_start"),
+        (
+            &["diffusion.schedule=linear", "diffusion.timesteps=2"],
+            "detection.start_alpha_bar = 0.4, diffusion.schedule",
+        ),
+        (
+            &["detection.score=sum", "diffusion.log_snr_min=-1"],
+            "detection.diffusion_alpha_bars = [0.8, 0.5, 0.2], diff",
+        ),
+        (&["detection.eta=0.5"], "detection.eta = 0.5, detection.sampler = \"project\": expected eta to be 0"),
+        (
+            &["detection.sampler=ddpm"],
+            "detection.sampler = \"ddpm\", diffusion.schedule = \"log-snr\": expected a sched",
+        ),
+        (
+            &["denoiser.classes=heads", "detection.condition=class"],
+            "detection.condition = \"class\", denoiser.classes =",
+        ),
+        (
+            &["detection.guidance=2"],
+            "detection.guidance = 2.0, detection.condition = \"none\": expected guidance to be",
+        ),
+    ] {
+        let found = mistakes(Config::default().assign(assignments).unwrap_err());
+        assert!(found.len() == 1 && found[0].starts_with(message), "{found:?} not {message}");
+    }
     // Two contradictions of one key are both told.
     rejected(
         "[diffusion]\nlog_snr_min = 4\nlog_snr_center = 4\n",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
 use crate::calibrate::{Threshold, conformal_rank};
-use crate::config::Config;
+use crate::config::{Config, SpaceKind};
 use crate::error::Error;
 
 /// Version of the model file. It goes up whenever a file could be misread by what came before.
@@ -31,8 +31,9 @@ pub struct Card {
     pub tool: String,
     /// Architecture, preprocessing, schedule, scoring. A key that is absent has its default.
     pub config: Config,
-    /// The frozen network, whose weights are in the file.
-    pub backbone: BackboneCard,
+    /// The frozen network, whose weights are in the file; absent in pixel space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone: Option<BackboneCard>,
     /// The products it knows, at least one.
     pub classes: Vec<ClassCard>,
     /// Where it comes from.
@@ -104,11 +105,18 @@ impl Card {
                 other => found.list.push(other.to_string()),
             }
         }
-        if self.backbone.name != self.config.features.backbone {
-            let expected = format!("{:?}, as config.features.backbone", self.config.features.backbone);
-            found.add("backbone.name", format!("{:?}", self.backbone.name), expected);
+        match (&self.backbone, self.config.features.space) {
+            (Some(backbone), SpaceKind::Feature) => {
+                if backbone.name != self.config.features.backbone {
+                    let expected = format!("{:?}, as config.features.backbone", self.config.features.backbone);
+                    found.add("backbone.name", format!("{:?}", backbone.name), expected);
+                }
+                found.digest("backbone.sha256", &backbone.sha256);
+            }
+            (None, SpaceKind::Feature) => found.add("backbone", "absent", "the frozen network of feature space".into()),
+            (Some(_), SpaceKind::Pixel) => found.add("backbone", "there", "none in pixel space".into()),
+            (None, SpaceKind::Pixel) => {}
         }
-        found.digest("backbone.sha256", &self.backbone.sha256);
         found.digest("training.data_sha256", &self.training.data_sha256);
         found.digest("tensors_sha256", &self.tensors_sha256);
         if self.classes.is_empty() || self.classes.len() > MAX_CLASSES {

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use super::layout::TensorSpec;
 
 /// Lowercase hexadecimal SHA-256 of `bytes`.
-pub(super) fn sha256_hex(bytes: &[u8]) -> String {
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -49,6 +49,10 @@ pub(super) enum Command {
     Validate(ValidateArgs),
     /// Measure latency and frame rate on this machine
     Bench(BenchArgs),
+    /// Draw what a model has learned
+    Sample(SampleArgs),
+    /// Measure what each choice of the method costs, on your images
+    Ablate(AblateArgs),
     /// Weights of backbones
     #[command(subcommand)]
     Backbone(BackboneCommand),
@@ -335,6 +339,119 @@ pub(super) struct BenchArgs {
     /// Also write the figures here as JSON
     #[arg(long, value_name = "R.json")]
     pub(super) report: Option<PathBuf>,
+}
+
+const ABLATE: &str = "\
+EXAMPLES
+  diad ablate --list
+  diad ablate --data photos --out ablation
+  Only some groups or rows, from a quicker start:
+    diad ablate --data photos --out ablation --row steps --row prediction-v --set training.steps=400
+
+LEAVES IN THE FOLDER
+  ablation.md, .json, .html   the table; written anew after every row
+  rows/                       one result per row
+  weights/                    trained networks; rows that differ in detection only share one
+
+Run it again with the same arguments to go on after Ctrl-C: what was measured is kept. The whole grid takes hours on two
+cores; run it while the machine does nothing else, or the times say little.";
+
+/// Measure what each choice of the method costs, on your images.
+///
+/// Trains and evaluates a named grid of choices: start, steps, noise level, score, class strategy, prediction, schedule,
+/// guidance, network and training. The backbone runs over the training images once. Each row changes what it names in the
+/// configuration given here, and nothing else.
+#[derive(Debug, Args)]
+#[command(after_help = ABLATE)]
+pub(super) struct AblateArgs {
+    /// One product or a folder of products, with train/good and test images
+    #[arg(long, value_name = "ROOT", required_unless_present = "list")]
+    pub(super) data: Option<PathBuf>,
+
+    /// The folder for tables and networks; made where it is not there
+    #[arg(long, value_name = "DIR", required_unless_present = "list")]
+    pub(super) out: Option<PathBuf>,
+
+    /// Measure this row, or this group of rows, only; repeat for several
+    #[arg(long = "row", value_name = "NAME")]
+    pub(super) rows: Vec<String>,
+
+    /// Show the rows and what they change
+    #[arg(long)]
+    pub(super) list: bool,
+
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+
+    /// Use this product only; repeat for several
+    #[arg(long = "class", value_name = "C")]
+    pub(super) classes: Vec<String>,
+
+    /// Tell the model which product each image shows (its folder) rather than let it find out
+    #[arg(long)]
+    pub(super) class_known: bool,
+
+    /// Weights of the backbone, made by `diad backbone import`
+    #[arg(long, value_name = "FILE")]
+    pub(super) backbone: Option<PathBuf>,
+}
+
+const SAMPLE: &str = "\
+EXAMPLES
+  What a model of pictures (features.space = \"pixel\") has learned:
+    diad sample --model pictures.diad --out grid.png
+  What a model of features has learned, each cell shown as the nearest patch of a good image:
+    diad sample --model line1.diad --class bottle --data photos/bottle --out grid.png
+
+Samples start from pure noise. The default model is never trained there (diffusion.log_snr_min) and is not made to draw:
+it restores. Blurred or mixed samples say little about how well it finds defects.";
+
+/// Draw what a model has learned.
+///
+/// Draws parts from pure noise and puts them side by side in one picture. The same seed gives the same picture.
+#[derive(Debug, Args)]
+#[command(after_help = SAMPLE)]
+pub(super) struct SampleArgs {
+    /// The model file
+    #[arg(long, value_name = "M.diad")]
+    pub(super) model: PathBuf,
+
+    /// The picture to write (PNG)
+    #[arg(long, value_name = "grid.png")]
+    pub(super) out: PathBuf,
+
+    /// The product to draw; without it parts in general, or the model's only product
+    #[arg(long, value_name = "C")]
+    pub(super) class: Option<String>,
+
+    /// Good images whose patches show what features mean: one product, a folder of products, or a folder of images. Needed
+    /// for models of features
+    #[arg(long, value_name = "ROOT")]
+    pub(super) data: Option<PathBuf>,
+
+    /// An image to go by. Needed for models with semantic guidance (denoiser.guide)
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) like: Option<PathBuf>,
+
+    /// How many to draw
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) count: u16,
+
+    /// DDIM steps: more are finer and take longer
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(super) steps: u16,
+
+    /// Share of fresh noise in each step, 0 to 1: more is livelier with many steps and rougher with few
+    #[arg(long, value_name = "ETA", default_value = "0")]
+    pub(super) eta: f64,
+
+    /// Exaggerate what the class makes of it (classifier-free guidance): 1 is the plain answer. Needs --class
+    #[arg(long, value_name = "W", default_value = "1")]
+    pub(super) guidance: f64,
+
+    /// Seed of the noise: another one draws other parts
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) seed: u64,
 }
 
 const DEMO: &str = "\

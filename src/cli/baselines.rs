@@ -66,7 +66,7 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
 
 fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result<Baselines> {
     let config = &network.config;
-    let (tokens, dim) = (config.features.grid * config.features.grid, config.features.dim);
+    let (tokens, dim) = (config.tokens(), config.dim());
     let training = &config.training;
     let split = |category: &&Category| hold_out(&category.train, training.calibration_fraction, training.seed).train;
     let images: Vec<Vec<PathBuf>> = categories.iter().map(split).collect();

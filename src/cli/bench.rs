@@ -9,7 +9,7 @@ use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, frames};
 use crate::data::draw::{Kind, draw_part};
-use crate::detector::{Choice, Detector, raw_features};
+use crate::detector::{Choice, Detector};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
@@ -147,23 +147,24 @@ impl Bench<'_> {
     /// The parts of one detection, each measured by itself.
     fn stages(&self, detector: &Detector, steps: usize) -> Result<Stages> {
         let network = detector.network();
-        let grid = network.config.features.grid;
         let (preprocess, program) = (network.preprocess(), network.program(steps)?);
         let prepared = preprocess.apply(self.frame)?;
-        let raw = raw_features(network.backbone.as_ref(), grid, &prepared.frame)?;
-        let features = network.space.apply(&raw);
-        let residuals = network.residuals(features.clone(), &program)?;
+        let raw = network.space.raw(&prepared.frame)?;
+        let features = network.space.normalise(&raw);
+        let told = network.told(0);
+        let look = network.look(features.clone(), &program, told)?;
         Ok(Stages {
             ddim_steps: steps,
             preprocess: self.time(|| preprocess.apply(self.frame).map(drop))?,
-            backbone: self.time(|| raw_features(network.backbone.as_ref(), grid, &prepared.frame).map(drop))?,
+            backbone: self.time(|| network.space.raw(&prepared.frame).map(drop))?,
             features: self.time(|| {
-                std::hint::black_box(network.space.apply(&raw));
+                std::hint::black_box(network.space.normalise(&raw));
                 Ok(())
             })?,
-            denoise: self.time(|| network.residuals(features.clone(), &program).map(drop))?,
+            denoise: self.time(|| network.look(features.clone(), &program, told).map(drop))?,
             score: self.time(|| {
-                std::hint::black_box(network.score(&residuals, 0, prepared.geometry, None));
+                let cells = network.cells(&features, &look, 0);
+                std::hint::black_box(network.map(cells, prepared.geometry, None));
                 Ok(())
             })?,
         })

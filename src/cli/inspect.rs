@@ -48,7 +48,7 @@ fn describe(file: &str, contents: &Contents) -> String {
     line("digest", card.digest());
     line("made by", format!("{}, schema {}", card.tool, card.schema));
     line("file", format!("{:.1} MiB, {} tensors, {parameters} values", mib(contents.bytes), contents.tensors.len()));
-    line("backbone", card.backbone.name.clone());
+    line("backbone", card.backbone.as_ref().map_or_else(|| "none: pixels".to_owned(), |b| b.name.clone()));
     let training = &card.training;
     line(
         "training",
@@ -79,7 +79,7 @@ pub(super) fn validate(context: &Context, args: &ValidateArgs) -> Result<()> {
 }
 
 /// The keys that differ from the defaults: `training.steps = 500 (default 3500)`.
-fn changes(config: &Config) -> Vec<String> {
+pub(super) fn changes(config: &Config) -> Vec<String> {
     let (own, default) = (keys(config), keys(&Config::default()));
     let value = |table: &toml::Table, key: &str| table.get(key).map_or_else(|| "none".to_owned(), ToString::to_string);
     let mut names: Vec<&String> = own.keys().chain(default.keys()).collect();

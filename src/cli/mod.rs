@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use crate::error::{Error, Result};
 use crate::train::Stop;
 
+mod ablate;
 mod args;
 mod backbone;
 mod baselines;
@@ -25,6 +26,7 @@ mod inspect;
 mod line;
 mod predict;
 mod progress;
+mod sample;
 mod sheet;
 mod signals;
 mod table;
@@ -66,6 +68,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Validate(args) => inspect::validate(&context, &args),
         Command::Backbone(args::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
+        Command::Ablate(args) => ablate::run(&context, &args),
+        Command::Sample(args) => sample::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
     }
 }

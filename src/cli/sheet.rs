@@ -73,6 +73,19 @@ fn colour(verdict: Verdict) -> [u8; 3] {
     }
 }
 
+/// Pictures of one size beside each other in an almost square grid.
+pub(super) fn grid(pictures: &[Frame]) -> Result<Frame> {
+    let (w, h) = pictures.first().map_or((1, 1), |first| (first.width(), first.height()));
+    let columns = (1..).find(|n| n * n >= pictures.len()).unwrap_or(1).max(1);
+    let rows = pictures.len().div_ceil(columns).max(1);
+    let (width, height) = (GAP + columns * (w + GAP), GAP + rows * (h + GAP));
+    let mut paper = Paper { width, rgb: PAPER.repeat(width * height) };
+    for (index, picture) in pictures.iter().enumerate() {
+        paper.put(picture, GAP + index % columns * (w + GAP), GAP + index / columns * (h + GAP));
+    }
+    Frame::new(width, height, paper.rgb)
+}
+
 struct Paper {
     width: usize,
     rgb: Vec<u8>,

@@ -3,10 +3,14 @@
 //! A [`Config`] made by [`Config::from_toml`], [`Config::from_file`] or [`Config::assign`] keeps every rule. One that
 //! was put together by hand is checked with [`Config::check`].
 
+mod kind;
 mod read;
 mod rules;
 
 use serde::{Deserialize, Serialize};
+
+use crate::diffusion::{Prediction, Process, Schedule};
+use crate::error::Result;
 
 /// The backbones that can be asked for, with the channels that their taps deliver together.
 pub const BACKBONES: [(&str, usize); 6] = [
@@ -65,10 +69,23 @@ pub enum Fit {
     Pad,
 }
 
+/// What is modelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpaceKind {
+    /// Features of a frozen backbone.
+    Feature,
+    /// The picture itself, RGB.
+    Pixel,
+}
+
 /// `[features]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FeatureConfig {
+    /// What the grid's cells hold. In pixel space they are pixels, and `backbone`, `dim`, `whitening` and `clamp` say
+    /// nothing.
+    pub space: SpaceKind,
     /// Frozen network: `efficientnet-lite0`, `-lite1`, `-lite2`, `resnet18`, `resnet50`, `wide-resnet50`.
     pub backbone: String,
     /// Cells per side of the feature grid.
@@ -85,11 +102,15 @@ pub struct FeatureConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenoiserConfig {
-    /// Channels of the residual stream; a multiple of 16.
+    /// Resolutions. 1: blocks on the grid as it is. 2 and more: a U-Net, each level at half the side of the one above.
+    pub levels: usize,
+    /// Channels of the residual stream on the first level; a multiple of 16.
     pub width: usize,
-    /// Number of blocks.
+    /// Each level's channels are those of the level above times this.
+    pub growth: usize,
+    /// Number of blocks on the last level, and on each side of the U-Net on every other level.
     pub blocks: usize,
-    /// Self-attention after every n-th block; 0 for none.
+    /// Self-attention after every n-th block of the last level; 0 for none.
     pub attention_every: usize,
     /// Attention heads.
     pub heads: usize,
@@ -99,12 +120,40 @@ pub struct DenoiserConfig {
     pub mlp_ratio: usize,
     /// Dropout in the MLP, 0 to below 1.
     pub dropout: f64,
+    /// Semantic guidance: the network sees the clean input averaged to this many cells per side; 0 for none.
+    pub guide: usize,
+    /// How classes share the network.
+    pub classes: ClassStrategy,
+}
+
+/// How classes share the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassStrategy {
+    /// One network that is told the class, or that there is none.
+    Conditional,
+    /// One network with an output layer per class.
+    Heads,
+    /// A network per class.
+    Separate,
 }
 
 /// `[diffusion]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffusionConfig {
+    /// Which noise levels there are.
+    pub schedule: ScheduleKind,
+    /// Steps T of the linear and the cosine schedule.
+    pub timesteps: usize,
+    /// First beta of the linear schedule at T = 1000; scaled with 1000 / T.
+    pub beta_start: f64,
+    /// Last beta of the linear schedule at T = 1000; scaled with 1000 / T.
+    pub beta_end: f64,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// How the loss counts at each level.
+    pub weighting: Weighting,
     /// Smallest log-SNR seen in training.
     pub log_snr_min: f64,
     /// Largest log-SNR seen in training.
@@ -117,6 +166,28 @@ pub struct DiffusionConfig {
     pub min_snr_gamma: f64,
     /// Floor of the min-SNR weight.
     pub min_snr_floor: f64,
+}
+
+/// The noise levels that training draws from and detection visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// Continuous in log-SNR between `log_snr_min` and `log_snr_max`.
+    LogSnr,
+    /// T steps, betas on a line (Ho et al. 2020).
+    Linear,
+    /// T steps, alpha-bar a squared cosine (Nichol & Dhariwal 2021).
+    Cosine,
+}
+
+/// How the loss counts at each level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// min-SNR-gamma with a floor (Hang et al. 2023).
+    MinSnr,
+    /// The plain squared error of what is predicted (Ho et al. 2020, equation 14).
+    Uniform,
 }
 
 /// `[training]`
@@ -159,16 +230,94 @@ pub struct TrainingConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DetectionConfig {
-    /// alpha-bar of the start, between 0 and 1.
+    /// What the reconstruction starts from.
+    pub start: StartKind,
+    /// alpha-bar of the start, between 0 and 1; `start = "pure"` starts at the noisiest level there is.
     pub start_alpha_bar: f64,
+    /// How it goes on from there.
+    pub sampler: SamplerKind,
     /// Denoiser evaluations per frame.
     pub ddim_steps: usize,
+    /// Share of fresh noise in DDIM steps, 0 to 1.
+    pub eta: f64,
+    /// Seed of the noise of start and steps, which is the same for every frame.
+    pub noise_seed: u64,
+    /// What the denoiser is told of the class.
+    pub condition: ClassCondition,
+    /// Classifier-free guidance: the answer is that without class, and this times the difference that the class makes.
+    pub guidance: f64,
+    /// What the map is made of.
+    pub score: ScoreKind,
+    /// Levels (alpha-bar) at which the diffusion score asks for the noise.
+    pub diffusion_alpha_bars: Vec<f64>,
+    /// Weight of the diffusion score in the sum.
+    pub diffusion_weight: f64,
     /// Standard deviation of the Gaussian over the map, in input pixels.
     pub smoothing_px: f64,
     /// The image score is the mean of this fraction of the highest map values.
     pub top_fraction: f64,
     /// How far a cell's residual is from those of good parts.
     pub distance: Distance,
+    /// How one answer is made of those of several classes.
+    pub decision: Decision,
+}
+
+/// What the reconstruction starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartKind {
+    /// The input times `sqrt(alpha_bar)`: nothing random.
+    Scaled,
+    /// The input with noise.
+    Noised,
+    /// Noise alone.
+    Pure,
+}
+
+/// How a reconstruction goes from level to level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplerKind {
+    /// DDIM steps that drop what the reconstruction does not explain.
+    Project,
+    /// DDIM steps (Song et al. 2021).
+    Ddim,
+    /// Every step of the schedule by the posterior (Ho et al. 2020).
+    Ddpm,
+}
+
+/// What the denoiser is told of the class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassCondition {
+    /// Nothing.
+    None,
+    /// The class that is known, or each one that is tried.
+    Class,
+}
+
+/// What the map is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreKind {
+    /// What was not rebuilt, by `distance`.
+    Reconstruction,
+    /// Error of the predicted noise.
+    Diffusion,
+    /// Both, each in units of its mean over good parts.
+    Sum,
+    /// Squared error plus a weight times the noise error of the whole image, as the method was first written down.
+    Literal,
+}
+
+/// How one answer is made of those of several classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// One class for the image, the one with the lowest calibrated score; its map.
+    Class,
+    /// The lowest value of any class in each cell. Unsafe: a defect that looks like another product vanishes.
+    PixelMinimum,
 }
 
 /// Measure of a residual.
@@ -179,6 +328,8 @@ pub enum Distance {
     Mahalanobis,
     /// Root of the mean squared error over the features.
     L2,
+    /// 1 - the cosine between input and reconstruction.
+    Cosine,
 }
 
 /// `[calibration]`
@@ -193,6 +344,39 @@ pub struct CalibrationConfig {
     pub min_area: usize,
 }
 
+impl Config {
+    /// Channels of a cell of the grid.
+    pub fn dim(&self) -> usize {
+        match self.features.space {
+            SpaceKind::Feature => self.features.dim,
+            SpaceKind::Pixel => 3,
+        }
+    }
+
+    /// Cells of the grid.
+    pub fn tokens(&self) -> usize {
+        self.features.grid * self.features.grid
+    }
+}
+
+impl DiffusionConfig {
+    /// The noise levels there are.
+    ///
+    /// # Errors
+    /// When the numbers make no schedule.
+    pub fn process(&self) -> Result<Process> {
+        Ok(match self.schedule {
+            ScheduleKind::LogSnr => {
+                Process::Continuous { log_snr_min: self.log_snr_min, log_snr_max: self.log_snr_max }
+            }
+            ScheduleKind::Linear => {
+                Process::Discrete(Schedule::linear_between(self.beta_start, self.beta_end, self.timesteps)?)
+            }
+            ScheduleKind::Cosine => Process::Discrete(Schedule::cosine(self.timesteps)?),
+        })
+    }
+}
+
 impl Default for InputConfig {
     fn default() -> Self {
         Self { size: 256, fit: Fit::Stretch, roi: None, mask: None }
@@ -201,19 +385,38 @@ impl Default for InputConfig {
 
 impl Default for FeatureConfig {
     fn default() -> Self {
-        Self { backbone: "efficientnet-lite0".into(), grid: 16, dim: 128, whitening: 0.5, clamp: 6.0 }
+        let backbone = "efficientnet-lite0".into();
+        Self { space: SpaceKind::Feature, backbone, grid: 16, dim: 128, whitening: 0.5, clamp: 6.0 }
     }
 }
 
 impl Default for DenoiserConfig {
     fn default() -> Self {
-        Self { width: 128, blocks: 4, attention_every: 3, heads: 4, kernel: 7, mlp_ratio: 4, dropout: 0.0 }
+        Self {
+            levels: 1,
+            width: 128,
+            growth: 2,
+            blocks: 4,
+            attention_every: 3,
+            heads: 4,
+            kernel: 7,
+            mlp_ratio: 4,
+            dropout: 0.0,
+            guide: 0,
+            classes: ClassStrategy::Conditional,
+        }
     }
 }
 
 impl Default for DiffusionConfig {
     fn default() -> Self {
         Self {
+            schedule: ScheduleKind::LogSnr,
+            timesteps: 1000,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            prediction: Prediction::X0,
+            weighting: Weighting::MinSnr,
             log_snr_min: -3.0,
             log_snr_max: 4.0,
             log_snr_center: -0.4,
@@ -249,11 +452,21 @@ impl Default for TrainingConfig {
 impl Default for DetectionConfig {
     fn default() -> Self {
         Self {
+            start: StartKind::Scaled,
             start_alpha_bar: 0.4,
+            sampler: SamplerKind::Project,
             ddim_steps: 1,
+            eta: 0.0,
+            noise_seed: 0,
+            condition: ClassCondition::None,
+            guidance: 1.0,
+            score: ScoreKind::Reconstruction,
+            diffusion_alpha_bars: vec![0.8, 0.5, 0.2],
+            diffusion_weight: 0.5,
             smoothing_px: 4.0,
             top_fraction: 0.01,
             distance: Distance::Mahalanobis,
+            decision: Decision::Class,
         }
     }
 }

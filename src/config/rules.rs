@@ -3,12 +3,15 @@
 //! To add a key: the field with its comment and default in `config/mod.rs`, a line here, a line in
 //! `configs/default.toml`. Tests fail until all three agree.
 
-use std::ops::Bound::{self, Excluded, Included};
-
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{BACKBONES, Config, DEFAULT_TARGET_FPR};
+use super::kind::{Kind, above, below, closed, integer, open};
+use super::{
+    BACKBONES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, SamplerKind, ScheduleKind, ScoreKind,
+    SpaceKind,
+};
+use crate::diffusion::Process;
 
 /// Every key there is, in the order of the structs, with the values it may have.
 pub(super) const RULES: &[(&str, Kind)] = &[
@@ -16,18 +19,29 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("input.fit", Kind::OneOf(&["stretch", "pad"])),
     ("input.roi", Kind::Rectangle),
     ("input.mask", Kind::Path),
+    ("features.space", Kind::OneOf(&["feature", "pixel"])),
     ("features.backbone", Kind::OneOf(&BACKBONE_NAMES)),
-    ("features.grid", integer(4, 64)),
+    ("features.grid", integer(4, 128)),
     ("features.dim", integer(8, 1024)),
     ("features.whitening", closed(0.0, 1.0)),
     ("features.clamp", closed(1.0, 100.0)),
+    ("denoiser.levels", integer(1, 6)),
     ("denoiser.width", integer(16, 1024).step(16)),
+    ("denoiser.growth", integer(1, 4)),
     ("denoiser.blocks", integer(1, 64)),
     ("denoiser.attention_every", integer(0, 64)),
     ("denoiser.heads", integer(1, 64)),
     ("denoiser.kernel", integer(3, 7).step(2)),
     ("denoiser.mlp_ratio", integer(1, 8)),
     ("denoiser.dropout", below(0.0, 1.0)),
+    ("denoiser.guide", integer(0, 16)),
+    ("denoiser.classes", Kind::OneOf(&["conditional", "heads", "separate"])),
+    ("diffusion.schedule", Kind::OneOf(&["log-snr", "linear", "cosine"])),
+    ("diffusion.timesteps", integer(2, 10_000)),
+    ("diffusion.beta_start", open(0.0, 1.0)),
+    ("diffusion.beta_end", open(0.0, 1.0)),
+    ("diffusion.prediction", Kind::OneOf(&["x0", "epsilon", "v"])),
+    ("diffusion.weighting", Kind::OneOf(&["min-snr", "uniform"])),
     ("diffusion.log_snr_min", closed(-20.0, 20.0)),
     ("diffusion.log_snr_max", closed(-20.0, 20.0)),
     ("diffusion.log_snr_center", closed(-20.0, 20.0)),
@@ -49,11 +63,21 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("training.checkpoint_steps", integer(1, 10_000_000)),
     ("training.cache_mib", integer(1, 1 << 20)),
     ("training.seed", integer(0, i64::MAX)),
+    ("detection.start", Kind::OneOf(&["scaled", "noised", "pure"])),
     ("detection.start_alpha_bar", open(0.0, 1.0)),
+    ("detection.sampler", Kind::OneOf(&["project", "ddim", "ddpm"])),
     ("detection.ddim_steps", integer(1, 1000)),
+    ("detection.eta", closed(0.0, 1.0)),
+    ("detection.noise_seed", integer(0, i64::MAX)),
+    ("detection.condition", Kind::OneOf(&["none", "class"])),
+    ("detection.guidance", closed(0.0, 20.0)),
+    ("detection.score", Kind::OneOf(&["reconstruction", "diffusion", "sum", "literal"])),
+    ("detection.diffusion_alpha_bars", Kind::Fractions),
+    ("detection.diffusion_weight", closed(0.0, 1000.0)),
     ("detection.smoothing_px", closed(0.0, 128.0)),
     ("detection.top_fraction", above(0.0, 1.0)),
-    ("detection.distance", Kind::OneOf(&["mahalanobis", "l2"])),
+    ("detection.distance", Kind::OneOf(&["mahalanobis", "l2", "cosine"])),
+    ("detection.decision", Kind::OneOf(&["class", "pixel-minimum"])),
     ("calibration.target_fpr", open(0.0, 1.0)),
     ("calibration.warn_fpr", open(0.0, 1.0)),
     ("calibration.min_area", integer(0, 1_000_000)),
@@ -73,9 +97,14 @@ pub(super) struct Condition {
 pub(super) const TOGETHER: &[Condition] = &[
     Condition {
         keys: &["input.size", "features.grid"],
-        holds: |c| [4, 8, 16].iter().all(|stride| fits(c.input.size / stride, c.features.grid)),
+        holds: |c| is_pixels(c) || [4, 8, 16].iter().all(|stride| fits(c.input.size / stride, c.features.grid)),
         words: "grid to divide the sides of the feature maps (1/4, 1/8 and 1/16 of size) or to be a multiple of them, \
                 for instance size / 16",
+    },
+    Condition {
+        keys: &["input.size", "features.grid", "features.space"],
+        holds: |c| !is_pixels(c) || c.input.size.is_multiple_of(c.features.grid),
+        words: "size to be a multiple of grid, which in pixel space is the side of the picture",
     },
     Condition {
         keys: &["features.dim", "features.backbone"],
@@ -87,6 +116,26 @@ pub(super) const TOGETHER: &[Condition] = &[
         keys: &["denoiser.width", "denoiser.heads"],
         holds: |c| c.denoiser.width.is_multiple_of(c.denoiser.heads),
         words: "width to be a multiple of heads",
+    },
+    Condition {
+        keys: &["denoiser.levels", "features.grid"],
+        holds: |c| c.features.grid.is_multiple_of(1 << (c.denoiser.levels - 1)),
+        words: "grid to be a multiple of 2 for every level below the first",
+    },
+    Condition {
+        keys: &["denoiser.width", "denoiser.growth", "denoiser.levels"],
+        holds: |c| c.denoiser.width * c.denoiser.growth.pow(c.denoiser.levels as u32 - 1) <= 4096,
+        words: "at most 4096 channels on the last level, width x growth^(levels - 1)",
+    },
+    Condition {
+        keys: &["denoiser.guide", "features.grid"],
+        holds: |c| c.denoiser.guide == 0 || c.features.grid.is_multiple_of(c.denoiser.guide),
+        words: "grid to be a multiple of guide",
+    },
+    Condition {
+        keys: &["diffusion.beta_start", "diffusion.beta_end"],
+        holds: |c| c.diffusion.beta_start < c.diffusion.beta_end,
+        words: "beta_start to be less than beta_end",
     },
     Condition {
         keys: &["denoiser.attention_every", "denoiser.blocks"],
@@ -105,9 +154,44 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["detection.start_alpha_bar", "diffusion.log_snr_min", "diffusion.log_snr_max"],
-        holds: |c| is_trained(c, log_snr(c.detection.start_alpha_bar)),
+        holds: |c| c.diffusion.schedule != ScheduleKind::LogSnr || is_trained(c, log_snr(c.detection.start_alpha_bar)),
         words: "ln(start_alpha_bar / (1 - start_alpha_bar)) to lie between log_snr_min and log_snr_max, the noise \
                 seen in training",
+    },
+    Condition {
+        keys: &["detection.start_alpha_bar", "diffusion.schedule", "diffusion.timesteps"],
+        holds: |c| c.diffusion.schedule == ScheduleKind::LogSnr || has_step_near(c, c.detection.start_alpha_bar),
+        words: "a step of the schedule whose alpha-bar is within 0.1 of start_alpha_bar",
+    },
+    Condition {
+        keys: &["detection.diffusion_alpha_bars", "diffusion.log_snr_min", "diffusion.log_snr_max"],
+        holds: |c| {
+            let trained = |&alpha_bar: &f64| is_trained(c, log_snr(alpha_bar));
+            let asked = c.detection.score != ScoreKind::Reconstruction && c.diffusion.schedule == ScheduleKind::LogSnr;
+            !asked || c.detection.diffusion_alpha_bars.iter().all(trained)
+        },
+        words: "each ln(alpha_bar / (1 - alpha_bar)) to lie between log_snr_min and log_snr_max, the noise seen in \
+                training",
+    },
+    Condition {
+        keys: &["detection.eta", "detection.sampler"],
+        holds: |c| c.detection.eta == 0.0 || c.detection.sampler == SamplerKind::Ddim,
+        words: "eta to be 0 with any sampler but \"ddim\"",
+    },
+    Condition {
+        keys: &["detection.sampler", "diffusion.schedule"],
+        holds: |c| c.detection.sampler != SamplerKind::Ddpm || c.diffusion.schedule != ScheduleKind::LogSnr,
+        words: "a schedule with steps, \"linear\" or \"cosine\", for the sampler \"ddpm\"",
+    },
+    Condition {
+        keys: &["detection.condition", "denoiser.classes"],
+        holds: |c| c.detection.condition == ClassCondition::None || c.denoiser.classes == ClassStrategy::Conditional,
+        words: "condition to be \"none\" unless classes is \"conditional\": the others have no class input",
+    },
+    Condition {
+        keys: &["detection.guidance", "detection.condition"],
+        holds: |c| c.detection.guidance == 1.0 || c.detection.condition == ClassCondition::Class,
+        words: "guidance to be 1 unless condition is \"class\"",
     },
     Condition {
         keys: &["diffusion.min_snr_floor", "diffusion.min_snr_gamma"],
@@ -149,6 +233,16 @@ fn channels(backbone: &str) -> usize {
     BACKBONES.iter().find(|(name, _)| *name == backbone).map_or(0, |&(_, channels)| channels)
 }
 
+fn is_pixels(config: &Config) -> bool {
+    config.features.space == SpaceKind::Pixel
+}
+
+/// Whether a schedule with steps has one about as noisy as this.
+fn has_step_near(config: &Config, alpha_bar: f64) -> bool {
+    let near = |process: Process| Ok((process.near(alpha_bar)?.alpha_bar() - alpha_bar).abs() <= 0.1);
+    config.diffusion.process().and_then(near).unwrap_or(false)
+}
+
 fn fits(side: usize, grid: usize) -> bool {
     side.is_multiple_of(grid) || grid.is_multiple_of(side)
 }
@@ -159,123 +253,6 @@ fn log_snr(alpha_bar: f64) -> f64 {
 
 fn is_trained(config: &Config, log_snr: f64) -> bool {
     (config.diffusion.log_snr_min..=config.diffusion.log_snr_max).contains(&log_snr)
-}
-
-/// What one key may be.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    /// `min`, `min + step`, and so on up to `max`.
-    Integer { min: i64, max: i64, step: i64 },
-    /// A number between two bounds; integers are taken too, NaN never.
-    Real(Bound<f64>, Bound<f64>),
-    /// One of these strings.
-    OneOf(&'static [&'static str]),
-    /// `[x, y, width, height]` inside the unit square, with an area.
-    Rectangle,
-    /// The name of a file; whether it is there is for the reader to see.
-    Path,
-}
-
-const fn integer(min: i64, max: i64) -> Kind {
-    Kind::Integer { min, max, step: 1 }
-}
-
-/// min <= x <= max
-const fn closed(min: f64, max: f64) -> Kind {
-    Kind::Real(Included(min), Included(max))
-}
-
-/// min < x < max
-const fn open(min: f64, max: f64) -> Kind {
-    Kind::Real(Excluded(min), Excluded(max))
-}
-
-/// min <= x < max
-const fn below(min: f64, max: f64) -> Kind {
-    Kind::Real(Included(min), Excluded(max))
-}
-
-/// min < x <= max
-const fn above(min: f64, max: f64) -> Kind {
-    Kind::Real(Excluded(min), Included(max))
-}
-
-impl Kind {
-    const fn step(self, step: i64) -> Self {
-        match self {
-            Self::Integer { min, max, .. } => Self::Integer { min, max, step },
-            other => other,
-        }
-    }
-
-    /// Whether `value` has a type that this key takes at all.
-    fn takes(self, value: &Value) -> bool {
-        match self {
-            Self::Integer { .. } => value.is_integer(),
-            Self::Real(..) => number(value).is_some(),
-            Self::OneOf(_) | Self::Path => value.is_str(),
-            Self::Rectangle => value.is_array(),
-        }
-    }
-
-    fn allows(self, value: &Value) -> bool {
-        match self {
-            Self::Integer { min, max, step } => {
-                value.as_integer().is_some_and(|i| (min..=max).contains(&i) && (i - min) % step == 0)
-            }
-            Self::Real(min, max) => {
-                use std::ops::RangeBounds;
-                number(value).is_some_and(|x| (min, max).contains(&x))
-            }
-            Self::OneOf(names) => value.as_str().is_some_and(|name| names.contains(&name)),
-            Self::Path => value.as_str().is_some_and(|path| !path.is_empty() && !path.chars().any(char::is_control)),
-            Self::Rectangle => rectangle(value).is_some_and(|[x, y, width, height]| {
-                // 0.7 + 0.3 may come out a hair above 1.
-                let inside = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
-                inside(x, width) && inside(y, height)
-            }),
-        }
-    }
-
-    /// The rule in words, after "expected".
-    fn words(self) -> String {
-        match self {
-            Self::Integer { min: 0, max: i64::MAX, step: 1 } => "an integer, 0 or more".into(),
-            Self::Integer { min, max, step: 1 } => format!("an integer from {min} to {max}"),
-            Self::Integer { min, max, step } if min % step == 0 => {
-                format!("a multiple of {step} from {min} to {max}")
-            }
-            Self::Integer { min, max, step } => {
-                let all: Vec<_> = (min..=max).step_by(step as usize).map(|i| i.to_string()).collect();
-                format!("one of {}", all.join(", "))
-            }
-            Self::Real(min, max) => {
-                let left = match min {
-                    Included(min) => format!("{min} <= "),
-                    Excluded(min) => format!("{min} < "),
-                    Bound::Unbounded => String::new(),
-                };
-                let right = match max {
-                    Included(max) => format!(" <= {max}"),
-                    Excluded(max) => format!(" < {max}"),
-                    Bound::Unbounded => String::new(),
-                };
-                format!("a number x with {left}x{right}")
-            }
-            Self::OneOf(names) => format!("one of {}", names.join(", ")),
-            Self::Path => "the name of a file".into(),
-            Self::Rectangle => "[x, y, width, height] as fractions of the frame, inside 0 to 1, with an area".into(),
-        }
-    }
-}
-
-fn number(value: &Value) -> Option<f64> {
-    value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
-}
-
-fn rectangle(value: &Value) -> Option<[f64; 4]> {
-    let numbers: Option<Vec<f64>> = value.as_array()?.iter().map(number).collect();
-    numbers?.try_into().ok()
 }
 
 /// One thing that is wrong, and the keys (dotted, as the user wrote them) it is about.

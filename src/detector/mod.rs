@@ -17,12 +17,15 @@ use crate::score::resize;
 mod limits;
 mod mask;
 mod network;
+mod program;
 mod store;
 
 use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use mask::Mask;
-pub use network::{Choice, Inspection, Network, Program, mean_token, raw_features};
+pub use network::{Choice, Inspection, Network, mean_token};
+pub(crate) use program::seeded_noise;
+pub use program::{Look, Program, Sampling};
 pub use store::{expected_tensors, save};
 
 /// Cells of the smoothed map per cell of the feature grid and side.

@@ -1,17 +1,13 @@
 //! The trained network: from a frame to a map and a score, before any threshold.
 
-use candle_core::{Device, Tensor};
-
-use super::{ClassSource, MAP_SCALE, Map, Mask};
+use super::{ClassSource, Look, MAP_SCALE, Map, Mask, Program};
 use crate::bundle::Card;
-use crate::config::{Config, Distance};
-use crate::diffusion::{Ddim, EpsMode, NoiseLevel, Plan, Prediction, Start, levels_in_log_snr, reconstruct};
+use crate::config::{Config, Decision, Distance, ScoreKind};
 use crate::error::{Error, Result};
-use crate::features::{FeatureSpace, to_grid};
 use crate::frame::{Frame, Geometry, Prepared, Preprocess};
-use crate::model::Backbone;
-use crate::model::denoiser::{Condition, Denoiser};
-use crate::score::{ResidualField, resize, root_mean_squares, smooth, top_mean};
+use crate::model::denoiser::Denoisers;
+use crate::score::{ResidualField, cosine_distances, resize, root_mean_squares, smooth, top_mean};
+use crate::space::Space;
 
 /// A second class is tried where its prototype is at most this much farther than the nearest.
 const CANDIDATE_RATIO: f32 = 1.5;
@@ -35,24 +31,21 @@ pub struct Inspection {
 pub struct Network {
     /// Configuration it was made with.
     pub config: Config,
-    /// Frozen features.
-    pub backbone: Box<dyn Backbone>,
-    /// Feature space.
-    pub space: FeatureSpace,
-    /// Denoiser.
-    pub denoiser: Denoiser,
+    /// What is modelled.
+    pub space: Box<dyn Space>,
+    /// Denoisers.
+    pub denoisers: Denoisers,
+    /// Noise of the start and of the diffusion score `[T, D]`, where one of them needs it.
+    pub noise: Option<Vec<f32>>,
     /// Residual statistics, one per class.
     pub fields: Vec<ResidualField>,
+    /// Mean over good parts of the reconstruction's distance and of the noise error at each level of the diffusion score,
+    /// per class; 1 where the score does not need them.
+    pub term_means: Vec<Vec<f32>>,
     /// Mean features of each class `[D]`.
     pub prototypes: Vec<Vec<f32>>,
     /// What counts unless the caller says otherwise; everything when absent.
     pub mask: Option<Mask>,
-}
-
-/// The noise levels that a detection visits, and what the denoiser is told at each.
-pub struct Program {
-    plan: Plan,
-    conditions: Vec<Condition>,
 }
 
 /// How `inspect` finds the class.
@@ -88,66 +81,58 @@ impl Network {
         Preprocess { size: input.size, fit: input.fit, roi: input.roi }
     }
 
-    /// Normalised features `[T, D]` of a prepared frame.
+    /// Values `[T, D]` of a prepared frame.
     ///
     /// # Errors
     /// When the device fails.
     pub fn features(&self, prepared: &Prepared) -> Result<Vec<f32>> {
-        let raw = raw_features(self.backbone.as_ref(), self.config.features.grid, &prepared.frame)?;
-        Ok(self.space.apply(&raw))
-    }
-
-    /// Residuals `x0 - x0_hat` `[B, T, D]` of normalised features `[B, T, D]`, from the noise-free start `sqrt(abar) x0`.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn residuals(&self, features: Vec<f32>, program: &Program) -> Result<Vec<f32>> {
-        let shape = self.denoiser.shape();
-        let x0 = Tensor::from_vec(features, ((), shape.grid * shape.grid, shape.dim), &Device::Cpu)?;
-        let batch = x0.dim(0)?;
-        let mut conditions = program.conditions.iter();
-        let estimate = reconstruct(&x0, &program.plan, Start::Scaled, &[], |x, _| {
-            let condition =
-                conditions.next().ok_or_else(|| Error::Internal("detector: a step without a condition".into()))?;
-            if batch == 1 {
-                self.denoiser.predict(x, condition)
-            } else {
-                self.denoiser.predict(x, &condition.repeat(batch)?)
-            }
-        })?;
-        Ok((x0 - estimate)?.flatten_all()?.to_vec1()?)
-    }
-
-    /// `steps` DDIM steps from the configured level, uniform in log-SNR, the predicted noise dropped between them; the
-    /// modulations of the null class are computed here, once.
-    ///
-    /// # Errors
-    /// When `steps` is 0.
-    pub fn program(&self, steps: usize) -> Result<Program> {
-        let start = NoiseLevel::from_alpha_bar(self.config.detection.start_alpha_bar)?;
-        let levels = levels_in_log_snr(start, self.config.diffusion.log_snr_max, steps)?;
-        let plan = Plan::new(levels, Prediction::X0, Ddim::new(0.0, EpsMode::Drop)?)?;
-        let asked = &plan.levels()[..plan.evaluations()];
-        let condition = |l: &NoiseLevel| self.denoiser.condition(&[l.log_snr() as f32], &[self.denoiser.null_class()]);
-        Ok(Program { conditions: asked.iter().map(condition).collect::<Result<_>>()?, plan })
+        self.space.values(&prepared.frame)
     }
 
     /// Distances to the prototypes: root mean square over the channels.
     pub fn prototype_distances(&self, features: &[f32]) -> Vec<f32> {
-        let mean = mean_token(features, self.space.dim());
+        let mean = mean_token(features, self.config.dim());
         let distance = |p: &Vec<f32>| {
             (p.iter().zip(&mean).map(|(p, m)| (p - m) * (p - m)).sum::<f32>() / mean.len() as f32).sqrt()
         };
         self.prototypes.iter().map(distance).collect()
     }
 
-    /// Map and image score of residuals `[T, D]` by the statistics of one class.
-    pub fn score(&self, residuals: &[f32], class: usize, geometry: Geometry, mask: Option<&Mask>) -> (f32, Map) {
-        let distance = match self.config.detection.distance {
+    /// How far each cell `[T]` of one sample is from what was rebuilt, by the statistics of one class.
+    pub fn reconstruction_distance(&self, values: &[f32], residuals: &[f32], class: usize) -> Vec<f32> {
+        match self.config.detection.distance {
             Distance::Mahalanobis => self.fields[class].distance(residuals),
-            Distance::L2 => root_mean_squares(residuals, self.space.dim()),
+            Distance::L2 => root_mean_squares(residuals, self.config.dim()),
+            Distance::Cosine => cosine_distances(values, residuals, self.config.dim()),
+        }
+    }
+
+    /// What the map is made of, `[T]`, for one sample's values `[T, D]` and what the denoiser made of them.
+    pub fn cells(&self, values: &[f32], look: &Look, class: usize) -> Vec<f32> {
+        let detection = &self.config.detection;
+        let rebuilt = || self.reconstruction_distance(values, &look.residuals, class);
+        let mean = |term: usize| self.term_means.get(class).and_then(|m| m.get(term)).copied().unwrap_or(1.0);
+        // The mean over the levels of the noise error, each in units of its mean over good parts.
+        let diffusion = || {
+            let mut sum = vec![0.0; self.config.tokens()];
+            for (level, errors) in look.noise_errors.iter().enumerate() {
+                for (s, e) in sum.iter_mut().zip(errors) {
+                    *s += e.sqrt() / mean(1 + level) / look.noise_errors.len() as f32;
+                }
+            }
+            sum
         };
-        self.map(distance, geometry, mask)
+        let weight = detection.diffusion_weight as f32;
+        match detection.score {
+            ScoreKind::Reconstruction => rebuilt(),
+            ScoreKind::Diffusion => diffusion(),
+            ScoreKind::Sum => rebuilt().iter().zip(diffusion()).map(|(r, d)| r / mean(0) + weight * d).collect(),
+            ScoreKind::Literal => {
+                let image = look.noise_errors.first().map_or(0.0, |e| e.iter().sum::<f32>() / e.len() as f32);
+                let squares = root_mean_squares(&look.residuals, self.config.dim());
+                squares.iter().map(|r| r * r + weight * image).collect()
+            }
+        }
     }
 
     /// Map and image score of one distance per cell `[T]`.
@@ -172,6 +157,22 @@ impl Network {
             }
         };
         (score, Map { side, values, geometry })
+    }
+
+    /// [`Network::cells`] for each class; the denoiser is asked once where its answer does not depend on the class.
+    fn cells_by_class(&self, values: &[f32], program: &Program, classes: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let mut shared: Option<Look> = None;
+        let mut all = Vec::with_capacity(classes.len());
+        for &class in classes {
+            let told = self.told(class);
+            let look = match shared.take() {
+                Some(look) if told.is_none() => look,
+                _ => self.look(values.to_vec(), program, told)?,
+            };
+            all.push(self.cells(values, &look, class));
+            shared = Some(look);
+        }
+        Ok(all)
     }
 
     /// Looks at one frame, whole. `calibrated(class, score)` makes scores of different classes comparable.
@@ -212,10 +213,17 @@ impl Network {
             Choice::Auto if distances.len() == 1 => (vec![0], ClassSource::Only),
             Choice::Auto => (nearest(&distances), ClassSource::Chosen),
         };
-        let residuals = self.residuals(features, program)?;
+        let everywhere = self.config.detection.decision == Decision::PixelMinimum && source == ClassSource::Chosen;
+        let candidates = if everywhere { (0..distances.len()).collect() } else { candidates };
+        let mut cells = self.cells_by_class(&features, program, &candidates)?;
+        if everywhere {
+            let lowest = |t: usize| cells.iter().map(|c| c[t]).fold(f32::INFINITY, f32::min);
+            let lowest: Vec<f32> = (0..self.config.tokens()).map(lowest).collect();
+            cells = vec![lowest; candidates.len()];
+        }
         let mask = mask.or(self.mask.as_ref());
-        let scored =
-            candidates.into_iter().map(|class| (class, self.score(&residuals, class, prepared.geometry, mask)));
+        let scored = candidates.into_iter().zip(cells);
+        let scored = scored.map(|(class, cells)| (class, self.map(cells, prepared.geometry, mask)));
         let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
         let Some((class, (score, map))) = best else {
             return Err(Error::Internal("detector: a model without classes".into()));
@@ -225,17 +233,6 @@ impl Network {
         }
         Ok(Inspection { class, source, prototype_distance: distances[class], score, map })
     }
-}
-
-/// Raw features `[T, C]` of a prepared frame.
-///
-/// # Errors
-/// When the device fails.
-pub fn raw_features(backbone: &dyn Backbone, grid: usize, frame: &Frame) -> Result<Vec<f32>> {
-    let pixels = frame.rgb().iter().map(|&x| f32::from(x)).collect::<Vec<_>>();
-    let image = Tensor::from_vec(pixels, (1, frame.height(), frame.width(), 3), &Device::Cpu)?;
-    let mut rows = to_grid(&backbone.forward(&image)?, grid)?;
-    rows.pop().ok_or_else(|| Error::Internal("detector: no features".into()))
 }
 
 /// Mean over the tokens: `[T, D]` to `[D]`.

@@ -6,26 +6,27 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
+use super::program::{has_probes, needs_noise};
 use super::{MAP_SCALE, Mask, Network};
-use crate::bundle::{self, Card, TensorSpec};
+use crate::bundle::{self, BackboneCard, Card, TensorSpec};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
-use crate::model::denoiser::{Denoiser, DenoiserShape};
+use crate::model::denoiser::Denoisers;
 use crate::model::{self, Weights};
 use crate::score::ResidualField;
+use crate::space::{Features, Pixels, Space};
 
 const MEAN: &str = "residuals.mean";
 const WHITEN: &str = "residuals.whiten";
 const PROTOTYPES: &str = "prototypes";
 const MASK: &str = "mask";
+const NOISE: &str = "noise";
+const TERM_MEANS: &str = "terms.mean";
 
-fn denoiser_shape(card: &Card) -> DenoiserShape {
-    DenoiserShape {
-        config: card.config.denoiser.clone(),
-        grid: card.config.features.grid,
-        dim: card.config.features.dim,
-        classes: card.classes.len(),
-    }
+/// Parts that the map of a configuration is made of: the reconstruction, and the diffusion score at each level.
+fn terms(config: &Config) -> usize {
+    1 + config.detection.diffusion_alpha_bars.len()
 }
 
 /// The tensors that a model with this card holds.
@@ -33,23 +34,29 @@ fn denoiser_shape(card: &Card) -> DenoiserShape {
 /// # Errors
 /// When the backbone is unknown.
 pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
-    let shape = denoiser_shape(card);
-    let (classes, tokens, dim) = (card.classes.len(), shape.grid * shape.grid, shape.dim);
+    let (classes, tokens, dim) = (card.classes.len(), card.config.tokens(), card.config.dim());
     let spec = |name: String, dtype: Dtype, shape: Vec<usize>| TensorSpec { name, dtype, shape };
     let mut all = Vec::new();
-    for (name, shape) in model::weight_shapes(&card.backbone.name)? {
-        all.push(spec(format!("backbone.{name}"), Dtype::F16, shape));
+    if let Some(BackboneCard { name: backbone, .. }) = &card.backbone {
+        for (name, shape) in model::weight_shapes(backbone)? {
+            all.push(spec(format!("backbone.{name}"), Dtype::F16, shape));
+        }
+        for (name, shape) in FeatureSpace::shapes(model::channels(backbone)?, dim) {
+            all.push(spec(name, Dtype::F32, shape));
+        }
     }
-    let channels = model::channels(&card.backbone.name)?;
-    for (name, shape) in FeatureSpace::shapes(channels, dim) {
-        all.push(spec(name, Dtype::F32, shape));
-    }
-    for parameter in shape.parameters() {
+    for parameter in Denoisers::parameters(&card.config, classes) {
         all.push(spec(format!("denoiser.{}", parameter.name), Dtype::F32, parameter.shape));
     }
     if card.config.input.mask.is_some() {
         let side = card.config.features.grid * MAP_SCALE;
         all.push(spec(MASK.into(), Dtype::F32, vec![side, side]));
+    }
+    if needs_noise(&card.config) {
+        all.push(spec(NOISE.into(), Dtype::F32, vec![tokens, dim]));
+    }
+    if has_probes(&card.config) {
+        all.push(spec(TERM_MEANS.into(), Dtype::F32, vec![classes, terms(&card.config)]));
     }
     all.push(spec(MEAN.into(), Dtype::F32, vec![classes, tokens, dim]));
     all.push(spec(WHITEN.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
@@ -69,15 +76,16 @@ pub fn save(
     denoiser: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
-    for (name, _) in model::weight_shapes(&card.backbone.name)? {
-        let weight =
-            backbone_weights.get(&name).ok_or_else(|| Error::Internal(format!("backbone weight {name} is missing")))?;
-        tensors.insert(format!("backbone.{name}"), weight.to_dtype(candle_core::DType::F16)?);
+    if let Some(BackboneCard { name: backbone, .. }) = &card.backbone {
+        for (name, _) in model::weight_shapes(backbone)? {
+            let weight = backbone_weights.get(&name);
+            let weight = weight.ok_or_else(|| Error::Internal(format!("backbone weight {name} is missing")))?;
+            tensors.insert(format!("backbone.{name}"), weight.to_dtype(candle_core::DType::F16)?);
+        }
     }
     tensors.extend(network.space.tensors()?);
     tensors.extend(denoiser.iter().map(|(name, tensor)| (format!("denoiser.{name}"), tensor.clone())));
-    let shape = denoiser_shape(card);
-    let (classes, tokens, dim) = (network.fields.len(), shape.grid * shape.grid, shape.dim);
+    let (classes, tokens, dim) = (network.fields.len(), card.config.tokens(), card.config.dim());
     let mean = network.fields.iter().flat_map(ResidualField::mean).copied().collect::<Vec<_>>();
     let whiten = network.fields.iter().flat_map(ResidualField::whiten).copied().collect::<Vec<_>>();
     let cpu = &Device::Cpu;
@@ -87,21 +95,32 @@ pub fn save(
         let side = card.config.features.grid * MAP_SCALE;
         tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (side, side), cpu)?);
     }
+    if let Some(noise) = &network.noise {
+        tensors.insert(NOISE.into(), Tensor::from_slice(noise, (tokens, dim), cpu)?);
+    }
+    if has_probes(&card.config) {
+        let means = Tensor::from_vec(network.term_means.concat(), (classes, terms(&card.config)), cpu)?;
+        tensors.insert(TERM_MEANS.into(), means);
+    }
     tensors.insert(PROTOTYPES.into(), Tensor::from_vec(network.prototypes.concat(), (classes, dim), cpu)?);
     bundle::save(path, card, &tensors)
 }
 
 /// The network of a loaded and checked file.
 pub(super) fn network(card: &Card, tensors: &Weights) -> Result<Network> {
-    let backbone_weights = tensors
-        .iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix("backbone.")?.to_owned(), tensor.clone())))
-        .collect();
-    let backbone = model::backbone(&card.backbone.name, &backbone_weights, &Device::Cpu)?;
-    let shape = denoiser_shape(card);
-    let (tokens, dim) = (shape.grid * shape.grid, shape.dim);
-    let denoiser = Denoiser::new(shape, |name| tensors.get(&format!("denoiser.{name}")).cloned())?;
-    let space = FeatureSpace::load(tensors, card.config.features.clamp)?;
+    let (classes, tokens, dim) = (card.classes.len(), card.config.tokens(), card.config.dim());
+    let grid = card.config.features.grid;
+    let space: Box<dyn Space> = match &card.backbone {
+        None => Box::new(Pixels { grid }),
+        Some(BackboneCard { name: backbone, .. }) => {
+            let own =
+                |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix("backbone.")?.to_owned(), tensor.clone()));
+            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), &Device::Cpu)?;
+            Box::new(Features { backbone, fitted: FeatureSpace::load(tensors, card.config.features.clamp)?, grid })
+        }
+    };
+    let weight = |name: &str| tensors.get(&format!("denoiser.{name}")).cloned();
+    let denoisers = Denoisers::new(&card.config, classes, weight)?;
     let get = |name: &str| {
         tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing"))).map(Tensor::flatten_all)
     };
@@ -114,7 +133,12 @@ pub(super) fn network(card: &Card, tensors: &Weights) -> Result<Network> {
         .map(|(mean, whiten)| ResidualField::new(dim, mean.to_vec(), whiten.to_vec()))
         .collect::<Result<Vec<_>>>()?;
     let prototypes = prototypes.chunks_exact(dim).map(<[f32]>::to_vec).collect();
-    let grid = card.config.features.grid;
+    let noise = needs_noise(&card.config).then(|| get(NOISE)?.and_then(|t| t.to_vec1()).map_err(Error::from));
+    let term_means = match has_probes(&card.config) {
+        true => get(TERM_MEANS)??.to_vec1::<f32>()?.chunks_exact(terms(&card.config)).map(<[f32]>::to_vec).collect(),
+        false => Vec::new(),
+    };
     let mask = card.config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)??.to_vec1()?)).transpose()?;
-    Ok(Network { config: card.config.clone(), backbone, space, denoiser, fields, prototypes, mask })
+    let (config, noise) = (card.config.clone(), noise.transpose()?);
+    Ok(Network { config, space, denoisers, noise, fields, term_means, prototypes, mask })
 }

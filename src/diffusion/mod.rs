@@ -8,6 +8,7 @@
 mod cosine;
 mod level;
 mod prediction;
+mod process;
 mod sampler;
 mod schedule;
 mod step;
@@ -16,7 +17,8 @@ mod weight;
 pub use cosine::CosineProcess;
 pub use level::{NoiseLevel, levels_in_log_snr};
 pub use prediction::{Prediction, add_noise};
-pub use sampler::{Plan, Start, reconstruct};
+pub use process::Process;
+pub use sampler::{Plan, Start, ancestral, reconstruct};
 pub use schedule::{Posterior, Schedule, Spacing, StepVariance};
 pub use step::{Ddim, EpsMode, ancestral_step};
 pub use weight::min_snr_weight;

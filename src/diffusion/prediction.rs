@@ -1,12 +1,14 @@
 //! q(x_t | x0), and the three things a network may predict, each from each.
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use super::{NoiseLevel, impossible};
 use crate::error::Result;
 
 /// What the network's output means (Salimans & Ho 2022, section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Prediction {
     /// The clean tensor.
     X0,

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Ddim, NoiseLevel, Prediction, add_noise, impossible};
+use super::{Ddim, NoiseLevel, Prediction, Schedule, StepVariance, add_noise, ancestral_step, impossible};
 use crate::error::Result;
 
 /// Where a reconstruction starts.
@@ -14,6 +14,21 @@ pub enum Start<'a> {
     Noised(&'a Tensor),
     /// This noise alone; the input is not looked at. Gives a sample of what was learned, not a reconstruction.
     Pure(&'a Tensor),
+}
+
+impl Start<'_> {
+    /// The tensor that a sampler begins with at `level`, in the shape of `x0`.
+    fn at(self, x0: &Tensor, level: NoiseLevel) -> Result<Tensor> {
+        let x = match self {
+            Start::Scaled => (x0 * level.signal())?,
+            Start::Noised(noise) => add_noise(x0, noise, &[level])?,
+            Start::Pure(noise) => noise.clone(),
+        };
+        if x.shape() != x0.shape() {
+            return Err(impossible(format!("noise is {:?} and x0 is {:?}; expected one shape", x.dims(), x0.dims())));
+        }
+        Ok(x)
+    }
 }
 
 /// The levels to visit and how to step between them; valid by construction.
@@ -95,15 +110,7 @@ pub fn reconstruct(
     if noises.len() != plan.noises() {
         return Err(impossible(format!("{} noises for the sampler; expected {}", noises.len(), plan.noises())));
     }
-    let first = plan.levels[0];
-    let mut x = match start {
-        Start::Scaled => (x0 * first.signal())?,
-        Start::Noised(noise) => add_noise(x0, noise, &[first])?,
-        Start::Pure(noise) => noise.clone(),
-    };
-    if x.shape() != x0.shape() {
-        return Err(impossible(format!("noise is {:?} and x0 is {:?}; expected one shape", x.dims(), x0.dims())));
-    }
+    let mut x = start.at(x0, plan.levels[0])?;
     let mut noises = noises.iter();
     for pair in plan.levels.windows(2) {
         let (from, to) = (pair[0], pair[1]);
@@ -111,6 +118,37 @@ pub fn reconstruct(
         let clean = plan.prediction.convert(&output, Prediction::X0, &x, &[from])?;
         let noise = if plan.ddim.takes_noise(to) { noises.next() } else { None };
         x = plan.ddim.step(&x, &clean, (from, to), noise)?;
+    }
+    Ok(x)
+}
+
+/// DDPM's ancestral sampling (Ho et al. 2020, algorithm 2): every step of `schedule` from step `first` down to 0, each a
+/// draw of the posterior given the network's `x0`. Returns a tensor in the shape of `x0`.
+///
+/// `predict` as in [`reconstruct`], answering in `prediction`. `noises` are the fresh noises of the steps `first` to 1,
+/// in that order: `first` of them.
+///
+/// # Errors
+///
+/// `first` beyond the schedule, a wrong number of noises, shapes that differ, and whatever `predict` returns.
+pub fn ancestral(
+    x0: &Tensor,
+    (schedule, first): (&Schedule, usize),
+    prediction: Prediction,
+    start: Start<'_>,
+    noises: &[Tensor],
+    mut predict: impl FnMut(&Tensor, f64) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if noises.len() != first {
+        return Err(impossible(format!("{} noises for the sampler; expected {first}", noises.len())));
+    }
+    let mut x = start.at(x0, schedule.level(first)?)?;
+    for step in (0..=first).rev() {
+        let level = schedule.level(step)?;
+        let output = predict(&x, level.log_snr())?;
+        let clean = prediction.convert(&output, Prediction::X0, &x, &[level])?;
+        let posterior = schedule.posterior(step, StepVariance::Posterior)?;
+        x = ancestral_step(&x, &clean, posterior, noises.get(first - step))?;
     }
     Ok(x)
 }

@@ -55,8 +55,17 @@ impl Schedule {
     ///
     /// No steps, or more than a million.
     pub fn linear(steps: usize) -> Result<Self> {
+        Self::linear_between(1e-4, 0.02, steps)
+    }
+
+    /// [`Schedule::linear`] with other ends, given for 1000 steps.
+    ///
+    /// # Errors
+    ///
+    /// No steps, or more than a million; betas that are not above 0.
+    pub fn linear_between(first: f64, last: f64, steps: usize) -> Result<Self> {
         let scale = scale(steps)?;
-        Self::from_betas(line(1e-4 * scale, 0.02 * scale, steps).map(|beta| beta.min(MAX_BETA)).collect())
+        Self::from_betas(line(first * scale, last * scale, steps).map(|beta| beta.min(MAX_BETA)).collect())
     }
 
     /// Square roots of the betas on a line from those of 0.00085 to 0.012 (Stable Diffusion's "scaled linear"),

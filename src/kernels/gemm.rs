@@ -47,7 +47,7 @@ pub struct Epilogue<'a> {
 
 /// A right-hand matrix `[k, n]` cut into panels as wide as the register tile. Packing is worth keeping where the matrix
 /// meets more than one product (the weights of a layer, once per call for a whole batch).
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Packed {
     data: Vec<f32>, // [panels, k, width]
     k: usize,

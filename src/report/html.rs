@@ -12,7 +12,7 @@ use super::png::{base64, png, png_rgba};
 use super::svg::{Histogram, Line, chart, legend, outline, short};
 use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
 
-const STYLE: &str = include_str!("page.css");
+pub(super) const STYLE: &str = include_str!("page.css");
 /// Points of a drawn curve: more than the chart has pixels.
 const CURVE_POINTS: usize = 400;
 
@@ -434,7 +434,7 @@ fn count(n: usize, thing: &str) -> String {
 }
 
 /// `text` as HTML text or as an attribute's value.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

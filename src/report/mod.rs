@@ -3,6 +3,7 @@
 //!
 //! Two evaluations of the same model on the same images give the same JSON but for `ms_per_image`.
 
+mod ablation;
 mod gallery;
 mod heatmap;
 mod html;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::metrics::{PRO_LIMIT, Ranking};
 
 pub use crate::files::{check_writable, write_atomic};
+pub use ablation::{Ablation, AblationRow};
 pub use gallery::{Case, Gallery, Kind, Picture};
 pub use heatmap::{HeatScale, MapView, heatmap};
 pub use html::{Curves, Page};

@@ -165,6 +165,47 @@ impl Histogram<'_> {
     }
 }
 
+/// One value for each of several names.
+pub(super) struct Dots<'a> {
+    /// What the values are.
+    pub(super) name: String,
+    pub(super) points: Vec<(&'a str, Option<f64>)>,
+    pub(super) logarithmic: bool,
+}
+
+/// A line for each name with a dot at its value; a line runs through the first, which the others are compared with.
+pub(super) fn dots(dots: &Dots<'_>) -> String {
+    const NAMES: f64 = 150.0;
+    const LINE: f64 = 15.0;
+    let scale = |value: f64| if dots.logarithmic { value.max(1e-9).log10() } else { value };
+    let values: Vec<f64> = dots.points.iter().filter_map(|(_, value)| value.map(scale)).collect();
+    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    if low > high {
+        return String::new();
+    }
+    let room = ((high - low) * 0.06).max(1e-3);
+    let x_of = |value: f64| NAMES + (scale(value) - low + room) / (high - low + 2.0 * room) * SIDE;
+    let (width, bottom) = (NAMES + SIDE + 40.0, TOP + LINE * dots.points.len() as f64);
+    let height = bottom + 8.0;
+    let mut svg = String::new();
+    let _ = write!(svg, r#"<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{}">"#, dots.name);
+    if let Some((_, Some(first))) = dots.points.first() {
+        let _ = write!(svg, r#"<path class="base" d="M{:.1} {TOP}V{bottom}"/>"#, x_of(*first));
+    }
+    for (at, (name, value)) in dots.points.iter().enumerate() {
+        let y = TOP + LINE * (at as f64 + 0.5);
+        let _ = write!(svg, r#"<text class="tick end" x="{}" y="{}">{name}</text>"#, NAMES - 6.0, y + 3.5);
+        if let Some(value) = value {
+            let (x, shown) = (x_of(*value), short(*value));
+            let _ = write!(svg, r#"<path class="grid" d="M{NAMES} {y}H{x:.1}"/>"#);
+            let _ = write!(svg, r#"<rect class="good" x="{:.1}" y="{}" width="6" height="6"/>"#, x - 3.0, y - 3.0);
+            let _ = write!(svg, r#"<text class="tick" x="{:.1}" y="{}">{shown}</text>"#, x + 6.0, y + 3.5);
+        }
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
 /// A number in about three significant digits.
 pub(super) fn short(value: f64) -> String {
     let size = value.abs();

@@ -1,4 +1,4 @@
-//! What the denoiser is shown: noised features with masked and foreign tokens. Everything random of a step comes from the
+//! What the denoiser is shown: noised values with masked and foreign cells. Everything random of a step comes from the
 //! seed and the number of the step, so that a resumed run draws what an uninterrupted one would have drawn.
 
 use candle_core::{Device, Tensor};
@@ -7,18 +7,20 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::cache::Cache;
-use crate::config::{Config, DiffusionConfig};
-use crate::diffusion::{NoiseLevel, Prediction, min_snr_weight};
+use crate::config::{ClassStrategy, Config, DiffusionConfig, Weighting};
+use crate::diffusion::{NoiseLevel, Prediction, Process, min_snr_weight};
 use crate::error::Result;
-use crate::model::denoiser::normal;
+use crate::model::denoiser::{normal, pooled};
 
 /// One training batch.
 pub(super) struct Batch {
-    /// Noisy features and mask, `[B, T, D + 1]`.
+    /// Noisy values and mask, `[B, T, D + 1]`.
     pub(super) input: Tensor,
-    /// Clean features `[B, T, D]`.
+    /// What the network should answer, `[B, T, D]`.
     pub(super) target: Tensor,
-    /// Weight of each sample's loss: min-SNR-gamma of the x0 loss (Hang et al. 2023) with a floor. `[B]`
+    /// The clean input with its foreign cells, averaged for a guided network, `[B, G, D]`.
+    pub(super) guide: Option<Tensor>,
+    /// Weight of each sample's loss `[B]`.
     pub(super) weight: Vec<f32>,
     /// Log-SNR of each sample.
     pub(super) log_snr: Vec<f32>,
@@ -32,13 +34,20 @@ struct Draw {
     image: usize,
     other: usize,
     class: u32,
-    log_snr: f64,
+    level: NoiseLevel,
     rng: ChaCha8Rng,
 }
 
-/// The batch of a step; `images[c]` are the cache indices of class c. Classes are drawn evenly, then images.
-pub(super) fn draw(config: &Config, cache: &Cache, images: &[Vec<usize>], step: usize) -> Result<Batch> {
-    let training = &config.training;
+/// The batch of a step; `images[c]` are the cache indices of class c. Classes are drawn evenly, then images. `process` is
+/// that of the configuration.
+pub(super) fn draw(
+    config: &Config,
+    process: &Process,
+    cache: &Cache,
+    images: &[Vec<usize>],
+    step: usize,
+) -> Result<Batch> {
+    let (training, diffusion) = (&config.training, &config.diffusion);
     let mut rng = ChaCha8Rng::seed_from_u64(training.seed);
     rng.set_stream(step as u64 + 1);
     let count = training.batch_size;
@@ -48,73 +57,94 @@ pub(super) fn draw(config: &Config, cache: &Cache, images: &[Vec<usize>], step: 
             let image = images[class][rng.random_range(0..images[class].len())];
             let from = &images[rng.random_range(0..images.len())];
             let other = from[rng.random_range(0..from.len())];
-            let shown = if rng.random::<f64>() < training.class_drop { images.len() } else { class };
-            let log_snr = log_snr(&config.diffusion, i < count / 2, &mut rng);
+            let dropped = rng.random::<f64>() < training.class_drop;
+            let shown = match config.denoiser.classes {
+                ClassStrategy::Conditional if dropped => images.len(),
+                ClassStrategy::Conditional | ClassStrategy::Heads => class,
+                ClassStrategy::Separate => 0,
+            };
+            let level = level(diffusion, process, i < count / 2, &mut rng)?;
             let rng = ChaCha8Rng::seed_from_u64(rng.next_u64());
-            Draw { image, other, class: shown as u32, log_snr, rng }
+            Ok(Draw { image, other, class: shown as u32, level, rng })
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let seed = rng.next_u64();
-    let (grid, dim) = (config.features.grid, config.features.dim);
-    let tokens = grid * grid;
+    let (grid, dim, tokens, guide_cells) = (config.features.grid, config.dim(), config.tokens(), config.denoiser.guide);
     let mut input = vec![0.0; count * tokens * (dim + 1)];
-    let mut target = vec![0.0; count * tokens * dim];
-    let weight = draws.iter().map(|d| weight(&config.diffusion, d.log_snr)).collect::<Result<_>>()?;
-    let log_snr = draws.iter().map(|d| d.log_snr as f32).collect();
+    let mut clean = vec![0.0; count * tokens * dim];
+    let levels: Vec<NoiseLevel> = draws.iter().map(|d| d.level).collect();
+    let weight = levels.iter().map(|&level| weight(diffusion, level)).collect::<Result<_>>()?;
+    let log_snr = levels.iter().map(|level| level.log_snr() as f32).collect();
     let class = draws.iter().map(|d| d.class).collect();
-    input
+    let guides = input
         .par_chunks_exact_mut(tokens * (dim + 1))
-        .zip(target.par_chunks_exact_mut(tokens * dim))
+        .zip(clean.par_chunks_exact_mut(tokens * dim))
         .zip(draws)
-        .try_for_each(|((input, target), draw)| -> Result<()> {
-            target.copy_from_slice(&cache.get(draw.image)?);
-            let other = cache.get(draw.other)?;
-            corrupt(config, draw, target, &other, input);
-            Ok(())
-        })?;
-    Ok(Batch {
-        input: Tensor::from_vec(input, (count, tokens, dim + 1), &Device::Cpu)?,
-        target: Tensor::from_vec(target, (count, tokens, dim), &Device::Cpu)?,
-        weight,
-        log_snr,
-        class,
-        seed,
-    })
+        .map(|((input, clean), draw)| {
+            clean.copy_from_slice(&cache.get(draw.image)?);
+            let mut shown = cache.get(draw.other)?;
+            corrupt(config, draw, clean, &mut shown, input);
+            Ok(if guide_cells > 0 { pooled(&shown, grid, dim, guide_cells) } else { Vec::new() })
+        })
+        .collect::<Result<Vec<Vec<f32>>>>()?;
+    let guide = match guide_cells {
+        0 => None,
+        n => Some(Tensor::from_vec(guides.concat(), (count, n * n, dim), &Device::Cpu)?),
+    };
+    let input = Tensor::from_vec(input, (count, tokens, dim + 1), &Device::Cpu)?;
+    let clean = Tensor::from_vec(clean, (count, tokens, dim), &Device::Cpu)?;
+    // For what is neither masked nor foreign this is the noise that was drawn, or v; elsewhere it is what leads back to the
+    // clean values from what is shown.
+    let target = match diffusion.prediction {
+        Prediction::X0 => clean,
+        other => Prediction::X0.convert(&clean, other, &input.narrow(2, 0, dim)?, &levels)?,
+    };
+    Ok(Batch { input, target, guide, weight, log_snr, class, seed })
 }
 
-/// Half of the draws around the operating point, half even over the range.
-fn log_snr(config: &DiffusionConfig, centred: bool, rng: &mut ChaCha8Rng) -> f64 {
+/// Every step of a schedule alike; without steps, half of the draws around the operating point, half even over the range.
+fn level(config: &DiffusionConfig, process: &Process, centred: bool, rng: &mut ChaCha8Rng) -> Result<NoiseLevel> {
+    let Process::Continuous { log_snr_min, log_snr_max } = *process else {
+        let schedule = process.schedule()?;
+        return schedule.level(rng.random_range(0..schedule.steps()));
+    };
     let value = if centred {
         config.log_snr_center + config.log_snr_spread * normal(rng)
     } else {
-        rng.random_range(config.log_snr_min..config.log_snr_max)
+        rng.random_range(log_snr_min..log_snr_max)
     };
-    value.clamp(config.log_snr_min, config.log_snr_max)
+    NoiseLevel::from_log_snr(value.clamp(log_snr_min, log_snr_max))
 }
 
-fn weight(config: &DiffusionConfig, log_snr: f64) -> Result<f32> {
-    let level = NoiseLevel::from_log_snr(log_snr)?;
-    Ok(min_snr_weight(Prediction::X0, level, config.min_snr_gamma, config.min_snr_floor)? as f32)
+fn weight(config: &DiffusionConfig, level: NoiseLevel) -> Result<f32> {
+    match config.weighting {
+        Weighting::Uniform => Ok(1.0),
+        Weighting::MinSnr => {
+            Ok(min_snr_weight(config.prediction, level, config.min_snr_gamma, config.min_snr_floor)? as f32)
+        }
+    }
 }
 
-/// Foreign patches (2x2 tokens), noise, then masked tokens: `x` and `other` `[T, D]`, `out` `[T, D + 1]`.
-fn corrupt(config: &Config, draw: Draw, x: &[f32], other: &[f32], out: &mut [f32]) {
-    let (grid, dim) = (config.features.grid, config.features.dim);
-    let Draw { log_snr, mut rng, .. } = draw;
-    let alpha_bar = 1.0 / (1.0 + (-log_snr).exp());
-    let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+/// Foreign patches (2x2 cells), noise, then masked cells: `x` and `other` `[T, D]`, `out` `[T, D + 1]`. Leaves in `other`
+/// what is shown before noise and mask.
+fn corrupt(config: &Config, draw: Draw, x: &[f32], other: &mut [f32], out: &mut [f32]) {
+    let (grid, dim) = (config.features.grid, config.dim());
+    let Draw { level, mut rng, .. } = draw;
+    let (signal, noise) = (level.signal() as f32, level.noise() as f32);
     let shuffle = config.training.shuffle * rng.random::<f64>();
     let mask = config.training.mask * rng.random::<f64>();
     let half = grid.div_ceil(2);
     let foreign: Vec<bool> = (0..half * half).map(|_| rng.random::<f64>() < shuffle).collect();
     let masked: Vec<bool> = (0..grid * grid).map(|_| rng.random::<f64>() < mask).collect();
     for (t, row) in out.chunks_exact_mut(dim + 1).enumerate() {
+        let source = &mut other[t * dim..][..dim];
+        if !foreign[(t / grid / 2) * half + t % grid / 2] {
+            source.copy_from_slice(&x[t * dim..][..dim]);
+        }
         if masked[t] {
             row[dim] = 1.0;
             continue;
         }
-        let source = if foreign[(t / grid / 2) * half + t % grid / 2] { other } else { x };
-        let source = &source[t * dim..][..dim];
         for (pair, x) in row[..dim].chunks_mut(2).zip(source.chunks(2)) {
             let gauss = normal_pair(&mut rng);
             for ((o, x), g) in pair.iter_mut().zip(x).zip(gauss) {
@@ -158,8 +188,11 @@ mod tests {
             cache.push(&(0..128).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
         }
         let images = [vec![0, 1, 2], vec![3, 4, 5]];
-        let values =
-            |step| draw(&config, &cache, &images, step).unwrap().input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let process = config.diffusion.process().unwrap();
+        let values = |step| {
+            let batch = draw(&config, &process, &cache, &images, step).unwrap();
+            batch.input.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
         let third = values(3);
         let _ = values(1);
         assert_eq!(third, values(3));

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::config::TrainingConfig;
 use crate::error::{Error, Result};
-use crate::model::denoiser::{DenoiserShape, Parameter};
+use crate::model::denoiser::Parameter;
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.99;
@@ -28,7 +28,7 @@ pub(super) struct Optimizer {
 
 impl Optimizer {
     /// Start values for a seed.
-    pub(super) fn new(shape: &DenoiserShape, seed: u64) -> Result<Self> {
+    pub(super) fn new(parameters: Vec<Parameter>, seed: u64) -> Result<Self> {
         let slot = |parameter: Parameter| {
             let value = parameter.start(seed);
             let n = value.len();
@@ -36,7 +36,7 @@ impl Optimizer {
             let average = value.clone();
             Ok(Slot { parameter, var, value, momentum: vec![0.0; n], square: vec![0.0; n], average })
         };
-        Ok(Self { slots: shape.parameters().into_iter().map(slot).collect::<Result<_>>()? })
+        Ok(Self { slots: parameters.into_iter().map(slot).collect::<Result<_>>()? })
     }
 
     /// The variable of a name.
@@ -50,10 +50,19 @@ impl Optimizer {
         self.slots.iter().map(|s| Ok((s.parameter.name.clone(), tensor(s)?))).collect()
     }
 
-    /// One step; `step` counts from 1. Returns the norm of the gradient before clipping.
-    pub(super) fn step(&mut self, grads: &GradStore, step: usize, rate: f64, config: &TrainingConfig) -> Result<f64> {
-        let grads = self
-            .slots
+    /// One step of the parameters whose names begin with `prefix`; `step` counts from 1. Returns the norm of the gradient
+    /// before clipping.
+    pub(super) fn step(
+        &mut self,
+        prefix: &str,
+        grads: &GradStore,
+        step: usize,
+        rate: f64,
+        config: &TrainingConfig,
+    ) -> Result<f64> {
+        let own = |slot: &&mut Slot| slot.parameter.name.starts_with(prefix);
+        let mut slots: Vec<&mut Slot> = self.slots.iter_mut().filter(own).collect();
+        let grads = slots
             .iter()
             .map(|slot| {
                 let name = &slot.parameter.name;
@@ -67,7 +76,7 @@ impl Optimizer {
         let (c1, c2) = (1.0 - BETA1.powi(step as i32), 1.0 - BETA2.powi(step as i32));
         // The average follows quickly at first: after t steps it has seen about t / 10.
         let decay = config.ema_decay.min((1 + step) as f64 / (10 + step) as f64) as f32;
-        for (slot, grad) in self.slots.iter_mut().zip(&grads) {
+        for (slot, grad) in slots.iter_mut().zip(&grads) {
             let shrink = if slot.parameter.decay { 1.0 - (rate * config.weight_decay) as f32 } else { 1.0 };
             let rate = rate as f32;
             let state = slot.value.iter_mut().zip(&mut slot.momentum).zip(&mut slot.square).zip(&mut slot.average);

@@ -73,7 +73,10 @@ pub fn class_card(
 }
 
 /// Refuses a rate that the held-out images cannot support, before any work is done.
-pub(super) fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
+///
+/// # Errors
+/// When a class has too few images for the configured rate.
+pub fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
     let Some(target) = config.calibration.target_fpr else { return Ok(()) };
     for category in &data.categories {
         let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);

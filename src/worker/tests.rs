@@ -17,7 +17,7 @@ fn card() -> Card {
         schema: SCHEMA,
         tool: "diad 0".into(),
         config: Config::default(),
-        backbone: BackboneCard { name: "efficientnet-lite0".into(), sha256: "0".repeat(64) },
+        backbone: Some(BackboneCard { name: "efficientnet-lite0".into(), sha256: "0".repeat(64) }),
         classes: vec![ClassCard {
             name: "part".into(),
             train_images: 1,

@@ -86,7 +86,7 @@ fn card() -> Card {
         schema: SCHEMA,
         tool: "diad 0.1.0".into(),
         config: Config::default(),
-        backbone: BackboneCard { name: "efficientnet-lite0".into(), sha256: "b".repeat(64) },
+        backbone: Some(BackboneCard { name: "efficientnet-lite0".into(), sha256: "b".repeat(64) }),
         classes: vec![
             class("bottle", (0..40).map(|i| i as f32 * 0.1 - 0.7).collect(), 0.05),
             class("Schraube \"M6\"", vec![-1.5, 1e-20, 0.25, 0.25, 3e20], 0.2),

@@ -16,8 +16,8 @@ mod schedules;
 
 use candle_core::{DType, Device, Tensor};
 use diad::diffusion::{
-    CosineProcess, Ddim, EpsMode, NoiseLevel, Plan, Prediction, Schedule, Spacing, Start, StepVariance, add_noise,
-    ancestral_step, levels_in_log_snr, min_snr_weight, reconstruct,
+    CosineProcess, Ddim, EpsMode, NoiseLevel, Plan, Prediction, Process, Schedule, Spacing, Start, StepVariance,
+    add_noise, ancestral, ancestral_step, levels_in_log_snr, min_snr_weight, reconstruct,
 };
 use diad::error::Result;
 use proptest::prelude::*;

@@ -203,3 +203,65 @@ proptest! {
         prop_assert!((factor * factor * from.variance() + sigma * sigma - to.variance()).abs() < 1e-12);
     }
 }
+
+/// A network that knows the answer brings it back from every start, by every sampler, in any number of steps.
+#[test]
+fn an_oracle_gives_x0_back() {
+    let (x0, noise) = (normal(1, 6), normal(2, 6));
+    let noises: Vec<Tensor> = (0..1000).map(|i| normal(10 + i, 6)).collect();
+    let schedules = [Schedule::linear(1000).unwrap(), Schedule::cosine(1000).unwrap(), Schedule::linear(20).unwrap()];
+    let continuous = Process::Continuous { log_snr_min: -3.0, log_snr_max: 4.0 };
+    let processes: Vec<Process> = schedules.into_iter().map(Process::Discrete).chain([continuous]).collect();
+    for process in &processes {
+        for (start, level) in [
+            (Start::Scaled, process.near(0.4).unwrap()),
+            (Start::Noised(&noise), process.near(0.4).unwrap()),
+            (Start::Noised(&noise), process.near(0.9).unwrap()),
+            (Start::Pure(&noise), process.noisiest().unwrap()),
+        ] {
+            for prediction in [Prediction::X0, Prediction::Epsilon, Prediction::V] {
+                let oracle = |x: &Tensor, log_snr: f64| {
+                    Prediction::X0.convert(&x0, prediction, x, &[NoiseLevel::from_log_snr(log_snr)?])
+                };
+                for steps in [1, 2, 3, 10, 50] {
+                    let levels = process.levels(level, steps).unwrap();
+                    for sampler in [ddim(0.0), ddim(0.5), ddim(1.0), Ddim::new(0.0, EpsMode::Drop).unwrap()] {
+                        let plan = Plan::new(levels.clone(), prediction, sampler).unwrap();
+                        let got = reconstruct(&x0, &plan, start, &noises[..plan.noises()], oracle).unwrap();
+                        assert!(largest_difference(&got, &x0) < 1e-6, "{process:?} {start:?} {prediction:?} {steps}");
+                    }
+                }
+                if let Process::Discrete(schedule) = process {
+                    let first = schedule.nearest_step(level);
+                    let got = ancestral(&x0, (schedule, first), prediction, start, &noises[..first], oracle).unwrap();
+                    assert!(largest_difference(&got, &x0) < 1e-6, "{start:?} {prediction:?} ancestral");
+                }
+            }
+        }
+    }
+}
+
+/// Ancestral sampling is DDIM with eta 1 at every step, noise for noise.
+#[test]
+fn ancestral_sampling_is_ddim_with_eta_one_at_every_step() {
+    let schedule = Schedule::cosine(40).unwrap();
+    let (x0, start) = (cosines(1.0), cosines(3.0));
+    let noises: Vec<Tensor> = (0..39).map(|i| cosines(f64::from(i) + 0.5)).collect();
+    let plan = Plan::new(schedule.levels(39, 40, Spacing::Linspace).unwrap(), Prediction::V, ddim(1.0)).unwrap();
+    let expected = reconstruct(&x0, &plan, Start::Pure(&start), &noises, tanh).unwrap();
+    let got = ancestral(&x0, (&schedule, 39), Prediction::V, Start::Pure(&start), &noises, tanh).unwrap();
+    assert!(largest_difference(&got, &expected) < 1e-9);
+    assert!(ancestral(&x0, (&schedule, 39), Prediction::V, Start::Scaled, &noises[1..], tanh).is_err());
+    assert!(ancestral(&x0, (&schedule, 40), Prediction::V, Start::Scaled, &noises, tanh).is_err());
+}
+
+#[test]
+fn a_process_keeps_to_its_levels() {
+    let steps = Process::Discrete(Schedule::linear(1000).unwrap());
+    assert_eq!(steps.near(0.0785).unwrap().alpha_bar(), Schedule::linear(1000).unwrap().alpha_bars()[499]);
+    assert_eq!(steps.levels(steps.noisiest().unwrap(), 10).unwrap().len(), 11);
+    let any = Process::Continuous { log_snr_min: -3.0, log_snr_max: 4.0 };
+    assert_eq!(any.near(0.4).unwrap().alpha_bar(), 0.4);
+    assert_close(any.noisiest().unwrap().log_snr(), -3.0, 1e-12);
+    assert!(any.schedule().is_err() && steps.schedule().is_ok());
+}

@@ -1,0 +1,250 @@
+//! `diad ablate`
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Context;
+use super::args::AblateArgs;
+use super::evaluate::{Settings, evaluate};
+use super::frames::check_exists;
+use super::progress::{TrainingProgress, duration};
+use super::table::{Align, Table};
+use super::train::{configuration, describe};
+use crate::bundle::sha256_hex;
+use crate::config::{CalibrationConfig, Config, DetectionConfig};
+use crate::data::{self, Dataset};
+use crate::detector::Detector;
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::report::{Ablation, AblationRow};
+use crate::train::{self, Fit, Material};
+
+mod rows;
+
+use rows::{ROWS, Row};
+
+/// A row and the configuration that it stands for.
+struct Work {
+    row: Row,
+    config: Config,
+    /// Names the result; another configuration or other data give another key.
+    key: String,
+    /// Names what has to be trained; rows that differ in detection only share it.
+    fit_key: String,
+}
+
+pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
+    let rows = chosen(args)?;
+    if args.list {
+        let mut table = Table::new(&[("group", Align::Left), ("row", Align::Left), ("changes", Align::Left)]);
+        for row in rows {
+            table.row(vec![row.group.to_owned(), row.name.to_owned(), row.set.join(" ")]);
+        }
+        return context.console.print(table);
+    }
+    let (Some(root), Some(out)) = (&args.data, &args.out) else {
+        return Err(Error::Usage("--data and --out are needed (or --list)".into()));
+    };
+    let base = configuration(&args.config, Config::default())?;
+    if let Some(weights) = &args.backbone {
+        check_exists(weights)?;
+    }
+    let data = Dataset::scan(root, &args.classes)?;
+    data::check_trainable(&data)?;
+    if data.categories.iter().all(|category| category.test.is_empty()) {
+        let expected = "expected test images: test/good and test/DEFECT in each product's folder";
+        return Err(Error::data(root, expected));
+    }
+    let images = data.categories.iter().flat_map(|c| c.train.iter().chain(c.test.iter().map(|s| &s.path)).cloned());
+    let images = data::data_sha256(&images.collect::<Vec<PathBuf>>())?;
+    let works = rows.into_iter().map(|row| work(row, &base, &data, &images)).collect::<Result<Vec<_>>>()?;
+    for folder in [out.clone(), out.join("rows"), out.join("weights")] {
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
+    }
+    describe(&context.console, &data, &base);
+    let mut bench = Bench { context, args, data: &data, out, material: None };
+    let mut done = Vec::new();
+    for (at, work) in works.iter().enumerate() {
+        context.check_stop()?;
+        let place = format!("{} of {}", at + 1, works.len());
+        let row = match bench.known(work)? {
+            Some(row) => {
+                context.console.note(format_args!("{} ({place}): measured before", work.row.name));
+                row
+            }
+            None => {
+                context.console.note(format_args!("{} ({place})", work.row.name));
+                bench.measure(work)?
+            }
+        };
+        done.push(row);
+        // After every row: what there is can be looked at, and is not lost.
+        let ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), done.clone());
+        write_atomic(out.join("ablation.json"), ablation.to_json()?.as_bytes())?;
+        write_atomic(out.join("ablation.md"), ablation.markdown().as_bytes())?;
+        write_atomic(out.join("ablation.html"), ablation.html().as_bytes())?;
+    }
+    let ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), done);
+    context.console.print(ablation.markdown().trim_end())?;
+    context.console.note(format_args!("as a page: {}", out.join("ablation.html").display()));
+    Ok(())
+}
+
+/// The rows that were asked for, in the order of the grid.
+fn chosen(args: &AblateArgs) -> Result<Vec<Row>> {
+    for wanted in &args.rows {
+        if !ROWS.iter().any(|row| row.name == wanted || row.group == wanted) {
+            let groups: BTreeSet<_> = ROWS.iter().map(|row| row.group).collect();
+            let groups = groups.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!("--row {wanted}: no such row; see --list, or take a group: {groups}")));
+        }
+    }
+    let wanted = |row: &&Row| args.rows.is_empty() || args.rows.iter().any(|w| w == row.name || w == row.group);
+    Ok(ROWS.iter().filter(wanted).copied().collect())
+}
+
+fn work(row: Row, base: &Config, data: &Dataset, images: &str) -> Result<Work> {
+    let mut config = base.clone();
+    let named = |error: Error| match error {
+        Error::Config { mistakes, .. } => Error::Config { origin: format!("row {}", row.name), mistakes },
+        other => other,
+    };
+    config.assign(row.set).map_err(named)?;
+    train::check_rates(&config, data)?;
+    let key = |config: &Config| {
+        let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
+        Ok::<_, Error>(sha256_hex(format!("{} {images} {text}", env!("CARGO_PKG_VERSION")).as_bytes()))
+    };
+    Ok(Work { row, key: key(&config)?, fit_key: key(&trained(&config))?, config })
+}
+
+/// The configuration without what training does not look at.
+fn trained(config: &Config) -> Config {
+    Config { detection: DetectionConfig::default(), calibration: CalibrationConfig::default(), ..config.clone() }
+}
+
+/// What the rows share.
+struct Bench<'a> {
+    context: &'a Context,
+    args: &'a AblateArgs,
+    data: &'a Dataset,
+    out: &'a Path,
+    /// Values of the images, and the configuration they were made with.
+    material: Option<(Config, Material)>,
+}
+
+impl Bench<'_> {
+    fn result(&self, work: &Work) -> PathBuf {
+        self.out.join("rows").join(format!("{}.json", work.row.name))
+    }
+
+    /// The row's result, if it was measured before with the same configuration and data.
+    fn known(&self, work: &Work) -> Result<Option<AblationRow>> {
+        let path = self.result(work);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path, "cannot read", error)),
+        };
+        // One that cannot be understood is measured again.
+        Ok(serde_json::from_str::<AblationRow>(&text).ok().filter(|row| row.key == work.key))
+    }
+
+    fn measure(&mut self, work: &Work) -> Result<AblationRow> {
+        let config = &work.config;
+        let fit = self.fit(work)?;
+        let context = self.context;
+        let model = self.out.join(".row.diad");
+        {
+            let material = self.material(config)?;
+            let progress = TrainingProgress::new(&context.console);
+            let told = train::Context { observer: &progress, stop: &context.stop };
+            train::finish(config, material, &fit.averages, &model, told, &mut Vec::new())?;
+        }
+        let detector = Detector::open(&model)?;
+        let _ = fs::remove_file(&model); // its tensors are in memory
+        let settings = Settings {
+            model: work.row.name.to_owned(),
+            batch: 8,
+            class_known: self.args.class_known,
+            baselines: false,
+        };
+        let report = evaluate(context, &detector, self.data, &settings)?.report;
+        let row = AblationRow {
+            group: work.row.group.to_owned(),
+            name: work.row.name.to_owned(),
+            set: work.row.set.iter().map(|&set| set.to_owned()).collect(),
+            key: work.key.clone(),
+            mean: report.mean.metrics,
+            false_reject_rate: report.mean.false_reject_rate,
+            escape_rate: report.mean.escape_rate,
+            ms_per_image: report.ms_per_image,
+            training_seconds: fit.seconds,
+            parameters: fit.averages.values().map(candle_core::Tensor::elem_count).sum(),
+        };
+        let mut json = serde_json::to_string_pretty(&row).map_err(|e| Error::Internal(format!("ablation: {e}")))?;
+        json.push('\n');
+        write_atomic(self.result(work), json.as_bytes())?;
+        Ok(row)
+    }
+
+    /// Trained weights: those of an earlier row or run, or new ones.
+    fn fit(&mut self, work: &Work) -> Result<Fit> {
+        let name = |ending: &str| self.out.join("weights").join(format!("{}.{ending}", &work.fit_key[..16]));
+        let (weights, checkpoint) = (name("safetensors"), name("checkpoint"));
+        if weights.exists() {
+            return Fit::read(&weights);
+        }
+        let context = self.context;
+        let material = self.material(&work.config)?;
+        let progress = TrainingProgress::new(&context.console);
+        let told = train::Context { observer: &progress, stop: &context.stop };
+        let fit = train::fit(&trained(&work.config), material, &checkpoint, checkpoint.exists(), told)?;
+        drop(progress);
+        fit.write(&weights)?;
+        let _ = fs::remove_file(&checkpoint); // there may be none
+        let spent = duration(Duration::from_secs_f64(fit.seconds));
+        context.console.note(format_args!("trained in {spent} ({:.1} images/s)", fit.images_per_second));
+        Ok(fit)
+    }
+
+    /// The images' values for this configuration; rows that look at the images alike share them.
+    fn material(&mut self, config: &Config) -> Result<&Material> {
+        let alike = |other: &Config| {
+            let split = |c: &Config| (c.training.calibration_fraction, c.training.seed, c.training.cache_mib);
+            other.input == config.input && other.features == config.features && split(other) == split(config)
+        };
+        let found = self.material.take().filter(|(other, _)| alike(other));
+        let (config, material) = match found {
+            Some(found) => found,
+            None => {
+                let progress = TrainingProgress::new(&self.context.console);
+                let told = train::Context { observer: &progress, stop: &self.context.stop };
+                let backbone = self.args.backbone.as_deref();
+                (config.clone(), Material::gather(config, self.data, backbone, self.out, told)?)
+            }
+        };
+        Ok(&self.material.insert((config, material)).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_a_configuration_of_its_own_with_a_name_of_its_own() {
+        let mut names = BTreeSet::new();
+        let mut configs: Vec<Config> = Vec::new();
+        for row in ROWS {
+            let mut config = Config::default();
+            config.assign(row.set).unwrap_or_else(|error| panic!("{}: {error}", row.name));
+            assert!(names.insert(row.name) && !configs.contains(&config), "{}", row.name);
+            assert!(ROWS.iter().all(|other| other.group != row.name) || row.name == "base", "{}", row.name);
+            configs.push(config);
+        }
+        assert_eq!(ROWS[0].set, [""; 0], "the first row is what the others are compared with");
+    }
+}

@@ -1,0 +1,148 @@
+//! `diad sample`
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::args::SampleArgs;
+use super::frames::{self, in_groups};
+use super::{Context, sheet};
+use crate::data::{Dataset, read_frame};
+use crate::detector::{Choice, Network, Sampling};
+use crate::error::{Error, Result};
+use crate::files::{check_writable, write_atomic};
+use crate::frame::Frame;
+use crate::report::png;
+
+/// Good images whose patches stand for features, at most.
+const PATCH_IMAGES: usize = 40;
+/// Small pictures are enlarged to at least this side, for eyes.
+const SIDE: usize = 128;
+
+pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
+    check_writable(&args.out)?;
+    if !(0.0..=1.0).contains(&args.eta) {
+        return Err(Error::Usage(format!("--eta {}: expected a number from 0 to 1", args.eta)));
+    }
+    if !(0.0..=20.0).contains(&args.guidance) {
+        return Err(Error::Usage(format!("--guidance {}: expected a number from 0 to 20", args.guidance)));
+    }
+    let detector = frames::open(&args.model, None)?;
+    let network = detector.network();
+    let class = match args.class.as_deref().map(|name| detector.choice(name)).transpose()? {
+        Some(Choice::Known(class)) => Some(class),
+        Some(Choice::Auto) => {
+            return Err(Error::Usage("--class auto: expected a class; without --class it is a part in general".into()));
+        }
+        None => None,
+    };
+    let prepare = |path: &Path| network.preprocess().apply(&read_frame(path)?).map(|prepared| prepared.frame);
+    let like = args.like.as_deref().map(|path| network.space.values(&prepare(path)?)).transpose()?;
+    if network.config.denoiser.guide > 0 && like.is_none() {
+        return Err(Error::Usage("this model is guided by an image: give one to go by with --like".into()));
+    }
+    let patches = match (network.space.picture(&vec![0.0; network.config.tokens() * network.config.dim()]), &args.data)
+    {
+        (Some(_), _) => None,
+        (None, Some(root)) => Some(Patches::read(context, network, root, args.class.as_deref())?),
+        (None, None) => {
+            return Err(Error::Usage(
+                "this model is one of features, which are shown by patches of good images: give some with --data"
+                    .into(),
+            ));
+        }
+    };
+    let count = usize::from(args.count);
+    let mut task = context.console.task("sample", count);
+    let mut pictures = Vec::with_capacity(count);
+    let numbers: Vec<u64> = (0..count as u64).collect();
+    for group in numbers.chunks(rayon::current_num_threads()) {
+        context.check_stop()?;
+        let drawn = group.par_iter().map(|&i| {
+            let (steps, seed) = (usize::from(args.steps), args.seed.wrapping_add(i));
+            let like = like.as_deref();
+            let values =
+                network.sample(&Sampling { class, like, steps, eta: args.eta, guidance: args.guidance, seed })?;
+            match &patches {
+                Some(patches) => patches.picture(&values),
+                None => network.space.picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into())),
+            }
+        });
+        pictures.extend(drawn.collect::<Result<Vec<Frame>>>()?);
+        task.set(pictures.len(), "");
+    }
+    task.finish();
+    let enlarged = pictures.iter().map(enlarged).collect::<Result<Vec<_>>>()?;
+    write_atomic(&args.out, &png(&sheet::grid(&enlarged)?)?)?;
+    context.console.print(format_args!("{}", args.out.display()))
+}
+
+/// The picture at a whole multiple of its size that is large enough for eyes.
+fn enlarged(picture: &Frame) -> Result<Frame> {
+    let factor = SIDE.div_ceil(picture.width());
+    let (width, height) = (picture.width() * factor, picture.height() * factor);
+    let mut rgb = Vec::with_capacity(width * height * 3);
+    for y in 0..height {
+        for x in 0..width {
+            let at = (y / factor * picture.width() + x / factor) * 3;
+            rgb.extend_from_slice(&picture.rgb()[at..at + 3]);
+        }
+    }
+    Frame::new(width, height, rgb)
+}
+
+/// Cells of good images: what they are to the model, and what they look like.
+struct Patches {
+    grid: usize,
+    dim: usize,
+    /// `[N T, D]`
+    values: Vec<f32>,
+    /// The images, each of the model's input size.
+    images: Vec<Frame>,
+}
+
+impl Patches {
+    /// Those of a few good images of every product, or of one.
+    fn read(context: &Context, network: &Network, root: &Path, class: Option<&str>) -> Result<Self> {
+        let data = Dataset::scan(root, &[])?;
+        let named = |name: &str| data.categories.iter().any(|category| category.name == name);
+        let wanted = class.filter(|class| named(class));
+        let categories: Vec<_> =
+            data.categories.iter().filter(|category| wanted.is_none_or(|class| category.name == class)).collect();
+        let each = PATCH_IMAGES.div_ceil(categories.len().max(1));
+        let paths: Vec<PathBuf> = categories.iter().flat_map(|c| c.train.iter().take(each).cloned()).collect();
+        let (grid, dim) = (network.config.features.grid, network.config.dim());
+        let mut all = Self { grid, dim, values: Vec::new(), images: Vec::new() };
+        let mut task = context.console.task("patches", paths.len());
+        in_groups(context, &paths, 8, |group| {
+            for (_, frame) in group {
+                let prepared = network.preprocess().apply(&frame?)?.frame;
+                all.values.extend(network.space.values(&prepared)?);
+                all.images.push(prepared);
+            }
+            task.set(all.images.len(), "");
+            Ok(())
+        })?;
+        task.finish();
+        Ok(all)
+    }
+
+    /// Each cell as the patch whose values are nearest.
+    fn picture(&self, values: &[f32]) -> Result<Frame> {
+        let tokens = self.grid * self.grid;
+        let size = self.images.first().map_or(self.grid, Frame::width);
+        let patch = size / self.grid;
+        let mut rgb = vec![0; size * size * 3];
+        for (t, value) in values.chunks_exact(self.dim).enumerate() {
+            let distance = |row: &[f32]| row.iter().zip(value).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+            let all = self.values.chunks_exact(self.dim).map(distance).enumerate();
+            let Some((nearest, _)) = all.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+            let (image, from) = (&self.images[nearest / tokens], nearest % tokens);
+            for y in 0..patch {
+                let row = |cell: usize| ((cell / self.grid * patch + y) * size + cell % self.grid * patch) * 3;
+                rgb[row(t)..][..patch * 3].copy_from_slice(&image.rgb()[row(from)..][..patch * 3]);
+            }
+        }
+        Frame::new(size, size, rgb)
+    }
+}

@@ -1,0 +1,300 @@
+//! The denoiser: ConvNeXt-style blocks with a little self-attention over the grid, told the noise level and the class by
+//! adaptive layer norm; on one resolution, or as a U-Net on several. It predicts clean values, noise, or what is between
+//! them, from noisy values.
+//!
+//! Input and output are tokens `[B, T, D]`, T = grid x grid in raster order. In training the input has one channel more:
+//! 1 where a token is masked. Its row of the input matrix is the learned mask token.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::ops::{self, AttentionShape, ConvNextShape, Dropout};
+
+mod classes;
+mod shape;
+
+pub use classes::Denoisers;
+use shape::FREQUENCIES;
+use shape::Stage as StageShape;
+pub(crate) use shape::normal;
+pub use shape::{DenoiserShape, Init, Parameter};
+
+struct Layer {
+    parameters: Tensor,
+    weight: Tensor, // modulation
+    bias: Tensor,
+}
+
+/// What the blocks are told about noise level and class.
+pub struct Condition {
+    /// One per layer, `[B, 3 W]`, the last `[B, 2 W]`.
+    modulations: Vec<Tensor>,
+    /// Output layer of each sample.
+    heads: Vec<usize>,
+}
+
+impl Condition {
+    /// The condition of one sample, repeated for a batch.
+    ///
+    /// # Errors
+    /// When it is not one sample's.
+    pub fn repeat(&self, batch: usize) -> Result<Self> {
+        let rows = self.modulations.iter().map(|m| m.broadcast_as((batch, m.dim(1)?))?.contiguous());
+        let modulations = rows.collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Self { modulations, heads: self.heads.repeat(batch) })
+    }
+}
+
+/// One stage on the way through the network.
+enum Stage {
+    Block(Layer, ConvNextShape),
+    Attention(Layer, AttentionShape),
+    /// To half the side; what came in is kept for the way up.
+    Shrink([Tensor; 2], usize),
+    /// To twice the side, joined by what was kept.
+    Grow {
+        grow: [Tensor; 2],
+        join: [Tensor; 2],
+        side: usize,
+    },
+}
+
+/// The network.
+pub struct Denoiser {
+    shape: DenoiserShape,
+    input: [Tensor; 2],
+    guide: Option<[Tensor; 2]>,
+    noise: [Tensor; 4],
+    class: Tensor,
+    stages: Vec<Stage>,
+    output_modulation: [Tensor; 2],
+    output: [Tensor; 2],
+}
+
+impl Denoiser {
+    /// From its tensors by name; with `Var`s it can be trained, with plain tensors it is frozen.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn new(shape: DenoiserShape, tensor: impl Fn(&str) -> Option<Tensor>) -> Result<Self> {
+        let expected = shape.parameters();
+        let get = |name: &str| -> Result<Tensor> {
+            let parameter = expected.iter().find(|p| p.name == name);
+            let found = tensor(name).ok_or_else(|| Error::Internal(format!("denoiser: {name} is missing")))?;
+            match parameter {
+                Some(p) if p.shape == found.dims() => Ok(found),
+                _ => Err(Error::Internal(format!("denoiser: {name} has shape {:?}", found.dims()))),
+            }
+        };
+        let layer = |prefix: String, parameters: &str| -> Result<Layer> {
+            Ok(Layer {
+                parameters: get(&format!("{prefix}.{parameters}"))?,
+                weight: get(&format!("{prefix}.modulation.weight"))?,
+                bias: get(&format!("{prefix}.modulation.bias"))?,
+            })
+        };
+        let pair = |prefix: &str| -> Result<[Tensor; 2]> {
+            Ok([get(&format!("{prefix}.weight"))?, get(&format!("{prefix}.bias"))?])
+        };
+        let stages = shape.stages().into_iter().map(|stage| {
+            Ok(match stage {
+                StageShape::Block(name, shape) => Stage::Block(layer(name, "convnext")?, shape),
+                StageShape::Attention(name, shape) => Stage::Attention(layer(name, "layer")?, shape),
+                StageShape::Shrink { level, side, .. } => Stage::Shrink(pair(&format!("down.{level}.shrink"))?, side),
+                StageShape::Grow { level, side, .. } => Stage::Grow {
+                    grow: pair(&format!("up.{level}.grow"))?,
+                    join: pair(&format!("up.{level}.join"))?,
+                    side,
+                },
+            })
+        });
+        Ok(Self {
+            stages: stages.collect::<Result<Vec<_>>>()?,
+            input: [get("input.weight")?, get("input.position")?],
+            guide: if shape.config.guide > 0 { Some(pair("guide")?) } else { None },
+            noise: [get("noise.0.weight")?, get("noise.0.bias")?, get("noise.1.weight")?, get("noise.1.bias")?],
+            class: get("class.embedding")?,
+            output_modulation: pair("output.modulation")?,
+            output: pair("output")?,
+            shape,
+        })
+    }
+
+    /// Shapes.
+    pub fn shape(&self) -> &DenoiserShape {
+        &self.shape
+    }
+
+    /// Index of the null class.
+    pub fn null_class(&self) -> u32 {
+        self.shape.classes as u32
+    }
+
+    fn device(&self) -> &Device {
+        self.class.device()
+    }
+
+    /// Modulations for each sample's log-SNR and class (`null_class()` for none; with heads, the class whose output is
+    /// wanted).
+    ///
+    /// # Errors
+    /// When the slices differ in length or a class is out of range.
+    pub fn condition(&self, log_snr: &[f32], classes: &[u32]) -> Result<Condition> {
+        let (classes, heads) = if self.shape.heads > 1 {
+            (vec![self.null_class(); classes.len()], classes.iter().map(|&c| c as usize).collect())
+        } else {
+            (classes.to_vec(), vec![0; classes.len()])
+        };
+        let known = classes.iter().all(|&c| c <= self.null_class()) && heads.iter().all(|&h| h < self.shape.heads);
+        if log_snr.len() != classes.len() || !known {
+            return Err(Error::Internal(format!("denoiser: {} noise levels, classes {classes:?}", log_snr.len())));
+        }
+        // Sines and cosines of lambda at frequencies from 0.05 to 10, geometric.
+        let ratio = (10.0f32 / 0.05).ln() / (FREQUENCIES - 1) as f32;
+        let embedding = log_snr
+            .iter()
+            .flat_map(|&l| {
+                let angle = move |i: usize| l * 0.05 * (i as f32 * ratio).exp();
+                (0..FREQUENCIES).map(move |i| angle(i).sin()).chain((0..FREQUENCIES).map(move |i| angle(i).cos()))
+            })
+            .collect::<Vec<_>>();
+        let e = Tensor::from_vec(embedding, (log_snr.len(), 2 * FREQUENCIES), self.device())?;
+        let [w0, b0, w1, b1] = &self.noise;
+        let noise = e.matmul(w0)?.broadcast_add(b0)?.silu()?.matmul(w1)?.broadcast_add(b1)?;
+        let classes = Tensor::new(classes.as_slice(), self.device())?;
+        let c = (noise + self.class.index_select(&classes, 0)?)?.silu()?;
+        let modulation =
+            |weight: &Tensor, bias: &Tensor| -> candle_core::Result<Tensor> { c.matmul(weight)?.broadcast_add(bias) };
+        let mut modulations = Vec::new();
+        for stage in &self.stages {
+            if let Stage::Block(layer, _) | Stage::Attention(layer, _) = stage {
+                modulations.push(modulation(&layer.weight, &layer.bias)?);
+            }
+        }
+        modulations.push(modulation(&self.output_modulation[0], &self.output_modulation[1])?);
+        Ok(Condition { modulations, heads })
+    }
+
+    /// What the network was trained to predict, `[B, T, D]`, from noisy values `[B, T, D]`. `guide` is the clean input at
+    /// `config.guide` cells per side, `[B, G, D]`, see [`pooled`]. A sample's result does not depend on the batch.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the guide is missing or superfluous.
+    pub fn predict(&self, x: &Tensor, condition: &Condition, guide: Option<&Tensor>) -> Result<Tensor> {
+        let weight = self.input[0].narrow(0, 0, self.shape.dim)?;
+        self.run(x, &weight, condition, guide, None)
+    }
+
+    /// `predict` for training: `x` `[B, T, D + 1]` carries the mask as its last channel and 0 in masked tokens;
+    /// `dropout_seed` fixes the dropped units.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_train(
+        &self,
+        x: &Tensor,
+        condition: &Condition,
+        guide: Option<&Tensor>,
+        dropout_seed: u64,
+    ) -> Result<Tensor> {
+        self.run(x, &self.input[0], condition, guide, Some(dropout_seed))
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        condition: &Condition,
+        guide: Option<&Tensor>,
+        train: Option<u64>,
+    ) -> Result<Tensor> {
+        let mut modulations = condition.modulations.iter();
+        let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
+        let mut h = ops::linear(x, weight, &self.input[1])?;
+        match (&self.guide, guide) {
+            (Some([weight, bias]), Some(guide)) => {
+                let cells = Tensor::new(self.shape.guide_cells(), self.device())?;
+                h = (h + ops::linear(guide, weight, bias)?.index_select(&cells, 1)?)?;
+            }
+            (None, None) => {}
+            (mine, given) => {
+                let (mine, given) = (mine.is_some(), given.is_some());
+                return Err(Error::Internal(format!("denoiser: guide expected {mine}, given {given}")));
+            }
+        }
+        let (mut kept, mut block) = (Vec::new(), 0);
+        for stage in &self.stages {
+            h = match stage {
+                Stage::Block(layer, shape) => {
+                    let dropout = train.map(|seed| Dropout {
+                        probability: self.shape.config.dropout,
+                        seed: seed.wrapping_add(u64::wrapping_mul(block, 0x9e37_79b9_7f4a_7c15)),
+                    });
+                    block += 1;
+                    ops::convnext(&h, &layer.parameters, next()?, *shape, dropout, train.is_some())?
+                }
+                Stage::Attention(layer, shape) => {
+                    ops::attention(&h, &layer.parameters, next()?, *shape, train.is_some())?
+                }
+                Stage::Shrink([weight, bias], side) => {
+                    let small = ops::linear(&blocks_to_channels(&h, *side)?, weight, bias)?;
+                    kept.push(h);
+                    small
+                }
+                Stage::Grow { grow, join, side } => {
+                    let skip = kept.pop().ok_or_else(|| Error::Internal("denoiser: no skip for a level".into()))?;
+                    let large = channels_to_blocks(&ops::linear(&h, &grow[0], &grow[1])?, *side)?;
+                    (large + ops::linear(&skip, &join[0], &join[1])?)?
+                }
+            };
+        }
+        self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)
+    }
+
+    /// The output layer; with heads, each sample's own.
+    fn output(&self, h: &Tensor, heads: &[usize]) -> Result<Tensor> {
+        let [weight, bias] = &self.output;
+        if self.shape.heads == 1 {
+            return Ok(ops::linear(h, weight, bias)?);
+        }
+        let of = |h: &Tensor, head: usize| ops::linear(h, &weight.get(head)?, &bias.get(head)?);
+        if heads.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(of(h, heads.first().copied().unwrap_or(0))?);
+        }
+        let rows = heads.iter().enumerate().map(|(i, &head)| of(&h.narrow(0, i, 1)?, head));
+        Ok(Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// The dtype of everything here.
+    pub const DTYPE: DType = DType::F32;
+}
+
+/// Blocks of 2x2 cells put side by side: `[B, S S, W]` to `[B, S S / 4, 4 W]`.
+fn blocks_to_channels(x: &Tensor, side: usize) -> candle_core::Result<Tensor> {
+    let (batch, _, width) = x.dims3()?;
+    let half = side / 2;
+    let split = x.reshape((batch * half, 2, half, 2 * width))?; // [B h, 2, h, 2 W]
+    split.transpose(1, 2)?.contiguous()?.reshape((batch, half * half, 4 * width))
+}
+
+/// The way back: `[B, S S / 4, 4 W]` to `[B, S S, W]`.
+fn channels_to_blocks(x: &Tensor, side: usize) -> candle_core::Result<Tensor> {
+    let (batch, _, width) = x.dims3()?;
+    let half = side / 2;
+    let split = x.reshape((batch * half, half, 2, width / 2))?; // [B h, h, 2, 2 W]
+    split.transpose(1, 2)?.contiguous()?.reshape((batch, side * side, width / 4))
+}
+
+/// The mean of values `[T, D]` over each of `cells` x `cells` equal parts of the grid: what a guided network is told of the
+/// clean input.
+pub fn pooled(values: &[f32], grid: usize, dim: usize, cells: usize) -> Vec<f32> {
+    let factor = grid / cells;
+    let mut out = vec![0.0; cells * cells * dim];
+    for (t, row) in values.chunks_exact(dim).enumerate() {
+        let cell = t / grid / factor * cells + t % grid / factor;
+        for (sum, value) in out[cell * dim..][..dim].iter_mut().zip(row) {
+            *sum += value / (factor * factor) as f32;
+        }
+    }
+    out
+}
