@@ -80,6 +80,21 @@ fn every_choice_trains_loads_and_gives_a_score_that_depends_on_the_image_alone()
     }
 }
 
+/// Without guidance it is the network that is told nothing; with all of it, the one that is told the class.
+#[test]
+fn guidance_goes_from_no_class_to_the_class() {
+    let scores = |set: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = check(set, folder.path());
+        rows.into_iter().map(|row| (row["score"].clone(), row["class"].clone())).collect::<Vec<_>>()
+    };
+    let base = scores("");
+    let none = scores("detection.condition=class detection.guidance=0");
+    let told = scores("detection.condition=class");
+    assert_eq!(base, none);
+    assert_ne!(base, told);
+}
+
 #[test]
 fn a_model_of_pictures_draws_pictures() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,6 +176,18 @@ fn an_ablation_is_a_table_and_goes_on_where_it_was() {
     for key in ["image_auroc", "pixel_auroc", "aupro"] {
         assert_eq!(report["mean"][key], json["rows"][1]["mean"][key], "{key}");
     }
+
+    // Files are rows, too, and only those that are asked for.
+    fs::write(folder.path().join("mine.toml"), fs::read_to_string(smoke()).unwrap() + "distance = \"l2\"\n").unwrap();
+    let line = "ablate --data {} --out {} --config {} --set training.steps=30 --with {}";
+    let run = diad(line, &[&shop.parts, &out, &smoke(), &folder.path().join("mine.toml")]).ok();
+    assert!(
+        run.stdout.contains("| mine | ") && run.stdout.contains("--config") && !run.stdout.contains("base"),
+        "{run:?}"
+    );
+    let twice = "ablate --data {} --out {} --with {} {}";
+    diad(twice, &[&shop.parts, &out, &folder.path().join("mine.toml"), &folder.path().join("mine.toml")])
+        .refused(2, &["two rows would be called mine"]);
 
     assert!(diad("ablate --list", &[]).ok().stdout.contains("schedule-ddpm-100"));
     diad("ablate --data {} --out {} --row nonsense", &[&shop.parts, &out]).refused(2, &["nonsense", "--list"]);

@@ -347,6 +347,8 @@ EXAMPLES
   diad ablate --data photos --out ablation
   Only some groups or rows, from a quicker start:
     diad ablate --data photos --out ablation --row steps --row prediction-v --set training.steps=400
+  Configurations of your own, beside the one that all rows start from:
+    diad ablate --data photos --out ablation --row base --with mine.toml --with configs/seed-ddpm.toml
 
 LEAVES IN THE FOLDER
   ablation.md, .json, .html   the table; written anew after every row
@@ -375,6 +377,10 @@ pub(super) struct AblateArgs {
     /// Measure this row, or this group of rows, only; repeat for several
     #[arg(long = "row", value_name = "NAME")]
     pub(super) rows: Vec<String>,
+
+    /// Measure configuration files as rows of their own, under the files' names. Without --row, files only
+    #[arg(long, value_name = "F", num_args = 1..)]
+    pub(super) with: Vec<PathBuf>,
 
     /// Show the rows and what they change
     #[arg(long)]

@@ -113,14 +113,14 @@ impl Config {
 
     fn resolved(&self) -> Result<(), Vec<String>> {
         // TOML's integers end at 2^63 - 1: a seed beyond has no place in the tree that the rules look at.
-        let tree = Table::try_from(self).map_err(|error| {
-            let seed = self.training.seed;
-            if seed > i64::MAX as u64 {
-                vec![format!("training.seed = {seed}: expected an integer from 0 to {}", i64::MAX)]
-            } else {
-                vec![error.to_string()]
-            }
-        })?;
+        let seeds = [("training.seed", self.training.seed), ("detection.noise_seed", self.detection.noise_seed)];
+        let beyond = seeds.into_iter().filter(|(_, seed)| *seed > i64::MAX as u64);
+        let beyond = beyond.map(|(key, seed)| format!("{key} = {seed}: expected an integer from 0 to {}", i64::MAX));
+        let beyond: Vec<String> = beyond.collect();
+        if !beyond.is_empty() {
+            return Err(beyond);
+        }
+        let tree = Table::try_from(self).map_err(|error| vec![error.to_string()])?;
         match rules::resolve(&tree) {
             Ok(_) => Ok(()),
             Err(mistakes) => Err(mistakes.into_iter().map(|mistake| mistake.text).collect()),

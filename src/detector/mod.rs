@@ -24,8 +24,8 @@ use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use mask::Mask;
 pub use network::{Choice, Inspection, Network, mean_token};
-pub(crate) use program::seeded_noise;
 pub use program::{Look, Program, Sampling};
+pub(crate) use program::{needs_noise, seeded_noise};
 pub use store::{expected_tensors, save};
 
 /// Cells of the smoothed map per cell of the feature grid and side.

@@ -73,7 +73,7 @@ struct Asked<'a> {
 }
 
 /// Whether a detection needs the stored noise.
-pub(super) fn needs_noise(config: &Config) -> bool {
+pub(crate) fn needs_noise(config: &Config) -> bool {
     config.detection.start != StartKind::Scaled || has_probes(config)
 }
 

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::material::{Material, preprocess};
 use super::{ClassScores, Context, Event, class_card};
 use crate::bundle::{Card, ClassCard, SCHEMA, TrainingCard};
-use crate::config::{Config, ScoreKind, StartKind};
-use crate::detector::{self, Choice, Look, Network, Program, mean_token, seeded_noise};
+use crate::config::{Config, ScoreKind};
+use crate::detector::{self, Choice, Look, Network, Program, mean_token, needs_noise, seeded_noise};
 use crate::error::Result;
 use crate::model::denoiser::Denoisers;
 use crate::score::ResidualSums;
@@ -33,9 +33,8 @@ pub fn finish(
     skipped: &mut Vec<(std::path::PathBuf, String)>,
 ) -> Result<()> {
     let denoisers = Denoisers::new(config, material.names.len(), |name| averages.get(name).cloned())?;
-    let needs_noise =
-        config.detection.start != StartKind::Scaled || config.detection.score != ScoreKind::Reconstruction;
-    let noise = needs_noise.then(|| seeded_noise(config.detection.noise_seed, 0, config.tokens() * config.dim()));
+    let noise = needs_noise(config);
+    let noise = noise.then(|| seeded_noise(config.detection.noise_seed, 0, config.tokens() * config.dim()));
     let mut network = Network {
         config: config.clone(),
         space: material.space(config)?,

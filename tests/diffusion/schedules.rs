@@ -137,6 +137,7 @@ fn impossible_schedules_are_refused() {
             assert_refused(schedule, &format!("diffusion steps is {steps}"));
         }
     }
+    assert_refused(Schedule::linear_between(0.0, 0.1, 10), "beta of step 0 is 0");
     assert_refused(Schedule::from_betas(vec![]), "diffusion steps is 0");
     assert_refused(Schedule::from_betas(vec![0.1, 0.0]), "beta of step 1 is 0");
     assert_refused(Schedule::from_betas(vec![1.0, 0.5]), "beta of step 0 is 1");
@@ -149,4 +150,15 @@ fn impossible_schedules_are_refused() {
     assert_refused(schedule.posterior(10, StepVariance::Posterior), "diffusion step is 10");
     assert_refused(schedule.subset(10, 3, Spacing::Trailing), "diffusion step is 10");
     assert_refused(schedule.subset(9, 0, Spacing::Linspace), "sampler steps is 0");
+}
+
+/// The ends are those given for 1000 steps, and as much signal is left whatever the number of steps.
+#[test]
+fn linear_ends_are_scaled_with_the_steps() {
+    let ours = Schedule::linear_between(2e-4, 0.01, 500).unwrap();
+    assert_close(ours.betas()[0], 4e-4, 1e-12);
+    assert_close(ours.betas()[499], 0.02, 1e-12);
+    assert_eq!(Schedule::linear_between(1e-4, 0.02, 1000).unwrap(), Schedule::linear(1000).unwrap());
+    let left = |steps| Schedule::linear_between(2e-4, 0.01, steps).unwrap().alpha_bars()[steps - 1].ln();
+    assert!((left(1000) / left(250) - 1.0).abs() < 0.02, "{} {}", left(1000), left(250));
 }

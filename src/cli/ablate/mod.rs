@@ -27,7 +27,10 @@ use rows::{ROWS, Row};
 
 /// A row and the configuration that it stands for.
 struct Work {
-    row: Row,
+    group: String,
+    name: String,
+    /// What it changes, as one would type it.
+    set: Vec<String>,
     config: Config,
     /// Names the result; another configuration or other data give another key.
     key: String,
@@ -44,6 +47,14 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         }
         return context.console.print(table);
     }
+    let names: Vec<String> =
+        rows.iter().map(|row| row.name.to_owned()).chain(args.with.iter().map(|f| stem(f))).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        return Err(Error::Usage(format!(
+            "--with: two rows would be called {}; expected files of different names",
+            twice.1
+        )));
+    }
     let (Some(root), Some(out)) = (&args.data, &args.out) else {
         return Err(Error::Usage("--data and --out are needed (or --list)".into()));
     };
@@ -59,7 +70,10 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     }
     let images = data.categories.iter().flat_map(|c| c.train.iter().chain(c.test.iter().map(|s| &s.path)).cloned());
     let images = data::data_sha256(&images.collect::<Vec<PathBuf>>())?;
-    let works = rows.into_iter().map(|row| work(row, &base, &data, &images)).collect::<Result<Vec<_>>>()?;
+    let grid = rows.into_iter().map(|row| Work::of_row(row, &base, &images));
+    let files = args.with.iter().map(|file| Work::of_file(file, &args.config.set, &images));
+    let works = grid.chain(files).collect::<Result<Vec<_>>>()?;
+    works.iter().try_for_each(|work| train::check_rates(&work.config, &data))?;
     for folder in [out.clone(), out.join("rows"), out.join("weights")] {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
     }
@@ -71,11 +85,11 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         let place = format!("{} of {}", at + 1, works.len());
         let row = match bench.known(work)? {
             Some(row) => {
-                context.console.note(format_args!("{} ({place}): measured before", work.row.name));
+                context.console.note(format_args!("{} ({place}): measured before", work.name));
                 row
             }
             None => {
-                context.console.note(format_args!("{} ({place})", work.row.name));
+                context.console.note(format_args!("{} ({place})", work.name));
                 bench.measure(work)?
             }
         };
@@ -101,23 +115,44 @@ fn chosen(args: &AblateArgs) -> Result<Vec<Row>> {
             return Err(Error::Usage(format!("--row {wanted}: no such row; see --list, or take a group: {groups}")));
         }
     }
-    let wanted = |row: &&Row| args.rows.is_empty() || args.rows.iter().any(|w| w == row.name || w == row.group);
+    let all = args.rows.is_empty() && args.with.is_empty();
+    let wanted = |row: &&Row| all || args.rows.iter().any(|w| w == row.name || w == row.group);
     Ok(ROWS.iter().filter(wanted).copied().collect())
 }
 
-fn work(row: Row, base: &Config, data: &Dataset, images: &str) -> Result<Work> {
-    let mut config = base.clone();
-    let named = |error: Error| match error {
-        Error::Config { mistakes, .. } => Error::Config { origin: format!("row {}", row.name), mistakes },
-        other => other,
-    };
-    config.assign(row.set).map_err(named)?;
-    train::check_rates(&config, data)?;
-    let key = |config: &Config| {
-        let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
-        Ok::<_, Error>(sha256_hex(format!("{} {images} {text}", env!("CARGO_PKG_VERSION")).as_bytes()))
-    };
-    Ok(Work { row, key: key(&config)?, fit_key: key(&trained(&config))?, config })
+/// The name of a file's row.
+fn stem(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Work {
+    /// A row of the grid changes the configuration that all start from.
+    fn of_row(row: Row, base: &Config, images: &str) -> Result<Self> {
+        let mut config = base.clone();
+        let named = |error: Error| match error {
+            Error::Config { mistakes, .. } => Error::Config { origin: format!("row {}", row.name), mistakes },
+            other => other,
+        };
+        config.assign(row.set).map_err(named)?;
+        let set = row.set.iter().map(|&set| set.to_owned()).collect();
+        Self::new(row.group.to_owned(), row.name.to_owned(), set, config, images)
+    }
+
+    /// A file is a configuration of its own; only `--set` is stronger.
+    fn of_file(file: &Path, set: &[String], images: &str) -> Result<Self> {
+        let mut config = Config::from_file(file)?;
+        config.assign(set)?;
+        let typed = vec![format!("--config {}", file.display())];
+        Self::new("file".to_owned(), stem(file), typed, config, images)
+    }
+
+    fn new(group: String, name: String, set: Vec<String>, config: Config, images: &str) -> Result<Self> {
+        let key = |config: &Config| {
+            let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
+            Ok::<_, Error>(sha256_hex(format!("{} {images} {text}", env!("CARGO_PKG_VERSION")).as_bytes()))
+        };
+        Ok(Self { group, name, set, key: key(&config)?, fit_key: key(&trained(&config))?, config })
+    }
 }
 
 /// The configuration without what training does not look at.
@@ -137,7 +172,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn result(&self, work: &Work) -> PathBuf {
-        self.out.join("rows").join(format!("{}.json", work.row.name))
+        self.out.join("rows").join(format!("{}.json", work.name))
     }
 
     /// The row's result, if it was measured before with the same configuration and data.
@@ -165,17 +200,13 @@ impl Bench<'_> {
         }
         let detector = Detector::open(&model)?;
         let _ = fs::remove_file(&model); // its tensors are in memory
-        let settings = Settings {
-            model: work.row.name.to_owned(),
-            batch: 8,
-            class_known: self.args.class_known,
-            baselines: false,
-        };
+        let settings =
+            Settings { model: work.name.clone(), batch: 8, class_known: self.args.class_known, baselines: false };
         let report = evaluate(context, &detector, self.data, &settings)?.report;
         let row = AblationRow {
-            group: work.row.group.to_owned(),
-            name: work.row.name.to_owned(),
-            set: work.row.set.iter().map(|&set| set.to_owned()).collect(),
+            group: work.group.clone(),
+            name: work.name.clone(),
+            set: work.set.clone(),
             key: work.key.clone(),
             mean: report.mean.metrics,
             false_reject_rate: report.mean.false_reject_rate,
