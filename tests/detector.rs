@@ -1,0 +1,192 @@
+//! How the map is put together: each score and each way to tell the class against its formula, on a network of pictures
+//! with made-up weights.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, in its helpers too, and says what it skips"
+)]
+
+use candle_core::{Device, Tensor};
+use diad::config::Config;
+use diad::detector::{Choice, Look, Network, Sampling};
+use diad::frame::{Frame, Prepared};
+use diad::model::denoiser::Denoisers;
+use diad::score::ResidualSums;
+use diad::space::{Pixels, Space};
+
+const GRID: usize = 8;
+const DIM: usize = 3;
+
+/// A network of pictures for two classes; `set` changes the configuration.
+fn network(set: &[&str]) -> Network {
+    let mut config = Config::default();
+    let pictures =
+        ["input.size=64", "features.space=pixel", "features.grid=8", "denoiser.width=16", "denoiser.blocks=2"];
+    config.assign(&pictures.iter().chain(&["denoiser.attention_every=2"]).chain(set).collect::<Vec<_>>()).unwrap();
+    let parameters = Denoisers::parameters(&config, 2);
+    let weight = |name: &str| {
+        let (index, parameter) = parameters.iter().enumerate().find(|(_, p)| p.name == name)?;
+        let value = |i: usize| ((i * 7 + index * 13) as f32 * 0.61).sin() * 0.2;
+        Some(
+            Tensor::from_vec((0..parameter.elements()).map(value).collect(), parameter.shape.as_slice(), &Device::Cpu)
+                .unwrap(),
+        )
+    };
+    let denoisers = Denoisers::new(&config, 2, weight).unwrap();
+    let field = |seed: usize| {
+        let mut sums = ResidualSums::new(GRID * GRID, DIM);
+        sums.add(&(0..30 * GRID * GRID * DIM).map(|i| ((i * i + seed) as f32 * 0.37).sin()).collect::<Vec<_>>());
+        sums.finish().unwrap()
+    };
+    Network {
+        space: Box::new(Pixels { grid: GRID }),
+        denoisers,
+        noise: Some((0..GRID * GRID * DIM).map(|i| (i as f32 * 1.7).sin() * 1.4).collect()),
+        fields: vec![field(0), field(5)],
+        term_means: vec![vec![2.0, 0.5, 0.25], vec![4.0, 1.0, 0.5]],
+        prototypes: vec![vec![3.0; DIM], vec![3.1; DIM]],
+        mask: None,
+        config,
+    }
+}
+
+fn prepared() -> Prepared {
+    let rgb = (0..64 * 64 * 3).map(|i: usize| (i * 31 / 7 % 256) as u8).collect();
+    network(&[]).preprocess().apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
+}
+
+fn values() -> Vec<f32> {
+    Pixels { grid: GRID }.values(&prepared().frame).unwrap()
+}
+
+fn look(network: &Network, told: Option<usize>) -> Look {
+    network.look(values(), &network.program(network.config.detection.ddim_steps).unwrap(), told).unwrap()
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], expected: impl IntoIterator<Item = f32>) {
+    let expected: Vec<f32> = expected.into_iter().collect();
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{got} not {expected}");
+    }
+}
+
+const PROBES: &str = "detection.diffusion_alpha_bars=[0.8, 0.3]";
+
+#[test]
+fn every_score_is_its_formula() {
+    let cells = |set: &[&str], class: usize| {
+        let network = network(set);
+        let look = look(&network, None);
+        network.cells(&values(), &look, class)
+    };
+    let sum = network(&["detection.score=sum", PROBES, "detection.diffusion_weight=3"]);
+    let seen = look(&sum, None);
+    let rebuilt = sum.reconstruction_distance(&values(), &seen.residuals, 1);
+    assert_close(&cells(&[], 1), rebuilt.iter().copied());
+    // Class 1: means 4 for the distance, 1 and 0.5 for the levels.
+    let [first, second] = [&seen.noise_errors[0], &seen.noise_errors[1]];
+    let diffusion = |t: usize| (first[t].sqrt() / 1.0 + second[t].sqrt() / 0.5) / 2.0;
+    let all = 0..GRID * GRID;
+    assert_close(&cells(&["detection.score=diffusion", PROBES], 1), all.clone().map(diffusion));
+    assert_close(&sum.cells(&values(), &seen, 1), all.clone().map(|t| rebuilt[t] / 4.0 + 3.0 * diffusion(t)));
+    // The literal: squared error of each cell, and the noise error of the whole image at the first level.
+    let image = first.iter().sum::<f32>() / first.len() as f32;
+    let square = |t: usize| seen.residuals[t * DIM..][..DIM].iter().map(|r| r * r).sum::<f32>() / DIM as f32;
+    assert_close(&cells(&["detection.score=literal", PROBES], 1), all.map(|t| square(t) + 0.5 * image));
+}
+
+/// "Diffusion score" and "reconstruction error" of one level are one quantity, but for the factor SNR.
+#[test]
+fn the_noise_error_is_the_reconstruction_error_times_snr() {
+    let noised = network(&[
+        "detection.score=sum",
+        "detection.diffusion_alpha_bars=[0.3]",
+        "detection.start=noised",
+        "detection.sampler=ddim",
+        "detection.start_alpha_bar=0.3",
+    ]);
+    let seen = look(&noised, None);
+    let square = |r: &[f32]| r.iter().map(|r| r * r).sum::<f32>() / DIM as f32;
+    assert_close(&seen.noise_errors[0], seen.residuals.chunks_exact(DIM).map(|r| square(r) * (0.3 / 0.7)));
+}
+
+/// Ho & Salimans 2022, equation 6, with the weight counted from the unconditional answer.
+#[test]
+fn guidance_is_linear_in_its_weight() {
+    let residuals = |guidance: f64, told| {
+        let network = network(&["detection.condition=class", &format!("detection.guidance={guidance}")]);
+        look(&network, told).residuals
+    };
+    let (none, told) = (residuals(1.0, None::<usize>.or(Some(0))), residuals(1.0, Some(1)));
+    assert_ne!(none, told, "the classes differ");
+    let zero = residuals(0.0, Some(1));
+    let plain = look(&network(&[]), None).residuals;
+    assert_close(&zero, plain.iter().copied());
+    for weight in [0.5, 2.0] {
+        let expected = zero.iter().zip(&told).map(|(zero, told)| zero + weight as f32 * (told - zero));
+        assert_close(&residuals(weight, Some(1)), expected.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_decision_is_one_class_or_the_lowest_of_each_cell() {
+    let inspect = |set: &[&str], choice| {
+        let network = network(set);
+        let program = network.program(1).unwrap();
+        network.inspect_prepared(&prepared(), choice, &program, None, |_, score| score).unwrap()
+    };
+    let own = [0, 1].map(|class| inspect(&[], Choice::Known(class)));
+    let best = usize::from(own[1].score < own[0].score);
+    let chosen = inspect(&[], Choice::Auto);
+    assert_eq!((chosen.class, &chosen.map), (best, &own[best].map), "one class, and its map");
+    // Without smoothing a map's cells are those of the grid, enlarged: the lowest can be seen in it.
+    let sharp = ["detection.smoothing_px=0"];
+    let own = [0, 1].map(|class| inspect(&sharp, Choice::Known(class)).map.values);
+    let lowest = inspect(&["detection.smoothing_px=0", "detection.decision=pixel-minimum"], Choice::Auto);
+    let below = |a: &[f32], b: &[f32]| a.iter().zip(b).filter(|(a, b)| **a < **b - 1e-5).count();
+    for own in &own {
+        assert_eq!(below(own, &lowest.map.values), 0, "no class has a lower value anywhere");
+        assert!(below(&lowest.map.values, own) > 0, "a chimera: no class explains it all");
+    }
+    let known = inspect(&["detection.decision=pixel-minimum"], Choice::Known(0));
+    assert_eq!(known.map, inspect(&[], Choice::Known(0)).map, "a known class is not mixed with others");
+}
+
+#[test]
+fn steps_and_starts_use_the_noise_of_the_seed_and_no_other() {
+    let ddim = "detection.sampler=ddim";
+    let residuals = |set: &[&str]| look(&network(set), None).residuals;
+    let noised = residuals(&["detection.start=noised", ddim]);
+    assert_eq!(noised, residuals(&["detection.start=noised", ddim]));
+    assert_ne!(noised, residuals(&[ddim]));
+    let fresh = |seed: &str| residuals(&[ddim, "detection.ddim_steps=4", "detection.eta=1", seed]);
+    assert_eq!(fresh("detection.noise_seed=1"), fresh("detection.noise_seed=1"));
+    assert_ne!(fresh("detection.noise_seed=1"), fresh("detection.noise_seed=2"));
+    // The noise of a model that lost it is an error, not a guess.
+    let mut network = network(&["detection.start=noised", ddim]);
+    network.noise = None;
+    let program = network.program(1).unwrap();
+    assert!(network.look(values(), &program, None).is_err());
+}
+
+#[test]
+fn samples_need_what_the_model_goes_by() {
+    let sampling = Sampling { class: None, like: None, steps: 2, eta: 0.0, guidance: 1.0, seed: 1 };
+    assert_eq!(network(&[]).sample(&sampling).unwrap().len(), GRID * GRID * DIM);
+    let guided = network(&["denoiser.guide=2"]);
+    assert!(guided.sample(&sampling).is_err(), "something to go by");
+    let like = values();
+    guided.sample(&Sampling { like: Some(&like), ..sampling }).unwrap();
+    for classes in ["denoiser.classes=heads", "denoiser.classes=separate"] {
+        let network = network(&[classes]);
+        assert!(network.sample(&sampling).is_err(), "a class");
+        let of = |class| network.sample(&Sampling { class: Some(class), ..sampling }).unwrap();
+        assert_ne!(of(0), of(1));
+        assert!(network.sample(&Sampling { class: Some(0), guidance: 2.0, ..sampling }).is_err());
+    }
+}
