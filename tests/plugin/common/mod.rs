@@ -41,6 +41,15 @@ impl Observer for Quiet {
     fn event(&self, _: &Event<'_>) {}
 }
 
+/// Trains on `classes` of `parts`, all when empty, with `configs/smoke.toml` and some assignments more.
+pub(crate) fn teach(parts: &Path, classes: &[String], out: &Path, assignments: &[&str]) {
+    let mut config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
+    config.assign(assignments).unwrap();
+    let data = Dataset::scan(parts, classes).unwrap();
+    let options = Options { out: out.to_owned(), backbone: None, resume: false };
+    train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
+}
+
 /// The shop of this build; made once, whichever test process comes first.
 pub(crate) fn shop() -> Shop {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -60,11 +69,8 @@ pub(crate) fn shop() -> Shop {
             seed: 5,
         };
         write_dataset(&fresh.join("parts"), &spec, &|_, _| {}).unwrap();
-        let config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
         for (name, classes) in [("m.diad", vec![]), ("other.diad", vec!["washer".to_owned()])] {
-            let data = Dataset::scan(&fresh.join("parts"), &classes).unwrap();
-            let options = Options { out: fresh.join(name), backbone: None, resume: false };
-            train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
+            teach(&fresh.join("parts"), &classes, &fresh.join(name), &[]);
         }
         let _ = fs::rename(&fresh, &place);
     }

@@ -71,6 +71,35 @@ fn a_frame_gets_the_bits_that_the_library_gives_its_pixels() {
     }
 }
 
+/// The ways of the method that are not the default are in the model file: the element needs to know nothing of them.
+#[test]
+fn every_way_of_the_method_runs_on_the_line_with_the_bits_of_the_library() {
+    let shop = shop();
+    let frames = shop.frames("washer/test/scratch");
+    let folder = tempfile::tempdir().unwrap();
+    let ways: [&[&str]; 4] = [
+        &["features.space=pixel", "features.grid=32", "denoiser.levels=2", "denoiser.width=16", "training.mask=0"],
+        &["diffusion.schedule=linear", "diffusion.timesteps=20", "detection.start=noised", "detection.sampler=ddpm"],
+        &["detection.score=sum", "detection.start=pure", "detection.sampler=ddim", "detection.eta=0.5"],
+        &["denoiser.classes=heads", "detection.decision=pixel-minimum", "detection.distance=cosine"],
+    ];
+    for way in ways {
+        let model = folder.path().join("way.diad");
+        teach(&shop.parts, &[], &model, way);
+        let expected = Detector::open(&model).unwrap().detect(&frames, Choice::Auto);
+        let element = filter(&shop);
+        element.set_property("model", model.to_str().unwrap());
+        let mut harness = harness(&element, 64, 64);
+        for (n, (frame, expected)) in frames.iter().zip(expected).enumerate() {
+            harness.push(buffer(frame, n as u64)).unwrap();
+            let (seen, expected) = (result(&harness.pull().unwrap()), expected.unwrap());
+            let found = seen.finding.unwrap();
+            assert_eq!(found.score.to_bits(), expected.score.to_bits(), "{way:?} {n}");
+            assert_eq!((found.class, seen.verdict), (expected.class, expected.verdict), "{way:?} {n}");
+        }
+    }
+}
+
 #[test]
 fn four_streams_on_one_worker_get_what_each_gets_alone() {
     let shop = shop();
