@@ -188,6 +188,36 @@ impl FeatureSpace {
         out
     }
 
+    /// Raw features `[T, C]` whose normalised ones are `values` `[T, D]`; of all those the nearest to the mean.
+    pub fn invert(&self, values: &[f32]) -> Vec<f32> {
+        let (channels, dim) = (self.channels(), self.dim());
+        // The columns of the projection are at right angles: its pseudo-inverse is its transpose, each row over the square
+        // of its length.
+        let mut squares = vec![0.0f32; dim];
+        for row in self.projection.chunks_exact(dim) {
+            squares.iter_mut().zip(row).for_each(|(s, p)| *s += p * p);
+        }
+        let scaled: Vec<f32> =
+            values.chunks_exact(dim).flat_map(|v| v.iter().zip(&squares).map(|(v, s)| v / s)).collect();
+        let mut out = vec![0.0; values.len() / dim * channels];
+        let transposed = Matrix::transposed(&self.projection, dim);
+        gemm_once(
+            out.len() / channels,
+            channels,
+            dim,
+            Matrix::rows(&scaled, dim),
+            transposed,
+            &mut out,
+            Epilogue::default(),
+        );
+        for row in out.chunks_exact_mut(channels) {
+            for ((x, m), d) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
+                *x = *x * d + m;
+            }
+        }
+        out
+    }
+
     /// Tensors for the model file.
     ///
     /// # Errors
@@ -225,5 +255,35 @@ impl FeatureSpace {
         };
         space.set_projection(get(NAMES[2])?);
         Ok(space)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of correlated numbers of different scales and means, `[n, 6]`.
+    fn rows(n: usize) -> Vec<f32> {
+        let number = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
+        (0..n)
+            .flat_map(|i| {
+                let (a, b) = (number(2 * i), number(2 * i + 1));
+                (0..6).map(move |c| (c as f32) * 3.0 + a * (c as f32 - 2.5) + b + number(i * 6 + c + 99_999) * 0.3)
+            })
+            .collect()
+    }
+
+    /// Every direction kept: features come back. Fewer kept: what comes back has the same normalised features.
+    #[test]
+    fn normalised_features_have_raw_ones() {
+        let raw = rows(200);
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+        let whole = FeatureSpace::fit(&raw, 6, 6, 0.5, 6.0).unwrap();
+        assert!(near(&whole.invert(&whole.apply(&raw)), &raw));
+        let part = FeatureSpace::fit(&raw, 6, 3, 0.5, 6.0).unwrap();
+        let values = part.apply(&raw);
+        let back = part.invert(&values);
+        assert!(near(&part.apply(&back), &values));
+        assert!(!near(&back, &raw), "three of six directions cannot hold everything");
     }
 }

@@ -156,20 +156,29 @@ pub fn root_mean_squares(vectors: &[f32], dim: usize) -> Vec<f32> {
     vectors.chunks_exact(dim).map(|v| (v.iter().map(|x| x * x).sum::<f32>() / dim as f32).sqrt()).collect()
 }
 
-/// 1 - cosine between each cell of `values` `[T, D]` and its reconstruction `values - residuals`: `[T]`, 0..=2. A vector of
-/// zeros is at right angles to everything.
-pub fn cosine_distances(values: &[f32], residuals: &[f32], dim: usize) -> Vec<f32> {
-    let distance = |(v, r): (&[f32], &[f32])| {
-        let (mut dot, mut vv, mut ww) = (0.0f32, 0.0f32, 0.0f32);
-        for (v, r) in v.iter().zip(r) {
-            let w = v - r;
-            dot += v * w;
-            vv += v * v;
-            ww += w * w;
+/// 1 - cosine between the cells of two grids `[T, C]`, the mean over groups of channels (`scales` long each, C together):
+/// `[T]`, 0..=2. A vector of zeros is at right angles to everything.
+pub fn cosine_distances(a: &[f32], b: &[f32], scales: &[usize]) -> Vec<f32> {
+    let distance = |a: &[f32], b: &[f32]| {
+        let (mut dot, mut aa, mut bb) = (0.0f32, 0.0f32, 0.0f32);
+        for (a, b) in a.iter().zip(b) {
+            dot += a * b;
+            aa += a * a;
+            bb += b * b;
         }
-        1.0 - dot / (vv * ww).sqrt().max(f32::MIN_POSITIVE)
+        1.0 - dot / (aa * bb).sqrt().max(f32::MIN_POSITIVE)
     };
-    values.chunks_exact(dim).zip(residuals.chunks_exact(dim)).map(distance).collect()
+    let channels = scales.iter().sum();
+    let cell = |(mut a, mut b): (&[f32], &[f32])| {
+        let mut sum = 0.0;
+        for &n in scales {
+            let (x, y);
+            ((x, a), (y, b)) = (a.split_at(n), b.split_at(n));
+            sum += distance(x, y);
+        }
+        sum / scales.len() as f32
+    };
+    a.chunks_exact(channels).zip(b.chunks_exact(channels)).map(cell).collect()
 }
 
 /// The two source cells and the weight of the second for output `i` of `n` over a source of `m` (bilinear, half-pixel
@@ -275,8 +284,9 @@ mod tests {
         // The same direction, a right angle, the opposite; and nothing at all.
         let values = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0];
         let rebuilt = [3.0, 0.0, 0.0, 2.0, -1.0, 0.0, 1.0, 0.0];
-        let residuals: Vec<f32> = values.iter().zip(rebuilt).map(|(v, r)| v - r).collect();
-        assert_eq!(cosine_distances(&values, &residuals, 2), [0.0, 1.0, 2.0, 1.0]);
+        assert_eq!(cosine_distances(&values, &rebuilt, &[2]), [0.0, 1.0, 2.0, 1.0]);
+        // The same as two cells of two groups each.
+        assert_eq!(cosine_distances(&values, &rebuilt, &[2, 2]), [0.5, 1.5]);
     }
 
     #[test]

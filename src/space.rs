@@ -18,6 +18,12 @@ pub trait Space: Send + Sync {
     /// Raw values `[T, C]` in the scale of the model, `[T, D]`: variance about 1.
     fn normalise(&self, raw: &[f32]) -> Vec<f32>;
 
+    /// Values `[T, D]` as raw ones `[T, C]`: the inverse of [`Space::normalise`], as near as it goes where D is less than C.
+    fn denormalise(&self, values: &[f32]) -> Vec<f32>;
+
+    /// Raw channels of each scale, C together.
+    fn scales(&self) -> Vec<usize>;
+
     /// The picture that values `[T, D]` are, RGB, if they are one.
     fn picture(&self, values: &[f32]) -> Option<Frame>;
 
@@ -62,6 +68,14 @@ impl Space for Features {
         self.fitted.apply(raw)
     }
 
+    fn denormalise(&self, values: &[f32]) -> Vec<f32> {
+        self.fitted.invert(values)
+    }
+
+    fn scales(&self) -> Vec<usize> {
+        self.backbone.taps().iter().map(|tap| tap.channels).collect()
+    }
+
     fn picture(&self, _: &[f32]) -> Option<Frame> {
         None
     }
@@ -95,6 +109,14 @@ impl Space for Pixels {
 
     fn normalise(&self, raw: &[f32]) -> Vec<f32> {
         raw.iter().map(|v| v / 127.5 - 1.0).collect()
+    }
+
+    fn denormalise(&self, values: &[f32]) -> Vec<f32> {
+        values.iter().map(|v| (v + 1.0) * 127.5).collect()
+    }
+
+    fn scales(&self) -> Vec<usize> {
+        vec![3]
     }
 
     fn picture(&self, values: &[f32]) -> Option<Frame> {

@@ -328,7 +328,7 @@ pub enum Distance {
     Mahalanobis,
     /// Root of the mean squared error over the features.
     L2,
-    /// 1 - the cosine between input and reconstruction.
+    /// 1 - the cosine between input and reconstruction, in the raw features, the mean over the backbone's scales.
     Cosine,
 }
 

@@ -103,7 +103,12 @@ impl Network {
         match self.config.detection.distance {
             Distance::Mahalanobis => self.fields[class].distance(residuals),
             Distance::L2 => root_mean_squares(residuals, self.config.dim()),
-            Distance::Cosine => cosine_distances(values, residuals, self.config.dim()),
+            // Of raw features: about the mean, where normalised ones are short, an angle says nothing.
+            Distance::Cosine => {
+                let rebuilt: Vec<f32> = values.iter().zip(residuals).map(|(v, r)| v - r).collect();
+                let raw = |values: &[f32]| self.space.denormalise(values);
+                cosine_distances(&raw(values), &raw(&rebuilt), &self.space.scales())
+            }
         }
     }
 
