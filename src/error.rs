@@ -55,7 +55,16 @@ pub enum Error {
     },
     /// A tensor operation failed (shape, dtype, device).
     #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+    /// The device has no room for a batch; with a smaller one it may work.
+    #[error("the device is out of memory: {0}")]
+    Memory(String),
+    /// The device does not answer any more, in the driver's words.
+    #[error("the device is lost: {0}")]
+    Lost(String),
+    /// What went wrong for a whole batch, told to each of its frames.
+    #[error("{0}")]
+    Batch(String),
     /// Ctrl-C or SIGTERM; work so far is in the checkpoint where there is one.
     #[error("interrupted{}", .checkpoint.as_ref().map(|p| format!("; go on with --resume (checkpoint: {})", p.display())).unwrap_or_default())]
     Interrupted {
@@ -67,7 +76,59 @@ pub enum Error {
     Internal(String),
 }
 
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        #[cfg(feature = "cuda")]
+        if let Some(known) = driver_failure(&error) {
+            return known;
+        }
+        Self::Tensor(error)
+    }
+}
+
+/// What the driver's error code means: no memory, or no device any more. A launch that went wrong spoils the context for
+/// good: all that follows fails.
+#[cfg(feature = "cuda")]
+fn driver_failure(error: &candle_core::Error) -> Option<Error> {
+    use candle_core::cuda_backend::CudaError;
+    use candle_core::cuda_backend::cudarc::cublas::sys::cublasStatus_t;
+    use candle_core::cuda_backend::cudarc::driver::sys::CUresult as Code;
+
+    let inner = match error {
+        candle_core::Error::WithBacktrace { inner, .. } | candle_core::Error::Context { inner, .. } => {
+            let inner: &candle_core::Error = inner;
+            return driver_failure(inner);
+        }
+        candle_core::Error::Cuda(inner) => inner.downcast_ref::<CudaError>()?,
+        _ => return None,
+    };
+    let words = error.to_string();
+    let code = match inner {
+        CudaError::Cuda(driver) => driver.0,
+        CudaError::Load { cuda, .. } => cuda.0,
+        CudaError::Cublas(cublas) if cublas.0 == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => {
+            return Some(Error::Memory(words));
+        }
+        _ => return None,
+    };
+    match code {
+        Code::CUDA_ERROR_OUT_OF_MEMORY => Some(Error::Memory(words)),
+        Code::CUDA_ERROR_INVALID_VALUE | Code::CUDA_ERROR_NOT_SUPPORTED | Code::CUDA_ERROR_NOT_FOUND => None,
+        _ => Some(Error::Lost(words)),
+    }
+}
+
 impl Error {
+    /// One for each of `count` frames of a batch that failed as a whole.
+    pub fn for_all<T>(&self, count: usize) -> Vec<Result<T>> {
+        let one = || match self {
+            Self::Memory(words) => Self::Memory(words.clone()),
+            Self::Lost(words) => Self::Lost(words.clone()),
+            other => Self::Batch(other.to_string()),
+        };
+        (0..count).map(|_| Err(one())).collect()
+    }
+
     /// `Error::Io` for `path`.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().to_path_buf(), action, source }

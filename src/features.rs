@@ -3,7 +3,9 @@
 //! Fitted once on training normals and stored in the model. The process is variance preserving, so signal-to-noise ratios
 //! mean something only because the variance here is 1.
 
-use candle_core::{Device, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
 use nalgebra::{DMatrix, SymmetricEigen};
 use rayon::prelude::*;
 
@@ -15,28 +17,67 @@ use crate::model::Weights;
 const EIGEN_FLOOR: f64 = 1e-4;
 
 /// Taps `[B, h, w, C_i]` area-averaged (or, where coarser, bilinearly enlarged) to `grid` x `grid` and put side by side:
-/// `[B, T, sum C_i]`.
+/// `[B, T, sum C_i]`, in single precision.
 ///
 /// # Errors
 /// When a tap's side is neither a multiple nor a divisor of the grid.
-pub fn to_grid(taps: &[Tensor], grid: usize) -> Result<Vec<Vec<f32>>> {
-    let batch = taps.first().map_or(Ok(0), |t| t.dim(0))?;
-    let total: usize = taps.iter().map(|t| t.dim(3)).sum::<candle_core::Result<usize>>()?;
-    let mut out = vec![vec![0.0; grid * grid * total]; batch];
-    let mut at = 0;
+pub fn to_grid(taps: &[Tensor], grid: usize) -> Result<Tensor> {
     for tap in taps {
-        let (_, height, width, channels) = tap.dims4()?;
+        let (_, height, width, _) = tap.dims4()?;
         if height != width || !(height.is_multiple_of(grid) || grid.is_multiple_of(height)) {
             return Err(Error::Internal(format!("features: a {height}x{width} map does not fit a grid of {grid}")));
         }
+    }
+    match taps.first() {
+        Some(tap) if tap.device().is_cpu() && tap.dtype() == DType::F32 => to_grid_on_cpu(taps, grid),
+        _ => to_grid_in_tensors(taps, grid),
+    }
+}
+
+/// Means over blocks of cells, and weighted sums of four cells where the tap is the coarser, by two matrices per tap: one
+/// along the rows, one along the columns.
+fn to_grid_in_tensors(taps: &[Tensor], grid: usize) -> Result<Tensor> {
+    let place = |tap: &Tensor| -> Result<Tensor> {
+        let (batch, side, _, channels) = tap.dims4()?;
+        let mut along = vec![0.0f32; grid * side];
+        for (i, row) in along.chunks_exact_mut(side).enumerate() {
+            if side >= grid {
+                let factor = side / grid;
+                row[i * factor..][..factor].fill(1.0 / factor as f32);
+            } else {
+                let (low, high, part) = crate::score::neighbours(i, grid, side);
+                row[low] += 1.0 - part;
+                row[high] += part;
+            }
+        }
+        let along = Tensor::from_vec(along, (grid, side), tap.device())?;
+        let tap = tap.to_dtype(DType::F32)?;
+        // [B, h, w C] -> [B, grid, w C] -> [B grid, w, C] -> [B grid, grid, C]
+        let rows =
+            along.broadcast_left(batch)?.contiguous()?.matmul(&tap.reshape((batch, side, side * channels))?)?;
+        let columns = rows.reshape((batch * grid, side, channels))?;
+        let both = along.broadcast_left(batch * grid)?.contiguous()?.matmul(&columns)?;
+        Ok(both.reshape((batch, grid * grid, channels))?)
+    };
+    Ok(Tensor::cat(&taps.iter().map(place).collect::<Result<Vec<_>>>()?, 2)?)
+}
+
+fn to_grid_on_cpu(taps: &[Tensor], grid: usize) -> Result<Tensor> {
+    let batch = taps.first().map_or(Ok(0), |t| t.dim(0))?;
+    let total: usize = taps.iter().map(|t| t.dim(3)).sum::<candle_core::Result<usize>>()?;
+    let mut out = vec![0.0; batch * grid * grid * total];
+    let mut at = 0;
+    for tap in taps {
+        let (_, height, width, channels) = tap.dims4()?;
         let values = tap.flatten_all()?.to_vec1::<f32>()?;
-        out.par_iter_mut().zip(values.par_chunks_exact(height * width * channels)).for_each(|(out, map)| {
+        let images = out.par_chunks_exact_mut(grid * grid * total);
+        images.zip(values.par_chunks_exact(height * width * channels)).for_each(|(out, map)| {
             let place = Place { grid, total, at, channels };
             if height >= grid { pool(map, height / grid, &place, out) } else { enlarge(map, height, &place, out) }
         });
         at += channels;
     }
-    Ok(out)
+    Ok(Tensor::from_vec(out, (batch, grid * grid, total), &Device::Cpu)?)
 }
 
 /// Where a tap's channels go in a row of the grid.
@@ -84,6 +125,8 @@ pub struct FeatureSpace {
     projection: Vec<f32>, // [C, D]
     packed: Packed,
     clamp: f32,
+    /// Mean, deviation and projection where they were last used, if that is not the CPU.
+    elsewhere: OnceLock<[Tensor; 3]>,
 }
 
 /// Names of the tensors in a model file.
@@ -118,8 +161,14 @@ impl FeatureSpace {
         if !mean.iter().chain(&deviation).all(|x| x.is_finite()) {
             return Err(Error::Internal("features: the backbone gave values that are not finite".into()));
         }
-        let mut space =
-            Self { mean, deviation, projection: Vec::new(), packed: Packed::default(), clamp: clamp as f32 };
+        let mut space = Self {
+            mean,
+            deviation,
+            projection: Vec::new(),
+            packed: Packed::default(),
+            clamp: clamp as f32,
+            elsewhere: OnceLock::new(),
+        };
         let mut z = rows.to_vec();
         z.par_chunks_mut(channels).for_each(|row| space.standardise(row));
         let mut covariance = vec![0.0; channels * channels];
@@ -175,6 +224,41 @@ impl FeatureSpace {
     /// Channels out.
     pub fn dim(&self) -> usize {
         self.projection.len() / self.mean.len()
+    }
+
+    /// Raw features `[B, T, C]` to normalised ones `[B, T, D]`, on the device of the raw ones.
+    ///
+    /// # Errors
+    /// When the shape does not fit or the device fails.
+    pub fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, channels) = raw.dims3()?;
+        if channels != self.channels() {
+            return Err(Error::Internal(format!("features: {channels} channels, fitted to {}", self.channels())));
+        }
+        if raw.device().is_cpu() {
+            let values = raw.flatten_all()?.to_vec1::<f32>()?;
+            let values =
+                values.par_chunks_exact(tokens * channels).flat_map_iter(|raw| self.apply(raw)).collect::<Vec<_>>();
+            return Ok(Tensor::from_vec(values, (batch, tokens, self.dim()), raw.device())?);
+        }
+        self.normalise_in_tensors(raw)
+    }
+
+    fn normalise_in_tensors(&self, raw: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, channels) = raw.dims3()?;
+        let [mean, deviation, projection] = match self.elsewhere.get() {
+            Some(tensors) if tensors[0].device().same_device(raw.device()) => tensors.clone(),
+            _ => {
+                let there = |(_, tensor): (String, Tensor)| tensor.to_device(raw.device());
+                let all = self.tensors()?.into_iter().map(there).collect::<candle_core::Result<Vec<_>>>()?;
+                let all = <[Tensor; 3]>::try_from(all).map_err(|_| Error::Internal("features: not three".into()))?;
+                let _ = self.elsewhere.set(all.clone()); // a second device goes without
+                all
+            }
+        };
+        let z = raw.reshape((batch * tokens, channels))?.broadcast_sub(&mean)?.broadcast_div(&deviation)?;
+        let z = z.clamp(-self.clamp, self.clamp)?;
+        Ok(z.matmul(&projection)?.reshape((batch, tokens, self.dim()))?)
     }
 
     /// Raw features of one image `[T, C]` to normalised ones `[T, D]`.
@@ -252,6 +336,7 @@ impl FeatureSpace {
             projection: Vec::new(),
             packed: Packed::default(),
             clamp: clamp as f32,
+            elsewhere: OnceLock::new(),
         };
         space.set_projection(get(NAMES[2])?);
         Ok(space)
@@ -271,6 +356,28 @@ mod tests {
                 (0..6).map(move |c| (c as f32) * 3.0 + a * (c as f32 - 2.5) + b + number(i * 6 + c + 99_999) * 0.3)
             })
             .collect()
+    }
+
+    #[test]
+    fn tensor_operations_give_what_the_kernels_give() {
+        let number = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
+        let tap = |side: usize, channels: usize| {
+            let values: Vec<f32> = (0..2 * side * side * channels).map(number).collect();
+            Tensor::from_vec(values, (2, side, side, channels), &Device::Cpu).unwrap()
+        };
+        let taps = [tap(16, 3), tap(8, 2), tap(4, 5), tap(2, 4)];
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (a, b) = (to_grid_on_cpu(&taps, 4).unwrap(), to_grid_in_tensors(&taps, 4).unwrap());
+        assert_eq!(a.dims(), [2, 16, 14]);
+        assert_eq!(a.dims(), b.dims());
+        assert!(values(a).iter().zip(values(b)).all(|(a, b)| (a - b).abs() < 1e-6));
+
+        let raw = rows(200);
+        let space = FeatureSpace::fit(&raw, 6, 4, 0.5, 2.0).unwrap();
+        let raw = Tensor::from_vec(raw, (4, 50, 6), &Device::Cpu).unwrap();
+        let (a, b) = (space.normalise(&raw).unwrap(), space.normalise_in_tensors(&raw).unwrap());
+        assert_eq!(b.dims(), [4, 50, 4]);
+        assert!(values(a).iter().zip(values(b)).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 
     /// Every direction kept: features come back. Fewer kept: what comes back has the same normalised features.

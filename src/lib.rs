@@ -21,6 +21,7 @@
 pub mod error;
 
 pub mod config;
+pub mod device;
 pub mod files;
 pub mod frame;
 

@@ -3,6 +3,9 @@
 //! The residual of a cell is what the denoiser did not rebuild, `r = x0 - x0_hat`. How large it is among good parts differs
 //! by class, place and feature, so it is measured in the metric of the good parts' residuals (`ResidualField`).
 
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Tensor};
 use half::f16;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
@@ -23,6 +26,8 @@ pub struct ResidualField {
     dim: usize,
     mean: Vec<f32>,   // [T, D]
     whiten: Vec<f16>, // [T, D (D + 1) / 2]
+    /// Mean `[T, 1, D]` and the transposed factor, whole, `[T, D, D]`, where they were last used, if that is not the CPU.
+    elsewhere: OnceLock<[Tensor; 2]>,
 }
 
 /// Sums over images from which a `ResidualField` is made; memory `T * D * (D + 1)` floats.
@@ -101,7 +106,7 @@ impl ResidualSums {
                 Ok((0..dim).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| f16::from_f64(inverse[at])).collect())
             })
             .collect::<Result<Vec<Vec<f16>>>>()?;
-        Ok(ResidualField { dim, mean, whiten: rows.concat() })
+        ResidualField::new(dim, mean, rows.concat())
     }
 }
 
@@ -115,7 +120,7 @@ impl ResidualField {
         if mean.len() != tokens * dim || whiten.len() != tokens * dim * (dim + 1) / 2 {
             return Err(Error::Internal(format!("score: {} means, {} factors for {dim}", mean.len(), whiten.len())));
         }
-        Ok(Self { dim, mean, whiten })
+        Ok(Self { dim, mean, whiten, elsewhere: OnceLock::new() })
     }
 
     /// `[T, D]`
@@ -126,6 +131,51 @@ impl ResidualField {
     /// `[T, D (D + 1) / 2]`
     pub fn whiten(&self) -> &[f16] {
         &self.whiten
+    }
+
+    /// Mahalanobis distance of each cell's vector `[B, T, D]`, computed where they are: `[B, T]`.
+    ///
+    /// # Errors
+    /// When the shape does not fit or the device fails.
+    pub fn distances(&self, vectors: &Tensor) -> Result<Vec<f32>> {
+        let (_, tokens, dim) = vectors.dims3()?;
+        if dim != self.dim || tokens * dim != self.mean.len() {
+            return Err(Error::Internal(format!("score: vectors {:?}, statistics of {}", vectors.dims(), self.dim)));
+        }
+        if !vectors.device().is_cpu() {
+            return self.distances_in_tensors(vectors);
+        }
+        let values = vectors.flatten_all()?.to_vec1::<f32>()?;
+        Ok(values.chunks_exact(self.mean.len()).flat_map(|v| self.distance(v)).collect())
+    }
+
+    fn distances_in_tensors(&self, vectors: &Tensor) -> Result<Vec<f32>> {
+        let [mean, whiten] = match self.elsewhere.get() {
+            Some(tensors) if tensors[0].device().same_device(vectors.device()) => tensors.clone(),
+            _ => {
+                let tensors = self.dense(vectors.device())?;
+                let _ = self.elsewhere.set(tensors.clone()); // a second device goes without
+                tensors
+            }
+        };
+        // [B, T, D] -> [T, B, D], one matrix per cell for the whole batch
+        let centred = vectors.transpose(0, 1)?.contiguous()?.broadcast_sub(&mean)?;
+        let squares = centred.matmul(&whiten)?.sqr()?.sum(2)?; // [T, B]
+        Ok(squares.sqrt()?.t()?.flatten_all()?.to_vec1()?)
+    }
+
+    fn dense(&self, device: &Device) -> Result<[Tensor; 2]> {
+        let (dim, tokens) = (self.dim, self.mean.len() / self.dim);
+        let mut whole = vec![f16::ZERO; tokens * dim * dim];
+        for (whole, packed) in whole.chunks_exact_mut(dim * dim).zip(self.whiten.chunks_exact(dim * (dim + 1) / 2)) {
+            for i in 0..dim {
+                for (j, &value) in packed[i * (i + 1) / 2..][..=i].iter().enumerate() {
+                    whole[j * dim + i] = value;
+                }
+            }
+        }
+        let whiten = Tensor::from_vec(whole, (tokens, dim, dim), device)?.to_dtype(DType::F32)?;
+        Ok([Tensor::from_slice(&self.mean, (tokens, 1, dim), device)?, whiten])
     }
 
     /// Mahalanobis distance of each cell's vector `[T, D]`: `[T]`.
@@ -277,6 +327,10 @@ mod tests {
             let expected = (v.transpose() * c.try_inverse().unwrap() * v)[(0, 0)].sqrt();
             assert!((f64::from(got) - expected).abs() < 2e-3 * expected, "cell {t}: {got} != {expected}");
         }
+        let batch = Tensor::from_vec([query.clone(), query].concat(), (2, tokens, dim), &Device::Cpu).unwrap();
+        let (kernel, tensors) = (field.distances(&batch).unwrap(), field.distances_in_tensors(&batch).unwrap());
+        assert_eq!(kernel.len(), 2 * tokens);
+        assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-5 * a));
     }
 
     #[test]

@@ -11,11 +11,12 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use diad::device::Place;
 use diad::model::{self, Backbone, Weights};
 
 fn lite0() -> Box<dyn Backbone> {
     let weights = model::embedded("efficientnet-lite0").unwrap().unwrap();
-    model::backbone("efficientnet-lite0", &weights, &Device::Cpu).unwrap()
+    model::backbone("efficientnet-lite0", &weights, &Place::cpu()).unwrap()
 }
 
 /// An image that is a formula: `(7 y + 5 x + 40 c + x y // 16) mod 256`.
@@ -100,7 +101,7 @@ fn lite1_and_lite2_load_with_their_own_shapes() {
     {
         let weights = formula(name);
         assert_eq!(weights.keys().filter(|k| k.ends_with("_depthwise_conv.weight")).count(), blocks);
-        let trunk = model::backbone(name, &weights, &Device::Cpu).unwrap();
+        let trunk = model::backbone(name, &weights, &Place::cpu()).unwrap();
         let taps = trunk.forward(&image(64, 64)).unwrap();
         let shapes: Vec<_> = taps.iter().map(|t| (t.dims()[1], t.dims()[3])).collect();
         let sides = [16, 8, 4, 4];
@@ -113,12 +114,12 @@ fn lite1_and_lite2_load_with_their_own_shapes() {
 fn missing_and_misshapen_weights_are_named() {
     let mut weights = formula("efficientnet-lite0");
     weights.insert("_bn0.bias".into(), Tensor::zeros(31, candle_core::DType::F32, &Device::Cpu).unwrap());
-    let error = model::backbone("efficientnet-lite0", &weights, &Device::Cpu).err().unwrap().to_string();
+    let error = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).err().unwrap().to_string();
     assert!(error.contains("_bn0.bias") && error.contains("[31]") && error.contains("[32]"), "{error}");
     weights.remove("_bn0.bias");
-    let error = model::backbone("efficientnet-lite0", &weights, &Device::Cpu).err().unwrap().to_string();
+    let error = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).err().unwrap().to_string();
     assert!(error.contains("_bn0.bias is missing"), "{error}");
-    let error = model::backbone("vgg", &weights, &Device::Cpu).err().unwrap().to_string();
+    let error = model::backbone("vgg", &weights, &Place::cpu()).err().unwrap().to_string();
     assert!(error.contains("vgg") && error.contains("efficientnet-lite0"), "{error}");
 }
 
@@ -137,7 +138,7 @@ fn f16_weights_stay_close_to_the_published_ones() {
         std::env::var_os("DIAD_LITE0_WEIGHTS").map(|p| candle_core::safetensors::load(p, &Device::Cpu).unwrap());
     let tolerance = if exact.is_some() { 2e-3 } else { 0.35 };
     let weights = exact.unwrap_or_else(|| model::embedded("efficientnet-lite0").unwrap().unwrap());
-    let trunk = model::backbone("efficientnet-lite0", &weights, &Device::Cpu).unwrap();
+    let trunk = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).unwrap();
     let x = ((fixture["in224"].permute((0, 2, 3, 1)).unwrap() * 128.0).unwrap() + 127.0).unwrap().contiguous().unwrap();
     let taps = trunk.forward(&x).unwrap();
     for (tap, name) in taps.iter().zip(["block2_224", "block4_224", "block7_224", "block10_224"]) {

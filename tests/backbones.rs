@@ -14,6 +14,7 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use diad::device::Place;
 use diad::error::{Error, Result};
 use diad::model::import::{PUBLISHED, Trunk};
 use diad::model::{NAMES, RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
@@ -98,7 +99,7 @@ mod resnet {
 
     #[track_caller]
     fn assert_golden(name: &str, golden: [Golden; 3]) {
-        let network = backbone(name, &weights(name), &Device::Cpu).unwrap();
+        let network = backbone(name, &weights(name), &Place::cpu()).unwrap();
         let maps = network.forward(&image()).unwrap();
         assert_eq!(maps.len(), 3);
         for ((map, tap), (shape, mean, std, picked)) in maps.iter().zip(network.taps()).zip(golden) {
@@ -155,7 +156,7 @@ mod resnet {
 
     #[test]
     fn a_sample_does_not_depend_on_its_neighbours() {
-        let network = backbone("resnet18", &weights("resnet18"), &Device::Cpu).unwrap();
+        let network = backbone("resnet18", &weights("resnet18"), &Place::cpu()).unwrap();
         let (one, other) = (image(), (image() * 0.5).unwrap());
         let both = network.forward(&Tensor::cat(&[&other, &one], 0).unwrap()).unwrap();
         let alone = network.forward(&one).unwrap();
@@ -179,7 +180,7 @@ mod resnet {
     #[test]
     fn wrong_weights_and_images_are_refused() {
         let mut weights = weights("resnet18");
-        let network = backbone("resnet18", &weights, &Device::Cpu).unwrap();
+        let network = backbone("resnet18", &weights, &Place::cpu()).unwrap();
         for shape in [[1, 37, 50, 4], [1, 31, 50, 3], [0, 37, 50, 3]] {
             let images = Tensor::zeros(&shape, DType::F32, &Device::Cpu).unwrap();
             let error = network.forward(&images).unwrap_err().to_string();
@@ -187,12 +188,12 @@ mod resnet {
         }
         let shifted = weights["bn1.bias"].narrow(0, 0, 63).unwrap();
         weights.insert("bn1.bias".into(), shifted);
-        let error = backbone("resnet18", &weights, &Device::Cpu).err().unwrap().to_string();
+        let error = backbone("resnet18", &weights, &Place::cpu()).err().unwrap().to_string();
         assert!(error.contains("bn1.bias has shape [63], expected [64]"), "{error}");
         weights.remove("bn1.bias");
-        let error = backbone("resnet18", &weights, &Device::Cpu).err().unwrap().to_string();
+        let error = backbone("resnet18", &weights, &Place::cpu()).err().unwrap().to_string();
         assert!(error.contains("bn1.bias is missing, expected [64]"), "{error}");
-        let error = backbone("resnet34", &weights, &Device::Cpu).err().unwrap();
+        let error = backbone("resnet34", &weights, &Place::cpu()).err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(&NAMES.join(", ")), "{error}");
         assert_eq!(RESNET_NAMES.map(|name| NAMES.contains(&name)), [true; 3]);
@@ -356,7 +357,7 @@ mod import {
         assert_eq!((metadata.get("license"), metadata.get("attribution")), (None, None));
         // What was written can be imported, and loads.
         let network =
-            backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Device::Cpu);
+            backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Place::cpu());
         assert_eq!(network.unwrap().taps().len(), 4);
     }
 

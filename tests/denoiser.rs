@@ -135,7 +135,9 @@ fn a_guided_network_sees_the_means_of_the_input() {
     let values: Vec<f32> = (0..16 * 2).map(|i| i as f32).collect();
     // Cells of the upper left quarter: 0, 1, 4 and 5; two channels each.
     let quarter = [0.0, 1.0, 4.0, 5.0].map(|cell| 2.0 * cell).iter().sum::<f32>() / 4.0;
-    assert_eq!(pooled(&values, 4, 2, 2)[..2], [quarter, quarter + 1.0]);
+    let values = Tensor::from_vec(values, (1, 16, 2), &Device::Cpu).unwrap();
+    let parts = pooled(&values, 4, 2).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(parts[..2], [quarter, quarter + 1.0]);
     let [_, shape, _] = shapes();
     let net = denoiser(&shape, &vars(&shape));
     let condition = net.condition(&[0.0], &[0]).unwrap();

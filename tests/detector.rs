@@ -11,11 +11,12 @@
 
 use candle_core::{Device, Tensor};
 use diad::config::Config;
-use diad::detector::{Choice, Look, Network, Sampling};
+use diad::detector::{Choice, Look, Network, Question, Sampling};
+use diad::device::Place;
 use diad::frame::{Frame, Prepared};
 use diad::model::denoiser::Denoisers;
 use diad::score::ResidualSums;
-use diad::space::{Pixels, Space};
+use diad::space::Pixels;
 
 const GRID: usize = 8;
 const DIM: usize = 3;
@@ -42,7 +43,8 @@ fn network(set: &[&str]) -> Network {
         sums.finish().unwrap()
     };
     Network {
-        space: Box::new(Pixels { grid: GRID }),
+        space: Box::new(Pixels { place: Place::cpu(), grid: GRID }),
+        place: Place::cpu(),
         denoisers,
         noise: Some((0..GRID * GRID * DIM).map(|i| (i as f32 * 1.7).sin() * 1.4).collect()),
         fields: vec![field(0), field(5)],
@@ -58,12 +60,25 @@ fn prepared() -> Prepared {
     network(&[]).preprocess().apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
 }
 
-fn values() -> Vec<f32> {
-    Pixels { grid: GRID }.values(&prepared().frame).unwrap()
+fn values() -> Tensor {
+    network(&[]).values(&[&prepared()]).unwrap()
 }
 
-fn look(network: &Network, told: Option<usize>) -> Look {
-    network.look(values(), &network.program(network.config.detection.ddim_steps).unwrap(), told).unwrap()
+fn list(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The look, and its numbers.
+struct Heard {
+    look: Look,
+    residuals: Vec<f32>,
+    noise_errors: Vec<Vec<f32>>,
+}
+
+fn look(network: &Network, told: Option<usize>) -> Heard {
+    let program = network.program(network.config.detection.ddim_steps).unwrap();
+    let look = network.look(&values(), &program, told).unwrap();
+    Heard { residuals: list(&look.residuals), noise_errors: look.noise_errors.iter().map(list).collect(), look }
 }
 
 #[track_caller]
@@ -82,18 +97,21 @@ fn every_score_is_its_formula() {
     let cells = |set: &[&str], class: usize| {
         let network = network(set);
         let look = look(&network, None);
-        network.cells(&values(), &look, class)
+        network.cells(&values(), &look.look, class).unwrap()
     };
     let sum = network(&["detection.score=sum", PROBES, "detection.diffusion_weight=3"]);
     let seen = look(&sum, None);
-    let rebuilt = sum.reconstruction_distance(&values(), &seen.residuals, 1);
+    let rebuilt = sum.reconstruction_distance(&values(), &seen.look.residuals, 1).unwrap();
     assert_close(&cells(&[], 1), rebuilt.iter().copied());
     // Class 1: means 4 for the distance, 1 and 0.5 for the levels.
     let [first, second] = [&seen.noise_errors[0], &seen.noise_errors[1]];
     let diffusion = |t: usize| (first[t].sqrt() / 1.0 + second[t].sqrt() / 0.5) / 2.0;
     let all = 0..GRID * GRID;
     assert_close(&cells(&["detection.score=diffusion", PROBES], 1), all.clone().map(diffusion));
-    assert_close(&sum.cells(&values(), &seen, 1), all.clone().map(|t| rebuilt[t] / 4.0 + 3.0 * diffusion(t)));
+    assert_close(
+        &sum.cells(&values(), &seen.look, 1).unwrap(),
+        all.clone().map(|t| rebuilt[t] / 4.0 + 3.0 * diffusion(t)),
+    );
     // The literal: squared error of each cell, and the noise error of the whole image at the first level.
     let image = first.iter().sum::<f32>() / first.len() as f32;
     let square = |t: usize| seen.residuals[t * DIM..][..DIM].iter().map(|r| r * r).sum::<f32>() / DIM as f32;
@@ -157,6 +175,43 @@ fn the_decision_is_one_class_or_the_lowest_of_each_cell() {
     assert_eq!(known.map, inspect(&[], Choice::Known(0)).map, "a known class is not mixed with others");
 }
 
+/// Frames that are judged together get what each gets alone, whatever each asks for.
+#[test]
+fn a_batch_of_different_questions_is_many_batches_of_one() {
+    let frame = |n: usize| {
+        let rgb = (0..64 * 64 * 3).map(|i: usize| (i * (29 + n) / 7 % 256) as u8).collect();
+        network(&[]).preprocess().apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
+    };
+    let inputs: Vec<Prepared> = (0..6).map(frame).collect();
+    for set in [
+        &[][..],
+        &["detection.condition=class"],
+        &["detection.score=literal", PROBES],
+        &["detection.decision=pixel-minimum"],
+    ] {
+        let network = network(set);
+        let programs = [network.program(1).unwrap(), network.program(2).unwrap()];
+        let choices = [Choice::Auto, Choice::Known(1), Choice::Known(0)];
+        let question = |i: usize| Question {
+            geometry: inputs[i].geometry,
+            choice: choices[i % 3],
+            program: &programs[i / 2 % 2],
+            mask: None,
+        };
+        let seen = network.see(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        let questions: Vec<Question<'_>> = (0..6).map(question).collect();
+        let together = network.judge(&seen, &questions, |_, score| score).unwrap();
+        assert_eq!(together.len(), 6);
+        for (i, found) in together.into_iter().enumerate() {
+            let (found, Question { choice, program, .. }) = (found.unwrap(), question(i));
+            let alone = network.inspect_prepared(&inputs[i], choice, program, None, |_, score| score).unwrap();
+            assert_eq!((found.class, found.source), (alone.class, alone.source), "{set:?} {i}");
+            assert_eq!(found.score.to_bits(), alone.score.to_bits(), "{set:?} {i}");
+            assert_eq!(found.map, alone.map, "{set:?} {i}");
+        }
+    }
+}
+
 #[test]
 fn steps_and_starts_use_the_noise_of_the_seed_and_no_other() {
     let ddim = "detection.sampler=ddim";
@@ -171,7 +226,7 @@ fn steps_and_starts_use_the_noise_of_the_seed_and_no_other() {
     let mut network = network(&["detection.start=noised", ddim]);
     network.noise = None;
     let program = network.program(1).unwrap();
-    assert!(network.look(values(), &program, None).is_err());
+    assert!(network.look(&values(), &program, None).is_err());
 }
 
 #[test]
@@ -180,7 +235,7 @@ fn samples_need_what_the_model_goes_by() {
     assert_eq!(network(&[]).sample(&sampling).unwrap().len(), GRID * GRID * DIM);
     let guided = network(&["denoiser.guide=2"]);
     assert!(guided.sample(&sampling).is_err(), "something to go by");
-    let like = values();
+    let like = list(&values());
     guided.sample(&Sampling { like: Some(&like), ..sampling }).unwrap();
     for classes in ["denoiser.classes=heads", "denoiser.classes=separate"] {
         let network = network(&[classes]);

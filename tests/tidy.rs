@@ -65,6 +65,7 @@ fn the_top_level_holds_what_the_layout_says() {
 /// Rooms from the bottom up, and the rooms each may enter.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("device", &["error"]),
     ("files", &["error"]),
     ("calibrate", &["error"]),
     ("regions", &["error"]),
@@ -75,10 +76,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["diffusion", "error", "files"]),
     ("frame", &["config", "error"]),
     ("data", &["config", "error", "files", "frame"]),
-    ("model", &["config", "error", "files", "kernels", "ops"]),
+    ("model", &["config", "device", "error", "files", "kernels", "ops"]),
     ("score", &["error", "kernels"]),
     ("features", &["error", "kernels", "model", "score"]),
-    ("space", &["error", "features", "frame", "model"]),
+    ("space", &["device", "error", "features", "frame", "model"]),
     ("bundle", &["calibrate", "config", "error", "files"]),
     (
         "detector",
@@ -86,6 +87,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "bundle",
             "calibrate",
             "config",
+            "device",
             "diffusion",
             "error",
             "features",
@@ -105,6 +107,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "data",
             "detector",
+            "device",
             "diffusion",
             "error",
             "features",
@@ -116,7 +119,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "space",
         ],
     ),
-    ("worker", &["bundle", "calibrate", "config", "detector", "error", "frame", "regions"]),
+    ("worker", &["bundle", "calibrate", "config", "detector", "device", "error", "frame", "regions"]),
     ("baselines", &["config", "data", "detector", "error", "features", "frame", "kernels", "model", "score"]),
     ("report", &["error", "files", "frame", "metrics", "regions"]),
 ];

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::device::{Device, Precision};
+
 const AFTER: &str = "\
 EXIT CODES
   0    done (also when parts are ng: the verdicts are in the output)
@@ -113,6 +115,9 @@ pub(super) struct TrainArgs {
     /// Go on from the checkpoint beside the model file (M.diad.checkpoint). Data and configuration must be the same
     #[arg(long)]
     pub(super) resume: bool,
+
+    #[command(flatten)]
+    pub(super) place: DeviceArg,
 }
 
 /// Where a configuration comes from: defaults, then the file, then `--set`.
@@ -178,6 +183,25 @@ pub(super) struct EvaluateArgs {
     pub(super) run: RunArgs,
 }
 
+/// Where to compute.
+#[derive(Debug, Args)]
+pub(super) struct DeviceArg {
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub(super) device: Device,
+}
+
+/// Where a model runs, and in what numbers.
+#[derive(Debug, Args)]
+pub(super) struct OnArgs {
+    #[command(flatten)]
+    pub(super) place: DeviceArg,
+
+    /// What networks compute in on a GPU: f32, f16 or bf16
+    #[arg(long, value_name = "NUMBERS", default_value_t = Precision::F32)]
+    pub(super) precision: Precision,
+}
+
 /// How frames go through the model.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -189,6 +213,9 @@ pub(super) struct RunArgs {
     /// Images inspected at a time: more keeps more cores busy and takes more memory. Scores do not depend on it
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) batch: u16,
+
+    #[command(flatten)]
+    pub(super) on: OnArgs,
 }
 
 const PREDICT: &str = "\
@@ -276,6 +303,9 @@ pub(super) struct CalibrateArgs {
     /// The model file to write
     #[arg(long, value_name = "M2.diad")]
     pub(super) out: PathBuf,
+
+    #[command(flatten)]
+    pub(super) on: OnArgs,
 }
 
 /// Show what is in a model file.
@@ -339,6 +369,9 @@ pub(super) struct BenchArgs {
     /// Also write the figures here as JSON
     #[arg(long, value_name = "R.json")]
     pub(super) report: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) on: OnArgs,
 }
 
 const ABLATE: &str = "\
@@ -400,6 +433,9 @@ pub(super) struct AblateArgs {
     /// Weights of the backbone, made by `diad backbone import`
     #[arg(long, value_name = "FILE")]
     pub(super) backbone: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) place: DeviceArg,
 }
 
 const SAMPLE: &str = "\
@@ -458,6 +494,9 @@ pub(super) struct SampleArgs {
     /// Seed of the noise: another one draws other parts
     #[arg(long, value_name = "N", default_value = "0")]
     pub(super) seed: u64,
+
+    #[command(flatten)]
+    pub(super) on: OnArgs,
 }
 
 const DEMO: &str = "\

@@ -91,7 +91,7 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
 
 fn features(network: &Network, frame: &Frame) -> Result<(Vec<f32>, Geometry)> {
     let prepared = network.preprocess().apply(frame)?;
-    Ok((network.features(&prepared)?, prepared.geometry))
+    Ok((network.values(&[&prepared])?.flatten_all()?.to_vec1()?, prepared.geometry))
 }
 
 /// What one method says of the images of one class.

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
+use candle_core::Tensor;
 use serde::Serialize;
 
 use super::args::BenchArgs;
@@ -27,7 +28,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.report {
         check_writable(path)?;
     }
-    let mut detector = frames::open(&args.model, None)?;
+    let mut detector = frames::open(&args.model, &args.on, None)?;
     let size = detector.network().config.input.size * OVERSIZE;
     let frame = draw_part(Kind::Board, 0, size, None).frame;
     let threads = rayon::current_num_threads();
@@ -149,21 +150,20 @@ impl Bench<'_> {
         let network = detector.network();
         let (preprocess, program) = (network.preprocess(), network.program(steps)?);
         let prepared = preprocess.apply(self.frame)?;
-        let raw = network.space.raw(&prepared.frame)?;
-        let features = network.space.normalise(&raw);
+        let input = [&prepared.frame];
+        let raw = network.space.raw(&input)?;
+        let features = network.space.normalise(&raw)?;
         let told = network.told(0);
-        let look = network.look(features.clone(), &program, told)?;
+        let look = network.look(&features, &program, told)?;
+        let done = |tensor: Tensor| Ok(tensor.device().synchronize()?);
         Ok(Stages {
             ddim_steps: steps,
             preprocess: self.time(|| preprocess.apply(self.frame).map(drop))?,
-            backbone: self.time(|| network.space.raw(&prepared.frame).map(drop))?,
-            features: self.time(|| {
-                std::hint::black_box(network.space.normalise(&raw));
-                Ok(())
-            })?,
-            denoise: self.time(|| network.look(features.clone(), &program, told).map(drop))?,
+            backbone: self.time(|| done(network.space.raw(&input)?))?,
+            features: self.time(|| done(network.space.normalise(&raw)?))?,
+            denoise: self.time(|| done(network.look(&features, &program, told)?.residuals))?,
             score: self.time(|| {
-                let cells = network.cells(&features, &look, 0);
+                let cells = network.cells(&features, &look, 0)?;
                 std::hint::black_box(network.map(cells, prepared.geometry, None));
                 Ok(())
             })?,

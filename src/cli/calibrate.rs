@@ -14,7 +14,6 @@ use crate::data::{Category, Dataset};
 use crate::detector::{Choice, Detector, Network, expected_tensors};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
-use crate::frame::Frame;
 use crate::train::{ClassScores, class_card};
 
 /// Share of a product's images that may be unreadable: the promise is for parts as they come, not for those that remain.
@@ -44,7 +43,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     warn_ignored(console, &data.root, &data.ignored);
 
     let file = bundle::load(&args.model, expected_tensors)?;
-    let detector = Detector::open(&args.model)?;
+    let detector = Detector::open_on(&args.model, &args.on.open()?)?;
     let mut card = file.card;
     let mut settings = card.config.calibration.clone();
     (settings.target_fpr, settings.warn_fpr) = (Some(args.target_fpr), args.warn_fpr);
@@ -116,20 +115,24 @@ fn scores(
     mut progress: impl FnMut(usize),
 ) -> Result<ClassScores> {
     let program = network.program(network.config.detection.ddim_steps)?;
-    let inspect = |frame: &Frame| network.inspect(frame, Choice::Known(class), &program, |_, score| score);
+    let preprocess = network.preprocess();
     let mut scores = ClassScores::default();
     let mut lost = 0;
     in_groups(context, &category.train, GROUP, |group| {
         progress(group.len());
-        let inspected: Vec<_> = group.par_iter().map(|(_, frame)| frame.as_ref().map(inspect)).collect();
-        for inspection in inspected {
-            match inspection {
-                Ok(inspection) => scores.push(&inspection?),
+        let prepared: Vec<_> = group.par_iter().map(|(_, frame)| frame.as_ref().map(|f| preprocess.apply(f))).collect();
+        let mut inputs = Vec::with_capacity(prepared.len());
+        for input in prepared {
+            match input {
+                Ok(input) => inputs.push(input?),
                 Err(error) => {
                     lost += 1;
                     context.console.warn(format_args!("{}; left out", words::error(error)));
                 }
             }
+        }
+        for inspection in network.inspect_each(&inputs, Choice::Known(class), &program) {
+            scores.push(&inspection?);
         }
         Ok(())
     })?;

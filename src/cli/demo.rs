@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::data::draw::{DatasetSpec, Kind, write_dataset};
 use crate::data::{Dataset, Label, Sample, read_mask};
 use crate::detector::{Choice, Detector, Verdict};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::png;
@@ -41,7 +42,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     let data = draw(context, &folder, args.images)?;
 
     say(2, "Teaching one model all three from good parts only; it never sees a defect");
-    let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false };
+    let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false, target: Target::CPU };
     // An interrupted demo starts anew.
     let _ = fs::remove_file(options.checkpoint());
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;

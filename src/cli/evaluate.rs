@@ -30,7 +30,7 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(&args.data, expected));
     }
-    let detector = frames::open(&args.model, args.run.ddim_steps)?;
+    let detector = frames::open(&args.model, &args.run.on, args.run.ddim_steps)?;
     warn_ignored(&context.console, &data.root, &data.ignored);
     let settings = Settings {
         model: args.model.display().to_string(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Context;
+use super::args::OnArgs;
 use crate::data;
 use crate::detector::{Choice, Detection, Detector};
 use crate::error::{Error, Result};
@@ -26,10 +27,10 @@ pub(super) struct Seen {
 /// Opens a model and sets the number of denoiser evaluations, where one is asked for.
 ///
 /// # Errors
-/// When there is no such file, it is not a model, or the number is 0.
-pub(super) fn open(model: &Path, ddim_steps: Option<usize>) -> Result<Detector> {
+/// When there is no such file, it is not a model, the device is not there, or the number is 0.
+pub(super) fn open(model: &Path, on: &OnArgs, ddim_steps: Option<usize>) -> Result<Detector> {
     check_exists(model)?;
-    let mut detector = Detector::open(model)?;
+    let mut detector = Detector::open_on(model, &on.open()?)?;
     if let Some(steps) = ddim_steps {
         detector.set_ddim_steps(steps)?;
     }

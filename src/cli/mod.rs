@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
+use crate::device::{Place, Precision, Target};
 use crate::error::{Error, Result};
 use crate::train::Stop;
 
@@ -41,6 +42,20 @@ use console::Console;
 struct Context {
     console: Console,
     stop: Stop,
+}
+
+impl args::DeviceArg {
+    /// The device that is meant, if it is there.
+    fn find(&self) -> Result<Target> {
+        self.device.find(Precision::F32)
+    }
+}
+
+impl args::OnArgs {
+    /// As [`args::DeviceArg::find`], open.
+    fn open(&self) -> Result<Place> {
+        self.place.device.find(self.precision)?.open()
+    }
 }
 
 /// Runs the command that `args` spell; the first of them is the program's name.

@@ -34,7 +34,7 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     if let Some(folder) = &args.out {
         prepare_folder(folder)?;
     }
-    let detector = frames::open(&args.model, args.run.ddim_steps)?;
+    let detector = frames::open(&args.model, &args.run.on, args.run.ddim_steps)?;
     let choice = detector.choice(&args.class)?;
     warn_ignored(console, &args.input, &ignored);
 

@@ -27,7 +27,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     if !(0.0..=20.0).contains(&args.guidance) {
         return Err(Error::Usage(format!("--guidance {}: expected a number from 0 to 20", args.guidance)));
     }
-    let detector = frames::open(&args.model, None)?;
+    let detector = frames::open(&args.model, &args.on, None)?;
     let network = detector.network();
     let class = match args.class.as_deref().map(|name| detector.choice(name)).transpose()? {
         Some(Choice::Known(class)) => Some(class),
@@ -37,7 +37,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
         None => None,
     };
     let prepare = |path: &Path| network.preprocess().apply(&read_frame(path)?).map(|prepared| prepared.frame);
-    let like = args.like.as_deref().map(|path| network.space.values(&prepare(path)?)).transpose()?;
+    let like = args.like.as_deref().map(|path| values(network, &prepare(path)?)).transpose()?;
     if network.config.denoiser.guide > 0 && like.is_none() {
         return Err(Error::Usage("this model is guided by an image: give one to go by with --like".into()));
     }
@@ -75,6 +75,11 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     let enlarged = pictures.iter().map(enlarged).collect::<Result<Vec<_>>>()?;
     write_atomic(&args.out, &png(&sheet::grid(&enlarged)?)?)?;
     context.console.print(format_args!("{}", args.out.display()))
+}
+
+/// Values `[T, D]` of one prepared frame.
+fn values(network: &Network, frame: &Frame) -> Result<Vec<f32>> {
+    Ok(network.space.values(&[frame])?.flatten_all()?.to_vec1()?)
 }
 
 /// The picture at a whole multiple of its size that is large enough for eyes.
@@ -117,7 +122,7 @@ impl Patches {
         in_groups(context, &paths, 8, |group| {
             for (_, frame) in group {
                 let prepared = network.preprocess().apply(&frame?)?.frame;
-                all.values.extend(network.space.values(&prepared)?);
+                all.values.extend(values(network, &prepared)?);
                 all.images.push(prepared);
             }
             task.set(all.images.len(), "");

@@ -30,7 +30,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     if let Some(seed) = args.seed {
         config.set("training.seed", &seed.to_string())?;
     }
-    let options = train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume };
+    let target = args.place.find()?;
+    let options =
+        train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume, target };
     if let Some(report) = &args.report {
         check_writable(report)?;
     }

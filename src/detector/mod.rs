@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::bundle::{self, Card};
 use crate::calibrate::percentile;
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared};
 use crate::regions::{Region, regions};
@@ -23,7 +24,7 @@ mod store;
 use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use mask::Mask;
-pub use network::{Choice, Inspection, Network, mean_token};
+pub use network::{Choice, Inspection, Network, Question, Seen, mean_token};
 pub use program::{Look, Program, Sampling};
 pub(crate) use program::{needs_noise, seeded_noise};
 pub use store::{expected_tensors, save};
@@ -191,8 +192,16 @@ impl Detector {
     /// # Errors
     /// When the file is not a model, is damaged, or is from a newer version.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_on(path, &Place::cpu())
+    }
+
+    /// Opens a model file on a device.
+    ///
+    /// # Errors
+    /// As [`Detector::open`], and when the device fails.
+    pub fn open_on(path: &Path, place: &Place) -> Result<Self> {
         let file = bundle::load(path, expected_tensors)?;
-        Self::new(store::network(&file.card, &file.tensors)?, file.card)
+        Self::new(store::network(&file.card, &file.tensors, place)?, file.card)
     }
 
     /// From a network and the card that holds its thresholds.
@@ -257,7 +266,54 @@ impl Detector {
     pub fn detect(&self, frames: &[Frame], choice: Choice) -> Vec<Result<Detection>> {
         let ask = Ask { choice, ddim_steps: None, limits: Limits::of(&self.card), mask: None };
         let preprocess = self.network.preprocess();
-        frames.par_iter().map(|frame| self.inspect(&preprocess.apply(frame)?, &ask)).collect()
+        let prepared: Vec<Result<Prepared>> = frames.par_iter().map(|frame| preprocess.apply(frame)).collect();
+        let good: Vec<(&Prepared, &Ask)> = prepared.iter().flatten().map(|input| (input, &ask)).collect();
+        let mut answers = self.inspect_all(&good).into_iter();
+        let gone = || Err(Error::Internal("detector: a frame without an answer".into()));
+        prepared.into_iter().map(|input| input.and_then(|_| answers.next().unwrap_or_else(gone))).collect()
+    }
+
+    /// Inspects frames that are already the model's input, as the device likes it: see [`Place::spread`].
+    pub fn inspect_all(&self, asked: &[(&Prepared, &Ask)]) -> Vec<Result<Detection>> {
+        self.network.place.spread(asked, |some| {
+            let inputs: Vec<&Prepared> = some.iter().map(|(input, _)| *input).collect();
+            match self.network.see(&inputs) {
+                Ok(seen) => self.answer(&seen, some),
+                Err(error) => error.for_all(some.len()),
+            }
+        })
+    }
+
+    /// The detections of a batch that was seen.
+    pub fn answer(&self, seen: &Seen, asked: &[(&Prepared, &Ask)]) -> Vec<Result<Detection>> {
+        let program = |ask: &Ask| {
+            let steps = ask.ddim_steps.unwrap_or(self.ddim_steps);
+            self.programs
+                .get(&steps)
+                .ok_or_else(|| Error::Internal(format!("detector: {steps} ddim steps were asked for and not prepared")))
+        };
+        let Some(any) = self.programs.values().next() else {
+            return Error::Internal("detector: nothing is prepared".into()).for_all(asked.len());
+        };
+        let questions = asked.iter().map(|&(prepared, ask)| Question {
+            geometry: prepared.geometry,
+            choice: ask.choice,
+            program: program(ask).unwrap_or(any), // its answer is the error, below
+            mask: ask.mask.as_ref(),
+        });
+        let questions: Vec<Question<'_>> = questions.collect();
+        let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
+        match self.network.judge(seen, &questions, calibrated) {
+            Ok(found) => {
+                let found = found.into_par_iter().zip(asked.par_iter());
+                let answer = |(inspection, (_, ask)): (Result<Inspection>, &(&Prepared, &Ask))| {
+                    program(ask)?;
+                    Ok(judge(inspection?, &self.card, &ask.limits))
+                };
+                found.map(answer).collect()
+            }
+            Err(error) => error.for_all(asked.len()),
+        }
     }
 
     /// Inspects one frame that is already the model's input.
@@ -265,15 +321,8 @@ impl Detector {
     /// # Errors
     /// When the device fails, or nobody prepared for that many steps.
     pub fn inspect(&self, prepared: &Prepared, ask: &Ask) -> Result<Detection> {
-        let steps = ask.ddim_steps.unwrap_or(self.ddim_steps);
-        let program = self
-            .programs
-            .get(&steps)
-            .ok_or_else(|| Error::Internal(format!("detector: {steps} ddim steps were asked for and not prepared")))?;
-        let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
-        let mask = ask.mask.as_ref();
-        let inspection = self.network.inspect_prepared(prepared, ask.choice, program, mask, calibrated)?;
-        Ok(judge(inspection, &self.card, &ask.limits))
+        let answer = self.inspect_all(&[(prepared, ask)]).pop();
+        answer.unwrap_or_else(|| Err(Error::Internal("detector: a frame without an answer".into())))
     }
 }
 

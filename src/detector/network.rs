@@ -1,8 +1,13 @@
 //! The trained network: from a frame to a map and a score, before any threshold.
 
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
 use super::{ClassSource, Look, MAP_SCALE, Map, Mask, Program};
 use crate::bundle::Card;
 use crate::config::{Config, Decision, Distance, ScoreKind};
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared, Preprocess};
 use crate::model::denoiser::Denoisers;
@@ -31,6 +36,8 @@ pub struct Inspection {
 pub struct Network {
     /// Configuration it was made with.
     pub config: Config,
+    /// Where it computes.
+    pub place: Place,
     /// What is modelled.
     pub space: Box<dyn Space>,
     /// Denoisers.
@@ -46,6 +53,25 @@ pub struct Network {
     pub prototypes: Vec<Vec<f32>>,
     /// What counts unless the caller says otherwise; everything when absent.
     pub mask: Option<Mask>,
+}
+
+/// A frame to be judged, beside its values.
+#[derive(Clone, Copy)]
+pub struct Question<'a> {
+    /// Where the input lies in the frame.
+    pub geometry: Geometry,
+    /// How the class is found.
+    pub choice: Choice,
+    /// What the denoiser is asked.
+    pub program: &'a Program,
+    /// Replaces the network's own.
+    pub mask: Option<&'a Mask>,
+}
+
+/// The values of a batch. On a GPU they may be on their way still: nobody has waited for them.
+pub struct Seen {
+    pub(crate) values: Tensor, // [B, T, D]
+    pub(crate) means: Tensor,  // [B, D]
 }
 
 /// How `inspect` finds the class.
@@ -81,63 +107,84 @@ impl Network {
         Preprocess { size: input.size, fit: input.fit, roi: input.roi }
     }
 
-    /// Values `[T, D]` of a prepared frame.
+    /// Values `[B, T, D]` of prepared frames.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn features(&self, prepared: &Prepared) -> Result<Vec<f32>> {
-        self.space.values(&prepared.frame)
+    /// When a frame is not of the model's size, or the device fails.
+    pub fn values(&self, inputs: &[&Prepared]) -> Result<Tensor> {
+        let size = self.config.input.size;
+        let frames: Vec<&Frame> = inputs.iter().map(|input| &input.frame).collect();
+        if let Some(other) = frames.iter().find(|frame| (frame.width(), frame.height()) != (size, size)) {
+            let (w, h) = (other.width(), other.height());
+            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}x{size}")));
+        }
+        self.space.values(&frames)
     }
 
-    /// Distances to the prototypes: root mean square over the channels.
-    pub fn prototype_distances(&self, features: &[f32]) -> Vec<f32> {
-        let mean = mean_token(features, self.config.dim());
-        let distance = |p: &Vec<f32>| {
-            (p.iter().zip(&mean).map(|(p, m)| (p - m) * (p - m)).sum::<f32>() / mean.len() as f32).sqrt()
-        };
+    /// Distances of the mean of an image's cells `[D]` to the prototypes: root mean square over the channels.
+    pub fn prototype_distances(&self, mean: &[f32]) -> Vec<f32> {
+        let distance =
+            |p: &Vec<f32>| (p.iter().zip(mean).map(|(p, m)| (p - m) * (p - m)).sum::<f32>() / mean.len() as f32).sqrt();
         self.prototypes.iter().map(distance).collect()
     }
 
-    /// How far each cell `[T]` of one sample is from what was rebuilt, by the statistics of one class.
-    pub fn reconstruction_distance(&self, values: &[f32], residuals: &[f32], class: usize) -> Vec<f32> {
-        match self.config.detection.distance {
-            Distance::Mahalanobis => self.fields[class].distance(residuals),
-            Distance::L2 => root_mean_squares(residuals, self.config.dim()),
+    /// How far each cell of samples `[B, T, D]` is from what was rebuilt, by the statistics of one class: `[B, T]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn reconstruction_distance(&self, values: &Tensor, residuals: &Tensor, class: usize) -> Result<Vec<f32>> {
+        let host = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        Ok(match self.config.detection.distance {
+            Distance::Mahalanobis => self.fields[class].distances(residuals)?,
+            Distance::L2 => root_mean_squares(&host(residuals)?, self.config.dim()),
             // Of raw features: about the mean, where normalised ones are short, an angle says nothing.
             Distance::Cosine => {
-                let rebuilt: Vec<f32> = values.iter().zip(residuals).map(|(v, r)| v - r).collect();
-                let raw = |values: &[f32]| self.space.denormalise(values);
-                cosine_distances(&raw(values), &raw(&rebuilt), &self.space.scales())
+                let raw = |values: &Tensor| Ok::<_, Error>(self.space.denormalise(&host(values)?));
+                cosine_distances(&raw(values)?, &raw(&(values - residuals)?)?, &self.space.scales())
             }
-        }
+        })
     }
 
-    /// What the map is made of, `[T]`, for one sample's values `[T, D]` and what the denoiser made of them.
-    pub fn cells(&self, values: &[f32], look: &Look, class: usize) -> Vec<f32> {
-        let detection = &self.config.detection;
+    /// What the maps are made of, `[B, T]`, for samples' values `[B, T, D]` and what the denoiser made of them.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn cells(&self, values: &Tensor, look: &Look, class: usize) -> Result<Vec<f32>> {
+        let (detection, tokens) = (&self.config.detection, self.config.tokens());
         let rebuilt = || self.reconstruction_distance(values, &look.residuals, class);
         let mean = |term: usize| self.term_means.get(class).and_then(|m| m.get(term)).copied().unwrap_or(1.0);
+        let errors = || look.noise_errors.iter().map(|e| e.flatten_all()?.to_vec1::<f32>());
         // The mean over the levels of the noise error, each in units of its mean over good parts.
-        let diffusion = || {
-            let mut sum = vec![0.0; self.config.tokens()];
-            for (level, errors) in look.noise_errors.iter().enumerate() {
-                for (s, e) in sum.iter_mut().zip(errors) {
+        let diffusion = || -> Result<Vec<f32>> {
+            let mut sum = vec![0.0; values.dim(0)? * tokens];
+            for (level, errors) in errors().enumerate() {
+                for (s, e) in sum.iter_mut().zip(errors?) {
                     *s += e.sqrt() / mean(1 + level) / look.noise_errors.len() as f32;
                 }
             }
-            sum
+            Ok(sum)
         };
         let weight = detection.diffusion_weight as f32;
-        match detection.score {
-            ScoreKind::Reconstruction => rebuilt(),
-            ScoreKind::Diffusion => diffusion(),
-            ScoreKind::Sum => rebuilt().iter().zip(diffusion()).map(|(r, d)| r / mean(0) + weight * d).collect(),
+        Ok(match detection.score {
+            ScoreKind::Reconstruction => rebuilt()?,
+            ScoreKind::Diffusion => diffusion()?,
+            ScoreKind::Sum => rebuilt()?.iter().zip(diffusion()?).map(|(r, d)| r / mean(0) + weight * d).collect(),
             ScoreKind::Literal => {
-                let image = look.noise_errors.first().map_or(0.0, |e| e.iter().sum::<f32>() / e.len() as f32);
-                let squares = root_mean_squares(&look.residuals, self.config.dim());
-                squares.iter().map(|r| r * r + weight * image).collect()
+                let first = errors().next().transpose()?.unwrap_or_default();
+                let image = |sample: usize| {
+                    let errors = first.get(sample * tokens..(sample + 1) * tokens).unwrap_or(&[0.0]);
+                    errors.iter().sum::<f32>() / errors.len() as f32
+                };
+                let squares = root_mean_squares(&look.residuals.flatten_all()?.to_vec1::<f32>()?, self.config.dim());
+                let samples = squares.chunks_exact(tokens).enumerate();
+                samples
+                    .flat_map(|(i, r)| {
+                        let image = image(i);
+                        r.iter().map(move |r| r * r + weight * image)
+                    })
+                    .collect()
             }
-        }
+        })
     }
 
     /// Map and image score of one distance per cell `[T]`.
@@ -162,22 +209,6 @@ impl Network {
             }
         };
         (score, Map { side, values, geometry })
-    }
-
-    /// [`Network::cells`] for each class; the denoiser is asked once where its answer does not depend on the class.
-    fn cells_by_class(&self, values: &[f32], program: &Program, classes: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let mut shared: Option<Look> = None;
-        let mut all = Vec::with_capacity(classes.len());
-        for &class in classes {
-            let told = self.told(class);
-            let look = match shared.take() {
-                Some(look) if told.is_none() => look,
-                _ => self.look(values.to_vec(), program, told)?,
-            };
-            all.push(self.cells(values, &look, class));
-            shared = Some(look);
-        }
-        Ok(all)
     }
 
     /// Looks at one frame, whole. `calibrated(class, score)` makes scores of different classes comparable.
@@ -206,38 +237,139 @@ impl Network {
         mask: Option<&Mask>,
         calibrated: impl Fn(usize, f32) -> f32,
     ) -> Result<Inspection> {
-        let size = self.config.input.size;
-        if (prepared.frame.width(), prepared.frame.height()) != (size, size) {
-            let (w, h) = (prepared.frame.width(), prepared.frame.height());
-            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}x{size}")));
-        }
-        let features = self.features(prepared)?;
-        let distances = self.prototype_distances(&features);
-        let (candidates, source) = match choice {
-            Choice::Known(class) => (vec![class], ClassSource::Known),
-            Choice::Auto if distances.len() == 1 => (vec![0], ClassSource::Only),
-            Choice::Auto => (nearest(&distances), ClassSource::Chosen),
-        };
-        let everywhere = self.config.detection.decision == Decision::PixelMinimum && source == ClassSource::Chosen;
-        let candidates = if everywhere { (0..distances.len()).collect() } else { candidates };
-        let mut cells = self.cells_by_class(&features, program, &candidates)?;
-        if everywhere {
-            let lowest = |t: usize| cells.iter().map(|c| c[t]).fold(f32::INFINITY, f32::min);
-            let lowest: Vec<f32> = (0..self.config.tokens()).map(lowest).collect();
-            cells = vec![lowest; candidates.len()];
-        }
-        let mask = mask.or(self.mask.as_ref());
-        let scored = candidates.into_iter().zip(cells);
-        let scored = scored.map(|(class, cells)| (class, self.map(cells, prepared.geometry, mask)));
-        let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
-        let Some((class, (score, map))) = best else {
-            return Err(Error::Internal("detector: a model without classes".into()));
-        };
-        if !score.is_finite() {
-            return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
-        }
-        Ok(Inspection { class, source, prototype_distance: distances[class], score, map })
+        let question = Question { geometry: prepared.geometry, choice, program, mask };
+        let mut found = self.judge(&self.see(&[prepared])?, &[question], calibrated)?;
+        found.pop().unwrap_or_else(|| Err(Error::Internal("detector: a frame without an answer".into())))
     }
+
+    /// Looks at frames that are already the model's input, as the device likes it: see [`Place::spread`].
+    pub fn inspect_each(&self, inputs: &[Prepared], choice: Choice, program: &Program) -> Vec<Result<Inspection>> {
+        self.place.spread(inputs, |some| {
+            let question = |input: &Prepared| Question { geometry: input.geometry, choice, program, mask: None };
+            let questions: Vec<Question<'_>> = some.iter().map(question).collect();
+            let seen = self.see(&some.iter().collect::<Vec<_>>());
+            let found = seen.and_then(|seen| self.judge(&seen, &questions, |_, score| score));
+            found.unwrap_or_else(|error| error.for_all(some.len()))
+        })
+    }
+
+    /// Sends a batch on its way: what does not depend on how it is looked at.
+    ///
+    /// # Errors
+    /// When a frame is not of the model's size, or the device fails.
+    pub fn see(&self, inputs: &[&Prepared]) -> Result<Seen> {
+        let values = self.values(inputs)?;
+        let means = if values.device().is_cpu() {
+            let dim = self.config.dim();
+            let all = values.flatten_all()?.to_vec1::<f32>()?;
+            let means: Vec<f32> =
+                all.chunks_exact(self.config.tokens() * dim).flat_map(|v| mean_token(v, dim)).collect();
+            Tensor::from_vec(means, (inputs.len(), dim), values.device())?
+        } else {
+            values.mean(1)?
+        };
+        Ok(Seen { values, means })
+    }
+
+    /// What there is to say of a batch, one answer per question.
+    ///
+    /// # Errors
+    /// When the device fails: then there is no answer to any.
+    pub fn judge(
+        &self,
+        seen: &Seen,
+        questions: &[Question<'_>],
+        calibrated: impl Fn(usize, f32) -> f32,
+    ) -> Result<Vec<Result<Inspection>>> {
+        let classes = self.prototypes.len();
+        let distances: Vec<Vec<f32>> =
+            seen.means.to_vec2::<f32>()?.iter().map(|mean| self.prototype_distances(mean)).collect();
+        let pixel_minimum = self.config.detection.decision == Decision::PixelMinimum;
+        let candidates = |(question, distances): (&Question<'_>, &Vec<f32>)| match question.choice {
+            Choice::Known(class) => (vec![class], ClassSource::Known),
+            Choice::Auto if classes == 1 => (vec![0], ClassSource::Only),
+            Choice::Auto if pixel_minimum => ((0..classes).collect(), ClassSource::Chosen),
+            Choice::Auto => (nearest(distances), ClassSource::Chosen),
+        };
+        let candidates: Vec<(Vec<usize>, ClassSource)> = questions.iter().zip(&distances).map(candidates).collect();
+        let mut cells = self.cells_by_class(&seen.values, questions, &candidates)?;
+        let answers = questions.iter().enumerate().map(|(i, question)| {
+            let (classes, source) = &candidates[i];
+            let mut own: Vec<Vec<f32>> = classes.iter().filter_map(|&class| cells.remove(&(i, class))).collect();
+            if pixel_minimum && *source == ClassSource::Chosen {
+                let lowest = |t: usize| own.iter().map(|c| c[t]).fold(f32::INFINITY, f32::min);
+                let lowest: Vec<f32> = (0..self.config.tokens()).map(lowest).collect();
+                own = vec![lowest; classes.len()];
+            }
+            let mask = question.mask.or(self.mask.as_ref());
+            let scored =
+                classes.iter().zip(own).map(|(&class, cells)| (class, self.map(cells, question.geometry, mask)));
+            let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
+            let Some((class, (score, map))) = best else {
+                return Err(Error::Internal("detector: a model without classes".into()));
+            };
+            if !score.is_finite() {
+                return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
+            }
+            Ok(Inspection { class, source: *source, prototype_distance: distances[i][class], score, map })
+        });
+        Ok(answers.collect())
+    }
+
+    /// [`Network::cells`] of each sample for each of its classes, by sample and class. Samples that ask the same are looked
+    /// at together, and the denoiser is asked once where its answer does not depend on the class.
+    fn cells_by_class(
+        &self,
+        values: &Tensor,
+        questions: &[Question<'_>],
+        candidates: &[(Vec<usize>, ClassSource)],
+    ) -> Result<BTreeMap<(usize, usize), Vec<f32>>> {
+        let mut all = BTreeMap::new();
+        let mut programs: Vec<&Program> = Vec::new();
+        for question in questions {
+            if !programs.iter().any(|program| std::ptr::eq(*program, question.program)) {
+                programs.push(question.program);
+            }
+        }
+        for program in programs {
+            let asks = |i: &usize| std::ptr::eq(questions[*i].program, program);
+            let everyone: Vec<usize> = (0..questions.len()).filter(asks).collect();
+            let mut shared: Option<(Tensor, Look)> = None;
+            for class in 0..self.prototypes.len() {
+                let some: Vec<usize> = everyone.iter().copied().filter(|&i| candidates[i].0.contains(&class)).collect();
+                if some.is_empty() {
+                    continue;
+                }
+                let told = self.told(class);
+                let asked = if told.is_none() { &everyone } else { &some };
+                let (own, look) = match shared.take() {
+                    Some(known) if told.is_none() => known,
+                    _ => {
+                        let own = rows(values, asked)?;
+                        let look = self.look(&own, program, told)?;
+                        (own, look)
+                    }
+                };
+                let cells = self.cells(&own, &look, class)?;
+                for (&i, cells) in asked.iter().zip(cells.chunks_exact(self.config.tokens())) {
+                    if candidates[i].0.contains(&class) {
+                        all.insert((i, class), cells.to_vec());
+                    }
+                }
+                shared = Some((own, look));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Some of the samples `[B, ...]`.
+fn rows(values: &Tensor, some: &[usize]) -> Result<Tensor> {
+    if some.len() == values.dim(0)? {
+        return Ok(values.clone());
+    }
+    let indices: Vec<u32> = some.iter().map(|&i| i as u32).collect();
+    Ok(values.index_select(&Tensor::new(indices, values.device())?, 0)?)
 }
 
 /// Mean over the tokens: `[T, D]` to `[D]`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -42,9 +42,9 @@ pub struct Program {
 /// What the denoiser made of values `[B, T, D]`.
 pub struct Look {
     /// What was not rebuilt, `x0 - x0_hat`, `[B, T, D]`; 0 where the score does not ask for it.
-    pub residuals: Vec<f32>,
+    pub residuals: Tensor,
     /// Squared error of the predicted noise, its mean over the channels, for each level of the diffusion score `[B, T]`.
-    pub noise_errors: Vec<Vec<f32>>,
+    pub noise_errors: Vec<Tensor>,
 }
 
 /// How to draw a sample.
@@ -135,7 +135,7 @@ impl Network {
         guidance: f64,
     ) -> Result<Program> {
         let (tokens, dim) = (self.config.tokens(), self.config.dim());
-        let tensor = |values: Vec<f32>| Tensor::from_vec(values, (1, tokens, dim), &Device::Cpu);
+        let tensor = |values: Vec<f32>| Tensor::from_vec(values, (1, tokens, dim), self.place.device());
         let count = match &way {
             Way::Plan(plan) => plan.noises(),
             Way::Ancestral(_, first) => *first,
@@ -172,25 +172,21 @@ impl Network {
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn look(&self, values: Vec<f32>, program: &Program, told: Option<usize>) -> Result<Look> {
-        let (tokens, dim) = (self.config.tokens(), self.config.dim());
-        let guide = self.guide(&values)?;
-        let x0 = Tensor::from_vec(values, ((), tokens, dim), &Device::Cpu)?;
+    pub fn look(&self, x0: &Tensor, program: &Program, told: Option<usize>) -> Result<Look> {
+        let guide = self.guide(x0)?;
         let residuals = if self.config.detection.score == ScoreKind::Diffusion {
-            vec![0.0; x0.elem_count()]
+            x0.zeros_like()?
         } else {
-            (&x0 - self.rebuild(&x0, program, told, guide.as_ref())?)?.flatten_all()?.to_vec1()?
+            (x0 - self.rebuild(x0, program, told, guide.as_ref())?)?
         };
         let mut noise_errors = Vec::with_capacity(program.probes.len());
         for (i, level) in program.probes.iter().enumerate() {
             let noise = over(program.noise()?, x0.dim(0)?)?;
-            let x = add_noise(&x0, &noise, &[*level])?;
+            let x = add_noise(x0, &noise, &[*level])?;
             let asked = Asked { conditions: &program.probe_conditions, at: i, guidance: program.guidance };
             let answer = self.answer(&x, asked, told, guide.as_ref())?;
             let predicted = self.config.diffusion.prediction.convert(&answer, Prediction::Epsilon, &x, &[*level])?;
-            let errors = (noise - predicted)?.flatten_all()?.to_vec1::<f32>()?;
-            let mean = |row: &[f32]| row.iter().map(|e| e * e).sum::<f32>() / dim as f32;
-            noise_errors.push(errors.chunks_exact(dim).map(mean).collect());
+            noise_errors.push((noise - predicted)?.sqr()?.mean(2)?);
         }
         Ok(Look { residuals, noise_errors })
     }
@@ -231,7 +227,7 @@ impl Network {
         }
         let guide = match (self.config.denoiser.guide, like) {
             (0, _) => None,
-            (_, Some(values)) => self.guide(values)?,
+            (_, Some(values)) => self.guide(&self.tensor(values)?)?,
             (_, None) => return Err(Error::Usage("this model is guided by an image; expected one to go by".into())),
         };
         let process = diffusion.process()?;
@@ -295,13 +291,18 @@ impl Network {
     }
 
     /// What a guided denoiser is told of values `[B, T, D]`.
-    fn guide(&self, values: &[f32]) -> Result<Option<Tensor>> {
-        let (grid, dim, cells) = (self.config.features.grid, self.config.dim(), self.config.denoiser.guide);
-        if cells == 0 {
-            return Ok(None);
-        }
-        let all: Vec<f32> = values.chunks_exact(grid * grid * dim).flat_map(|v| pooled(v, grid, dim, cells)).collect();
-        Ok(Some(Tensor::from_vec(all, ((), cells * cells, dim), &Device::Cpu)?))
+    fn guide(&self, values: &Tensor) -> Result<Option<Tensor>> {
+        let cells = self.config.denoiser.guide;
+        if cells == 0 { Ok(None) } else { Ok(Some(pooled(values, self.config.features.grid, cells)?)) }
+    }
+
+    /// Values `[B, T, D]` of whole samples, where the network is.
+    ///
+    /// # Errors
+    /// When they are not whole samples, or the device fails.
+    pub fn tensor(&self, values: &[f32]) -> Result<Tensor> {
+        let (tokens, dim) = (self.config.tokens(), self.config.dim());
+        Ok(Tensor::from_slice(values, ((), tokens, dim), self.place.device())?)
     }
 }
 

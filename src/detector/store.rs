@@ -10,6 +10,7 @@ use super::program::{has_probes, needs_noise};
 use super::{MAP_SCALE, Mask, Network};
 use crate::bundle::{self, BackboneCard, Card, TensorSpec};
 use crate::config::Config;
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
 use crate::model::denoiser::Denoisers;
@@ -107,20 +108,24 @@ pub fn save(
 }
 
 /// The network of a loaded and checked file.
-pub(super) fn network(card: &Card, tensors: &Weights) -> Result<Network> {
+pub(super) fn network(card: &Card, tensors: &Weights, place: &Place) -> Result<Network> {
     let (classes, tokens, dim) = (card.classes.len(), card.config.tokens(), card.config.dim());
     let grid = card.config.features.grid;
     let space: Box<dyn Space> = match &card.backbone {
-        None => Box::new(Pixels { grid }),
+        None => Box::new(Pixels { place: place.clone(), grid }),
         Some(BackboneCard { name: backbone, .. }) => {
             let own =
                 |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix("backbone.")?.to_owned(), tensor.clone()));
-            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), &Device::Cpu)?;
-            Box::new(Features { backbone, fitted: FeatureSpace::load(tensors, card.config.features.clamp)?, grid })
+            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), place)?;
+            let fitted = FeatureSpace::load(tensors, card.config.features.clamp)?;
+            Box::new(Features { backbone, place: place.clone(), fitted, grid })
         }
     };
-    let weight = |name: &str| tensors.get(&format!("denoiser.{name}")).cloned();
-    let denoisers = Denoisers::new(&card.config, classes, weight)?;
+    let own = |(name, tensor): (&String, &Tensor)| {
+        name.strip_prefix("denoiser.").map(|name| Ok((name.to_owned(), place.weight(tensor)?)))
+    };
+    let weights = tensors.iter().filter_map(own).collect::<Result<Weights>>()?;
+    let denoisers = Denoisers::new(&card.config, classes, |name| weights.get(name).cloned())?;
     let get = |name: &str| {
         tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing"))).map(Tensor::flatten_all)
     };
@@ -139,6 +144,6 @@ pub(super) fn network(card: &Card, tensors: &Weights) -> Result<Network> {
         false => Vec::new(),
     };
     let mask = card.config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)??.to_vec1()?)).transpose()?;
-    let (config, noise) = (card.config.clone(), noise.transpose()?);
-    Ok(Network { config, space, denoisers, noise, fields, term_means, prototypes, mask })
+    let (config, place, noise) = (card.config.clone(), place.clone(), noise.transpose()?);
+    Ok(Network { config, place, space, denoisers, noise, fields, term_means, prototypes, mask })
 }

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::{Backbone, Tap, Weights};
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, Packed};
 use crate::kernels::mbconv::{InvertedResidual, Pointwise, same_padding, stem};
@@ -103,11 +104,11 @@ impl EfficientNetLite {
     ///
     /// # Errors
     /// When the name is not one of [`LITE_NAMES`], or a weight is missing or has another shape.
-    pub fn new(name: &str, weights: &Weights, device: &Device) -> Result<Self> {
+    pub fn new(name: &str, weights: &Weights, place: &Place) -> Result<Self> {
         let stages = stages(name).ok_or_else(|| {
             Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", ")))
         })?;
-        let load = Loader { weights, device };
+        let load = Loader { weights, place };
         let stem = load.dense("_conv_stem", "_bn0", &[STEM, 3, 3, 3])?;
         let (mut blocks, mut taps, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         let (mut input, mut stride) = (STEM, 2);
@@ -152,7 +153,7 @@ impl EfficientNetLite {
                 ends.push(blocks.len() - 1);
             }
         }
-        let kernels = if device.is_cpu() {
+        let kernels = if place.has_cpu_kernels() {
             let blocks = blocks.iter().map(Block::kernel).collect::<Result<Vec<_>>>()?;
             Some((pointwise(&stem)?, blocks))
         } else {
@@ -183,7 +184,7 @@ impl EfficientNetLite {
 
     /// The same on any device, in tensor operations.
     fn forward_tensor(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let x = ((images - 127.0)? / 128.0)?;
+        let x = ((images - 127.0)? / 128.0)?.to_dtype(self.stem.weight.dtype())?;
         let (batch, height, width, _) = x.dims4()?;
         let (top, bottom) = same_padding(height, 3, 2);
         let (left, right) = same_padding(width, 3, 2);
@@ -223,7 +224,7 @@ impl Backbone for EfficientNetLite {
             )));
         }
         let Some(kernels) = &self.kernels else {
-            return self.forward_tensor(images);
+            return self.forward_tensor(&images.to_dtype(DType::F32)?);
         };
         let pixels = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let frames: Vec<Vec<Vec<f32>>> = pixels
@@ -286,7 +287,7 @@ fn pointwise(layer: &Folded) -> Result<Pointwise> {
 
 struct Loader<'a> {
     weights: &'a Weights,
-    device: &'a Device,
+    place: &'a Place,
 }
 
 impl Loader<'_> {
@@ -299,7 +300,7 @@ impl Loader<'_> {
             let got = tensor.dims();
             return Err(Error::Usage(format!("backbone weights: {name} has shape {got:?}, expected {shape:?}")));
         }
-        Ok(tensor.to_device(self.device)?.to_dtype(DType::F32)?)
+        Ok(tensor.to_dtype(DType::F32)?)
     }
 
     /// Scale and bias of a folded batch norm.
@@ -315,7 +316,7 @@ impl Loader<'_> {
         let weight = self.get(&format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.permute((2, 3, 1, 0))?.reshape(((), shape[0]))?.broadcast_mul(&scale)?.contiguous()?;
-        Ok(Folded { weight, bias })
+        Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })
     }
 
     /// A depthwise convolution as `[k, k, C]`.
@@ -323,6 +324,6 @@ impl Loader<'_> {
         let weight = self.get(&format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.squeeze(1)?.permute((1, 2, 0))?.broadcast_mul(&scale)?.contiguous()?;
-        Ok(Folded { weight, bias })
+        Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::device::Place;
 use crate::error::{Error, Result};
 
 pub mod denoiser;
@@ -39,8 +40,8 @@ pub trait Backbone: Send + Sync {
     /// What `forward` returns, finest first.
     fn taps(&self) -> &[Tap];
 
-    /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, of images `[B, H, W, 3]`: RGB in 0..=255 as f32. A
-    /// sample's features do not depend on the rest of the batch.
+    /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, in the numbers of the place, of images `[B, H, W, 3]`:
+    /// RGB in 0..=255 as f32. On the CPU a sample's features do not depend on the rest of the batch.
     ///
     /// # Errors
     /// When the shape does not fit or the device fails.
@@ -68,12 +69,12 @@ pub fn embedded(name: &str) -> Result<Option<Weights>> {
 ///
 /// # Errors
 /// When the name is unknown, or weights are missing or of another shape.
-pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dyn Backbone>> {
+pub fn backbone(name: &str, weights: &Weights, place: &Place) -> Result<Box<dyn Backbone>> {
     if LITE_NAMES.contains(&name) {
-        return Ok(Box::new(EfficientNetLite::new(name, weights, device)?));
+        return Ok(Box::new(EfficientNetLite::new(name, weights, place)?));
     }
     if RESNET_NAMES.contains(&name) {
-        return Ok(Box::new(ResNet::new(name, weights, device)?));
+        return Ok(Box::new(ResNet::new(name, weights, place)?));
     }
     Err(unknown(name))
 }

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::{Backbone, Tap, Weights, unknown};
+use crate::device::Place;
 use crate::error::{Error, Result};
 
 /// Names of the variants.
@@ -116,7 +117,7 @@ impl ConvPlan {
     }
 
     /// The convolution with its batch norm folded in.
-    fn load(&self, weights: &Weights, device: &Device) -> Result<Conv> {
+    fn load(&self, weights: &Weights, place: &Place) -> Result<Conv> {
         let mut parts = Vec::with_capacity(5);
         for (name, shape) in self.weight_shapes() {
             let lacks = |found: String| Error::Usage(format!("backbone weights: {name} {found}, expected {shape:?}"));
@@ -124,7 +125,7 @@ impl ConvPlan {
             if tensor.dims() != shape {
                 return Err(lacks(format!("has shape {:?}", tensor.dims())));
             }
-            parts.push(tensor.to_device(device)?.to_dtype(DType::F32)?);
+            parts.push(tensor.to_dtype(DType::F32)?);
         }
         let [weight, scale, shift, mean, variance] = &parts[..] else {
             return Err(Error::Internal(format!("{} has {} parts", self.conv, parts.len())));
@@ -133,8 +134,8 @@ impl ConvPlan {
         let bias = (shift - (mean * &scale)?)?;
         let channels = self.shape[0];
         Ok(Conv {
-            weight: weight.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?,
-            bias: bias.reshape((1, channels, 1, 1))?,
+            weight: place.weight(&weight.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?)?,
+            bias: place.weight(&bias.reshape((1, channels, 1, 1))?)?,
             stride: self.stride,
         })
     }
@@ -172,10 +173,10 @@ struct Block {
 }
 
 impl Block {
-    fn load(plan: &BlockPlan, weights: &Weights, device: &Device) -> Result<Self> {
+    fn load(plan: &BlockPlan, weights: &Weights, place: &Place) -> Result<Self> {
         Ok(Self {
-            main: plan.main.iter().map(|conv| conv.load(weights, device)).collect::<Result<_>>()?,
-            shortcut: plan.shortcut.as_ref().map(|conv| conv.load(weights, device)).transpose()?,
+            main: plan.main.iter().map(|conv| conv.load(weights, place)).collect::<Result<_>>()?,
+            shortcut: plan.shortcut.as_ref().map(|conv| conv.load(weights, place)).transpose()?,
         })
     }
 
@@ -211,24 +212,27 @@ impl ResNet {
     ///
     /// # Errors
     /// When the name is not one of [`RESNET_NAMES`], or a weight is missing or has another shape.
-    pub fn new(name: &str, weights: &Weights, device: &Device) -> Result<Self> {
+    pub fn new(name: &str, weights: &Weights, place: &Place) -> Result<Self> {
         let plan = Plan::of(name).ok_or_else(|| unknown(name))?;
-        let block = |plan: &BlockPlan| Block::load(plan, weights, device);
+        let block = |plan: &BlockPlan| Block::load(plan, weights, place);
         let layer = |layer: &Vec<BlockPlan>| layer.iter().map(block).collect::<Result<Vec<_>>>();
         Ok(Self {
             name: name.into(),
             taps: plan.taps(),
-            mean: Tensor::new(&MEAN, device)?,
-            std: Tensor::new(&STD, device)?,
-            stem: ConvPlan::stem().load(weights, device)?,
+            mean: place.weight(&Tensor::new(&MEAN, &Device::Cpu)?)?,
+            std: place.weight(&Tensor::new(&STD, &Device::Cpu)?)?,
+            stem: ConvPlan::stem().load(weights, place)?,
             layers: plan.layers().iter().map(layer).collect::<Result<_>>()?,
-            per_sample: device.is_cpu(),
+            per_sample: place.has_cpu_kernels(),
         })
     }
 
     /// Images `[B, H, W, 3]` to the taps' maps.
     fn forward_batch(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let scaled = (images.to_dtype(DType::F32)? / 255.0)?.broadcast_sub(&self.mean)?.broadcast_div(&self.std)?;
+        let scaled = (images.to_dtype(DType::F32)? / 255.0)?
+            .to_dtype(self.mean.dtype())?
+            .broadcast_sub(&self.mean)?
+            .broadcast_div(&self.std)?;
         let x = scaled.permute((0, 3, 1, 2))?.contiguous()?; // [B, 3, H, W]
         let x = self.stem.forward(&x)?.relu()?;
         // Padding with zeros is padding with minus infinity here: behind a ReLU nothing is less.

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, on_cpu, sum_in_order, with_elements};
+use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
@@ -72,7 +72,7 @@ pub fn attention(
             modulation.dims()
         );
     }
-    if !x.device().is_cpu() {
+    if !has_cpu_kernel(x) {
         return attention_composite(x, parameters, modulation, shape);
     }
     let op = Attention { shape, stash: train.then(OnceLock::new) };

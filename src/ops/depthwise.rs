@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, on_cpu, sum_in_order, with_elements};
+use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
 use crate::kernels::depthwise as dw;
 
 /// Depthwise convolution, channels last: `x` `[B, H, W, C]`, `weight` `[k, k, C]` with k = 3, 5 or 7, stride 1 or 2, zero
@@ -13,7 +13,7 @@ use crate::kernels::depthwise as dw;
 /// When shapes do not fit.
 pub fn depthwise(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]) -> Result<Tensor> {
     let op = Depthwise::new(x, weight, stride, padding)?;
-    if !x.device().is_cpu() {
+    if !has_cpu_kernel(x) {
         return depthwise_composite(x, weight, stride, padding);
     }
     x.contiguous()?.apply_op2(&weight.contiguous()?, op)

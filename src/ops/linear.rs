@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, on_cpu, sum_in_order, with_elements};
+use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
@@ -17,7 +17,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if rows != k || !(bias.dims() == [n] || bias.dims() == [tokens, n]) {
         candle_core::bail!("linear: x {:?}, weight {:?}, bias {:?}", x.dims(), weight.dims(), bias.dims());
     }
-    if !x.device().is_cpu() {
+    if !has_cpu_kernel(x) {
         return linear_composite(x, weight, bias);
     }
     x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Linear)
@@ -113,7 +113,7 @@ pub fn modulated_norm(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
     if modulation.dims() != [batch, 2 * c] {
         candle_core::bail!("modulated_norm: x {:?}, modulation {:?}", x.dims(), modulation.dims());
     }
-    if !x.device().is_cpu() {
+    if !has_cpu_kernel(x) {
         return modulated_norm_composite(x, modulation);
     }
     x.contiguous()?.apply_op2(&modulation.contiguous()?, ModulatedNorm)

@@ -3,7 +3,7 @@
 //!
 //! Everything is channels last. On the CPU each sample of a batch is computed by itself, in one fixed order.
 
-use candle_core::{CpuStorage, Device, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
 
 mod attention;
 mod convnext;
@@ -14,6 +14,11 @@ pub use attention::{AttentionShape, attention, attention_composite};
 pub use convnext::{ConvNextShape, Dropout, convnext, convnext_composite};
 pub use depthwise::{depthwise, depthwise_composite};
 pub use linear::{linear, linear_composite, modulated_norm, modulated_norm_composite};
+
+/// Whether the CPU kernels compute this; elsewhere it is tensor operations.
+fn has_cpu_kernel(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
 
 /// The elements of a contiguous f32 argument.
 fn elements<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {

@@ -30,6 +30,24 @@ pub(super) struct Batch {
     pub(super) seed: u64,
 }
 
+impl Batch {
+    /// Where the network is.
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        let there = |tensor: &Tensor| tensor.to_device(device);
+        let guide = self.guide.as_ref().map(there).transpose()?;
+        let (log_snr, class, weight) = (self.log_snr.clone(), self.class.clone(), self.weight.clone());
+        Ok(Self {
+            input: there(&self.input)?,
+            target: there(&self.target)?,
+            guide,
+            weight,
+            log_snr,
+            class,
+            seed: self.seed,
+        })
+    }
+}
+
 struct Draw {
     image: usize,
     other: usize,
@@ -76,7 +94,7 @@ pub(super) fn draw(
     let weight = levels.iter().map(|&level| weight(diffusion, level)).collect::<Result<_>>()?;
     let log_snr = levels.iter().map(|level| level.log_snr() as f32).collect();
     let class = draws.iter().map(|d| d.class).collect();
-    let guides = input
+    let shown = input
         .par_chunks_exact_mut(tokens * (dim + 1))
         .zip(clean.par_chunks_exact_mut(tokens * dim))
         .zip(draws)
@@ -84,12 +102,12 @@ pub(super) fn draw(
             clean.copy_from_slice(&cache.get(draw.image)?);
             let mut shown = cache.get(draw.other)?;
             corrupt(config, draw, clean, &mut shown, input);
-            Ok(if guide_cells > 0 { pooled(&shown, grid, dim, guide_cells) } else { Vec::new() })
+            Ok(if guide_cells > 0 { shown } else { Vec::new() })
         })
         .collect::<Result<Vec<Vec<f32>>>>()?;
     let guide = match guide_cells {
         0 => None,
-        n => Some(Tensor::from_vec(guides.concat(), (count, n * n, dim), &Device::Cpu)?),
+        n => Some(pooled(&Tensor::from_vec(shown.concat(), (count, tokens, dim), &Device::Cpu)?, grid, n)?),
     };
     let input = Tensor::from_vec(input, (count, tokens, dim + 1), &Device::Cpu)?;
     let clean = Tensor::from_vec(clean, (count, tokens, dim), &Device::Cpu)?;

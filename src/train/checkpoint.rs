@@ -62,7 +62,7 @@ pub(super) fn load(path: &Path, optimizer: &mut Optimizer, run: &str) -> Result<
         };
         (slot.value, slot.momentum) = (get("value")?, get("momentum")?);
         (slot.square, slot.average) = (get("square")?, get("average")?);
-        slot.var.set(&Tensor::from_slice(&slot.value, slot.parameter.shape.as_slice(), &Device::Cpu)?)?;
+        slot.show()?;
     }
     Ok(step)
 }

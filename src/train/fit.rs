@@ -67,7 +67,8 @@ impl Fit {
 pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, context: Context<'_>) -> Result<Fit> {
     let training = &config.training;
     let classes = material.names.len();
-    let mut optimizer = Optimizer::new(Denoisers::parameters(config, classes), training.seed)?;
+    let device = material.place.device();
+    let mut optimizer = Optimizer::new(Denoisers::parameters(config, classes), training.seed, device)?;
     let run = run_digest(config, &material.data_sha256)?;
     let first = if resume { checkpoint::load(path, &mut optimizer, &run)? } else { 0 };
     let parameters = optimizer.slots.iter().map(|s| s.value.len()).sum();
@@ -89,11 +90,11 @@ pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, cont
             _ => Denoiser::new(DenoiserShape::of(config, classes), |name| optimizer.var(&format!("{prefix}{name}")))?,
         };
         let images = if networks > 1 { &cached[network..=network] } else { cached.as_slice() };
-        let batch = batch::draw(config, &process, &material.cache, images, step)?;
+        let batch = batch::draw(config, &process, &material.cache, images, step)?.to_device(device)?;
         let condition = denoiser.condition(&batch.log_snr, &batch.class)?;
         let predicted = denoiser.forward_train(&batch.input, &condition, batch.guide.as_ref(), batch.seed)?;
         let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
-        let weight = Tensor::new(batch.weight.as_slice(), &Device::Cpu)?;
+        let weight = Tensor::new(batch.weight.as_slice(), device)?;
         let loss = (error * weight)?.mean_all()?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let rate = learning_rate(training, own_step);

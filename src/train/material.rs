@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -14,6 +14,7 @@ use crate::bundle::BackboneCard;
 use crate::config::{Config, SpaceKind};
 use crate::data::{self, Dataset};
 use crate::detector::Mask;
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
 use crate::frame::{Frame, Preprocess};
@@ -27,6 +28,8 @@ const MAX_UNREADABLE: f64 = 0.05;
 
 /// See the module.
 pub struct Material {
+    /// Where everything is computed.
+    pub(super) place: Place,
     /// Names of the classes.
     pub(super) names: Vec<String>,
     pub(super) images: Images,
@@ -59,24 +62,25 @@ impl Material {
         data: &Dataset,
         backbone: Option<&Path>,
         folder: &Path,
+        place: &Place,
         context: Context<'_>,
     ) -> Result<Self> {
-        let gathering = Gathering { config, folder, context };
+        let gathering = Gathering { config, folder, place, context };
         let mut skipped = Vec::new();
         let grid = config.features.grid;
         let mask = mask(config)?;
         let (weights, fitted, images, cache) = match config.features.space {
             SpaceKind::Pixel => {
-                let space = Pixels { grid };
-                let values = |frame: &Frame| space.values(frame);
+                let space = Pixels { place: place.clone(), grid };
+                let values = |frames: &[&Frame]| space.values(frames);
                 let (images, cache) = gathering.read(data, 3, &values, &mut skipped)?;
                 (Weights::new(), None, images, cache)
             }
             SpaceKind::Feature => {
                 let weights = backbone_weights(config, backbone)?;
-                let backbone = model::backbone(&config.features.backbone, &weights, &Device::Cpu)?;
+                let backbone = model::backbone(&config.features.backbone, &weights, place)?;
                 let channels = model::channels(backbone.name())?;
-                let raw = |frame: &Frame| raw_features(backbone.as_ref(), grid, frame);
+                let raw = |frames: &[&Frame]| raw_features(backbone.as_ref(), place, grid, frames);
                 let (images, raw) = gathering.read(data, channels, &raw, &mut skipped)?;
                 let (space, cache) = gathering.feature_space(&images, raw, channels)?;
                 (weights, Some(space), images, cache)
@@ -84,17 +88,17 @@ impl Material {
         };
         let data_sha256 = data_digest(data, &images, config)?;
         let names = data.categories.iter().map(|c| c.name.clone()).collect();
-        Ok(Self { names, images, cache, weights, fitted, mask, data_sha256, skipped })
+        Ok(Self { place: place.clone(), names, images, cache, weights, fitted, mask, data_sha256, skipped })
     }
 
     /// The space, for a network of its own.
     pub(super) fn space(&self, config: &Config) -> Result<Box<dyn Space>> {
         let grid = config.features.grid;
         Ok(match &self.fitted {
-            None => Box::new(Pixels { grid }),
+            None => Box::new(Pixels { place: self.place.clone(), grid }),
             Some(fitted) => {
-                let backbone = model::backbone(&config.features.backbone, &self.weights, &Device::Cpu)?;
-                Box::new(Features { backbone, fitted: fitted.clone(), grid })
+                let backbone = model::backbone(&config.features.backbone, &self.weights, &self.place)?;
+                Box::new(Features { backbone, place: self.place.clone(), fitted: fitted.clone(), grid })
             }
         })
     }
@@ -115,6 +119,7 @@ pub(super) fn preprocess(config: &Config) -> Preprocess {
 struct Gathering<'a> {
     config: &'a Config,
     folder: &'a Path,
+    place: &'a Place,
     context: Context<'a>,
 }
 
@@ -128,7 +133,7 @@ impl Gathering<'_> {
         &self,
         data: &Dataset,
         channels: usize,
-        extract: &(dyn Fn(&Frame) -> Result<Vec<f32>> + Sync),
+        extract: &(dyn Fn(&[&Frame]) -> Result<Tensor> + Sync),
         skipped: &mut Vec<(PathBuf, String)>,
     ) -> Result<(Images, Cache)> {
         let fraction = self.config.training.calibration_fraction;
@@ -139,12 +144,17 @@ impl Gathering<'_> {
         let preprocess = preprocess(self.config);
         let (mut kept, mut spilled) = (vec![false; wanted.len()], false);
         self.context.each_image(&wanted, skipped, |frames: &[(usize, Frame)], done| {
-            let features = frames
-                .par_iter()
-                .map(|(_, frame)| extract(&preprocess.apply(frame)?.frame))
-                .collect::<Result<Vec<_>>>()?;
+            let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
+            let features = self.place.spread(&prepared, |some| {
+                let rows = extract(&some.iter().map(|p| &p.frame).collect::<Vec<_>>());
+                let rows = rows.and_then(|rows| Ok(rows.flatten_all()?.to_vec1::<f32>()?));
+                match rows {
+                    Ok(rows) => rows.chunks_exact(rows.len() / some.len()).map(|row| Ok(row.to_vec())).collect(),
+                    Err(error) => error.for_all(some.len()),
+                }
+            });
             for ((index, _), row) in frames.iter().zip(features) {
-                cache.push(&row)?;
+                cache.push(&row?)?;
                 kept[*index] = true;
             }
             if cache.spilled() && !spilled {

@@ -21,18 +21,26 @@ pub(super) struct Slot {
     pub(super) average: Vec<f32>,
 }
 
+impl Slot {
+    /// Gives the variable the current value.
+    pub(super) fn show(&self) -> Result<()> {
+        let value = Tensor::from_slice(&self.value, self.parameter.shape.as_slice(), self.var.device())?;
+        Ok(self.var.set(&value)?)
+    }
+}
+
 /// All trainable tensors.
 pub(super) struct Optimizer {
     pub(super) slots: Vec<Slot>,
 }
 
 impl Optimizer {
-    /// Start values for a seed.
-    pub(super) fn new(parameters: Vec<Parameter>, seed: u64) -> Result<Self> {
+    /// Start values for a seed; the variables are on the device, everything else stays on the host.
+    pub(super) fn new(parameters: Vec<Parameter>, seed: u64, device: &Device) -> Result<Self> {
         let slot = |parameter: Parameter| {
             let value = parameter.start(seed);
             let n = value.len();
-            let var = Var::from_tensor(&Tensor::from_slice(&value, parameter.shape.as_slice(), &Device::Cpu)?)?;
+            let var = Var::from_tensor(&Tensor::from_slice(&value, parameter.shape.as_slice(), device)?)?;
             let average = value.clone();
             Ok(Slot { parameter, var, value, momentum: vec![0.0; n], square: vec![0.0; n], average })
         };
@@ -87,7 +95,7 @@ impl Optimizer {
                 *value = *value * shrink - rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
                 *average += (1.0 - decay) * (*value - *average);
             }
-            slot.var.set(&Tensor::from_slice(&slot.value, slot.parameter.shape.as_slice(), &Device::Cpu)?)?;
+            slot.show()?;
         }
         Ok(norm)
     }

@@ -32,12 +32,15 @@ pub fn finish(
     context: Context<'_>,
     skipped: &mut Vec<(std::path::PathBuf, String)>,
 ) -> Result<()> {
-    let denoisers = Denoisers::new(config, material.names.len(), |name| averages.get(name).cloned())?;
+    let placed = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), material.place.weight(tensor)?));
+    let weights = averages.iter().map(placed).collect::<Result<BTreeMap<String, Tensor>>>()?;
+    let denoisers = Denoisers::new(config, material.names.len(), |name| weights.get(name).cloned())?;
     let noise = needs_noise(config);
     let noise = noise.then(|| seeded_noise(config.detection.noise_seed, 0, config.tokens() * config.dim()));
     let mut network = Network {
         config: config.clone(),
         space: material.space(config)?,
+        place: material.place.clone(),
         denoisers,
         noise,
         fields: Vec::new(),
@@ -84,9 +87,10 @@ fn calibrate(
         let mut means = Vec::new();
         each_look(material, network, &program, class, context, |values, look| {
             means.extend(values.chunks_exact(tokens * dim).map(|v| mean_token(v, dim)));
-            sums.add(&look.residuals);
+            sums.add(&look.residuals.flatten_all()?.to_vec1::<f32>()?);
             done += values.len() / (tokens * dim);
             context.observer.event(&Event::Calibration { done, total });
+            Ok(())
         })?;
         let mut prototype = vec![0.0; dim];
         for mean in &means {
@@ -104,16 +108,15 @@ fn calibrate(
         if needs_means {
             let weight = 1.0 / (images.cached[class].len() * tokens) as f64;
             each_look(material, network, &program, class, context, |values, look| {
-                let samples = values.chunks_exact(tokens * dim).zip(look.residuals.chunks_exact(tokens * dim));
-                for (values, residuals) in samples {
-                    let distance = network.reconstruction_distance(values, residuals, class);
-                    means[0] += distance.iter().copied().map(f64::from).sum::<f64>() * weight;
-                }
+                let distance = network.reconstruction_distance(&network.tensor(values)?, &look.residuals, class)?;
+                means[0] += distance.iter().copied().map(f64::from).sum::<f64>() * weight;
                 for (mean, errors) in means[1..].iter_mut().zip(&look.noise_errors) {
+                    let errors = errors.flatten_all()?.to_vec1::<f32>()?;
                     *mean += errors.iter().map(|&e| f64::from(e).sqrt()).sum::<f64>() * weight;
                 }
                 done += values.len() / (tokens * dim);
                 context.observer.event(&Event::Calibration { done, total });
+                Ok(())
             })?;
         } else {
             means.fill(1.0);
@@ -126,11 +129,9 @@ fn calibrate(
         let mut scores = ClassScores::default();
         let before = done;
         context.each_image(paths, skipped, |frames, count| {
-            let inspect =
-                |prepared| network.inspect_prepared(&prepared, Choice::Known(class), &program, None, |_, s| s);
-            let seen =
-                frames.par_iter().map(|(_, frame)| inspect(preprocess.apply(frame)?)).collect::<Result<Vec<_>>>()?;
-            for inspection in seen {
+            let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
+            for inspection in network.inspect_each(&prepared, Choice::Known(class), &program) {
+                let inspection = inspection?;
                 farthest[class] = farthest[class].max(inspection.prototype_distance);
                 scores.push(&inspection);
             }
@@ -151,7 +152,7 @@ fn each_look(
     program: &Program,
     class: usize,
     context: Context<'_>,
-    mut f: impl FnMut(&[f32], &Look),
+    mut f: impl FnMut(&[f32], &Look) -> Result<()>,
 ) -> Result<()> {
     for group in material.images.cached[class].chunks(STATISTICS_BATCH) {
         context.check()?;
@@ -159,8 +160,8 @@ fn each_look(
         for &index in group {
             values.extend(material.cache.get(index)?);
         }
-        let look = network.look(values.clone(), program, network.told(class))?;
-        f(&values, &look);
+        let look = network.look(&network.tensor(&values)?, program, network.told(class))?;
+        f(&values, &look)?;
     }
     Ok(())
 }

@@ -37,6 +37,16 @@ impl<T> Batcher<T> {
         Self { size: size.max(1), timeout, streams: VecDeque::new(), len: 0 }
     }
 
+    /// Items of a batch, at most.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Batches of half the size from now on, at least 1.
+    pub fn halve(&mut self) {
+        self.size = (self.size / 2).max(1);
+    }
+
     /// Items that wait.
     pub fn len(&self) -> usize {
         self.len

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 use crate::bundle::Card;
-use crate::detector::{Ask, Detection};
+use crate::detector::{Ask, Detection, Seen};
 use crate::error::{Error, Result};
 use crate::frame::Prepared;
 
@@ -28,7 +28,7 @@ mod share;
 mod stats;
 
 pub use batcher::{Batcher, Next};
-pub use model::{Device, open};
+pub use model::open;
 pub use share::{Shared, instance_key};
 pub use stats::{Durations, Stats, Summary};
 
@@ -42,8 +42,18 @@ pub trait Detect: Send {
     /// Its card.
     fn card(&self) -> &Card;
 
-    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs.
-    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>>;
+    /// Sends a batch on its way where the device works by itself, so that it computes while the answers of the batch before
+    /// are made; nothing where it does not.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn begin(&mut self, _jobs: &[&Job]) -> Result<Option<Seen>> {
+        Ok(None)
+    }
+
+    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs. `begun` is what
+    /// [`Detect::begin`] gave for these jobs.
+    fn detect(&mut self, jobs: &[&Job], begun: Option<Seen>) -> Vec<Result<Detection>>;
 
     /// A batch that is as much work as a real one.
     fn warm_up(&self, size: usize) -> Result<Vec<Job>>;
@@ -78,6 +88,12 @@ pub enum Failure {
     /// The model panicked.
     #[error("the model panicked: {0}")]
     Panicked(String),
+    /// The device has no room for a batch of this size.
+    #[error("the device is out of memory: {0}")]
+    Memory(String),
+    /// The device is gone, in the driver's words: no frame will be inspected any more.
+    #[error("the device is lost: {0}")]
+    Lost(String),
     /// The worker went away.
     #[error("the worker was stopped")]
     Stopped,
@@ -209,7 +225,8 @@ impl Worker {
                 Ok(model) => {
                     let _ = report.send(Ok(model.card().clone()));
                     drop(report);
-                    Bench { open, digest: model.card().digest(), model: Ok(model), rebuilt: false, state: shared }
+                    let digest = model.card().digest();
+                    Bench { open, digest, model: Ok(model), rebuilt: false, halved: false, state: shared }
                         .serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
                 }
                 Err(error) => {
@@ -305,7 +322,9 @@ fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
     let jobs = model.warm_up(size)?;
     for round in 0..WARM_UP {
         let started = Instant::now();
-        for outcome in model.detect(&jobs.iter().collect::<Vec<_>>()) {
+        let jobs: Vec<&Job> = jobs.iter().collect();
+        let begun = model.begin(&jobs)?;
+        for outcome in model.detect(&jobs, begun) {
             outcome?;
         }
         if round > 0 {
@@ -319,27 +338,49 @@ fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
 struct Bench {
     open: Open,
     digest: String,
-    model: Result<Box<dyn Detect>, String>,
+    model: Result<Box<dyn Detect>, Failure>,
     rebuilt: bool,
+    /// Batches were halved, for want of memory.
+    halved: bool,
     state: Arc<State>,
 }
 
+/// A batch that the model has begun with.
+struct UnderWay {
+    entries: Vec<Entry>,
+    started: Instant,
+    begun: Result<Option<Seen>, Failure>,
+}
+
 impl Bench {
-    /// Until nobody can submit any more and everything is answered.
+    /// Until nobody can submit any more and everything is answered. Where the device works by itself, the next batch is
+    /// sent there before the answers of the last are made: two are under way.
     fn serve(&mut self, inbox: &Receiver<Entry>, mut batcher: Batcher<Entry>) {
         let epoch = Instant::now();
         let now = || nanoseconds(epoch.elapsed());
+        let mut under_way: Option<UnderWay> = None;
         loop {
             for entry in inbox.try_iter() {
                 batcher.push(entry.stream, entry, now());
             }
-            let received = match batcher.next(now()) {
-                Next::Ready => {
-                    self.work(batcher.take());
-                    continue;
+            let next = batcher.next(now());
+            if next == Next::Ready {
+                let begun = self.begin(batcher.take());
+                if let Some(batch) = std::mem::replace(&mut under_way, begun) {
+                    self.finish(batch, &mut batcher);
                 }
-                Next::Idle => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                if let Some(batch) = under_way.take_if(|batch| !matches!(batch.begun, Ok(Some(_)))) {
+                    self.finish(batch, &mut batcher);
+                }
+                continue;
+            }
+            if let Some(batch) = under_way.take() {
+                self.finish(batch, &mut batcher);
+                continue;
+            }
+            let received = match next {
                 Next::WaitUntil(time) => inbox.recv_deadline(epoch + Duration::from_nanos(time)),
+                Next::Idle | Next::Ready => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match received {
                 Ok(entry) => batcher.push(entry.stream, entry, now()),
@@ -349,18 +390,44 @@ impl Bench {
         }
     }
 
-    fn work(&mut self, mut batch: Vec<Entry>) {
-        let before = batch.len();
-        batch.retain(|entry| entry.wanted.strong_count() > 0);
-        self.state.stats().abandoned += (before - batch.len()) as u64;
-        if batch.is_empty() {
-            return;
+    /// Sends a batch on its way, without what nobody waits for any more.
+    fn begin(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay> {
+        let before = entries.len();
+        entries.retain(|entry| entry.wanted.strong_count() > 0);
+        self.state.stats().abandoned += (before - entries.len()) as u64;
+        if entries.is_empty() {
+            return None;
         }
         let started = Instant::now();
-        let (outcomes, panicked) = self.detect(&batch);
-        let infer = started.elapsed();
+        let jobs: Vec<&Job> = entries.iter().map(|entry| &entry.job).collect();
+        let begun = match &mut self.model {
+            Err(failure) => Err(failure.clone()),
+            Ok(model) => match catch_unwind(AssertUnwindSafe(|| model.begin(&jobs))) {
+                Ok(begun) => begun.map_err(failure),
+                Err(panic) => {
+                    let failure = panicked(&*panic);
+                    self.model = Err(failure.clone()); // until it is opened anew
+                    Err(failure)
+                }
+            },
+        };
+        Some(UnderWay { entries, started, begun })
+    }
 
-        let (size, errors) = (batch.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
+    /// Answers a batch.
+    fn finish(&mut self, batch: UnderWay, batcher: &mut Batcher<Entry>) {
+        let UnderWay { entries, started, begun } = batch;
+        let outcomes = self.detect(&entries, begun);
+        let infer = started.elapsed();
+        let is = |kind: fn(&Failure) -> bool| outcomes.iter().any(|outcome| outcome.as_ref().is_err_and(kind));
+        let panicked = is(|failure| matches!(failure, Failure::Panicked(_)));
+        let short_of_memory = is(|failure| matches!(failure, Failure::Memory(_)));
+        let lost = outcomes.iter().find_map(|outcome| outcome.as_ref().err().filter(|f| matches!(f, Failure::Lost(_))));
+        if let Some(lost) = lost {
+            self.model = Err(lost.clone());
+        }
+
+        let (size, errors) = (entries.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
         if errors == 0 {
             self.state.batches().add(infer);
         }
@@ -370,65 +437,82 @@ impl Bench {
             stats.frames += size as u64;
             stats.errors += errors as u64;
             stats.panics += u64::from(panicked);
-            for entry in &batch {
+            for entry in &entries {
                 stats.queue.add(started - entry.submitted);
                 stats.infer.add(infer);
                 stats.total.add(entry.submitted.elapsed());
             }
         }
-        for (entry, outcome) in batch.into_iter().zip(outcomes) {
+        for (entry, outcome) in entries.into_iter().zip(outcomes) {
             let queue = started - entry.submitted;
             entry.answer(Answer { outcome, queue, infer, batch: size });
         }
         if panicked {
             self.rebuild();
         }
+        if short_of_memory && !self.halved && batcher.size() > 1 {
+            self.halved = true;
+            batcher.halve();
+            tracing::warn!(batch_size = batcher.size(), "the device is out of memory: batches are halved");
+        }
     }
 
-    /// One outcome per entry, and whether the model panicked.
-    fn detect(&mut self, batch: &[Entry]) -> (Vec<Result<Detection, Failure>>, bool) {
+    /// One outcome per entry.
+    fn detect(&mut self, batch: &[Entry], begun: Result<Option<Seen>, Failure>) -> Vec<Result<Detection, Failure>> {
         let all = |failure: Failure| vec![Err(failure); batch.len()];
-        let model = match &mut self.model {
-            Ok(model) => model,
-            Err(reason) => return (all(Failure::Failed(reason.clone())), false),
+        let (model, begun) = match (&mut self.model, begun) {
+            (_, Err(failure)) => return all(failure),
+            (Err(failure), _) => return all(failure.clone()),
+            (Ok(model), Ok(begun)) => (model, begun),
         };
         let jobs: Vec<&Job> = batch.iter().map(|entry| &entry.job).collect();
-        match catch_unwind(AssertUnwindSafe(|| model.detect(&jobs))) {
+        match catch_unwind(AssertUnwindSafe(|| model.detect(&jobs, begun))) {
             Ok(outcomes) if outcomes.len() == batch.len() => {
-                let failed = |error: Error| Failure::Failed(error.to_string());
-                (outcomes.into_iter().map(|outcome| outcome.map_err(failed)).collect(), false)
+                outcomes.into_iter().map(|outcome| outcome.map_err(failure)).collect()
             }
             Ok(outcomes) => {
                 let (got, expected) = (outcomes.len(), batch.len());
-                (all(Failure::Failed(format!("internal error: {got} answers for {expected} frames"))), false)
+                all(Failure::Failed(format!("internal error: {got} answers for {expected} frames")))
             }
-            Err(panic) => {
-                let words = words(&*panic);
-                tracing::error!(words, "the model panicked");
-                (all(Failure::Panicked(words)), true)
-            }
+            Err(panic) => all(panicked(&*panic)),
         }
     }
 
     /// After a panic the model's state is not to be trusted: it is opened again, once.
     fn rebuild(&mut self) {
+        let no_more = |words: String| Err(Failure::Failed(words));
         if self.rebuilt {
-            self.model = Err("the model panicked again after it was opened anew; it is not used any more".into());
+            self.model = no_more("the model panicked again after it was opened anew; it is not used any more".into());
             return;
         }
         self.rebuilt = true;
         let opened = catch_unwind(AssertUnwindSafe(|| (self.open)()));
         self.model = match opened {
             Ok(Ok(model)) if model.card().digest() == self.digest => Ok(model),
-            Ok(Ok(_)) => Err("the model panicked, and its file holds another model by now".into()),
-            Ok(Err(error)) => Err(format!("the model panicked and could not be opened anew: {error}")),
-            Err(panic) => Err(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
+            Ok(Ok(_)) => no_more("the model panicked, and its file holds another model by now".into()),
+            Ok(Err(error)) => no_more(format!("the model panicked and could not be opened anew: {error}")),
+            Err(panic) => no_more(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
         };
         match &self.model {
             Ok(_) => tracing::warn!("the model was opened anew after a panic"),
-            Err(reason) => tracing::error!(reason),
+            Err(reason) => tracing::error!(%reason),
         }
     }
+}
+
+/// What an error means for a job.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Memory(words) => Failure::Memory(words),
+        Error::Lost(words) => Failure::Lost(words),
+        other => Failure::Failed(other.to_string()),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let words = words(panic);
+    tracing::error!(words, "the model panicked");
+    Failure::Panicked(words)
 }
 
 /// What a panic said.

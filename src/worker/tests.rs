@@ -6,7 +6,7 @@ use super::*;
 use crate::bundle::{BackboneCard, ClassCard, SCHEMA, TrainingCard};
 use crate::calibrate::Threshold;
 use crate::config::Config;
-use crate::detector::{Choice, ClassSource, Limits, Map, Verdict};
+use crate::detector::{Choice, ClassSource, Limits, Map, Seen, Verdict};
 use crate::frame::{Frame, Geometry};
 
 const NOW: Duration = Duration::ZERO;
@@ -56,7 +56,7 @@ impl Detect for Scripted {
         &self.card
     }
 
-    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+    fn detect(&mut self, jobs: &[&Job], _: Option<Seen>) -> Vec<Result<Detection>> {
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send(pixels.clone());
         let _ = self.gate.recv();

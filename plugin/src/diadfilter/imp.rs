@@ -104,7 +104,7 @@ impl DiadFilter {
         let wrong = |words: String| gst::error_msg!(gst::ResourceError::Settings, ("{}", words));
         settings.check().map_err(wrong)?;
         let session = Session::open(&settings).map_err(wrong)?;
-        gst::info!(CAT, imp = self, "model {} on {}", session.shared.worker().digest(), session.device);
+        gst::info!(CAT, imp = self, "model {} on {}", session.shared.worker().digest(), session.target);
         *lock(&self.session) = Some(Arc::new(session));
         Ok(())
     }

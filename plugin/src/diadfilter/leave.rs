@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, at, never, select};
 use diad::detector::{Detection, Verdict};
-use diad::worker::{Answer, Ticket};
+use diad::worker::{Answer, Failure, Ticket};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
@@ -74,6 +74,7 @@ impl DiadFilter {
         let (settings, _) = self.settings();
         let Waiting { mut buffer, info, fate, frame_id, came, utc, pre, deadline, part, model } = frame;
         let mut timing = Timing { pre: nanoseconds(pre), ..Timing::default() };
+        let mut lost = false;
         let (outcome, mut reason) = match fate {
             Fate::Uninspected(reason) => (None, Some((Verdict::Uninspected, reason.to_owned()))),
             Fate::Failed(words) => (None, Some((Verdict::Error, words))),
@@ -93,7 +94,10 @@ impl DiadFilter {
                         self.tally.counts().answered(answer.queue, answer.infer, answer.batch);
                         match answer.outcome {
                             Ok(detection) => (Some(detection), None),
-                            Err(failure) => (None, Some((Verdict::Error, failure.to_string()))),
+                            Err(failure) => {
+                                lost = matches!(failure, Failure::Lost(_));
+                                (None, Some((Verdict::Error, failure.to_string())))
+                            }
                         }
                     }
                 }
@@ -118,7 +122,7 @@ impl DiadFilter {
             model,
             timing,
         };
-        let stop = self.complain(&result, &settings);
+        let stop = self.complain(&result, &settings, lost);
         if let Some(error) = stop {
             self.tally.judged(Verdict::Error);
             return Err(error);
@@ -186,8 +190,9 @@ impl DiadFilter {
         if own == Verdict::Ng && bad < settings.confirm_count as usize { Verdict::Warn } else { own }
     }
 
-    /// Says that a frame could not be inspected: once when that begins. The error that ends the stream, if it has to.
-    fn complain(&self, result: &DiadResult, settings: &Settings) -> Option<gst::FlowError> {
+    /// Says that a frame could not be inspected: once when that begins. The error that ends the stream, if it has to: where
+    /// the properties ask for it, or no frame would be inspected any more as the device is lost.
+    fn complain(&self, result: &DiadResult, settings: &Settings, lost: bool) -> Option<gst::FlowError> {
         let failed = result.verdict == Verdict::Error;
         let before = std::mem::replace(&mut lock(&self.outlet).failing, failed);
         if !failed {
@@ -195,7 +200,7 @@ impl DiadFilter {
         }
         let words = result.reason.as_deref().unwrap_or("no reason given");
         let frame = result.frame_id;
-        if settings.on_error == OnError::Error {
+        if settings.on_error == OnError::Error || lost {
             gst::element_imp_error!(self, gst::StreamError::Failed, ("frame {frame} could not be inspected: {words}"));
             return Some(gst::FlowError::Error);
         }
@@ -282,7 +287,7 @@ impl DiadFilter {
         if let Some(session) = self.session() {
             let worker = session.shared.worker();
             structure.set("model", worker.digest());
-            structure.set("device", session.device.to_string());
+            structure.set("device", session.target.to_string());
             let stats = worker.stats();
             structure.set("worker-batches", stats.batches);
             structure.set("worker-frames", stats.frames);

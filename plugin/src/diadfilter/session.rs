@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use diad::bundle::Card;
 use diad::detector::{Ask, Choice, Limits, Mask};
+use diad::device::{Device, Target};
 use diad::frame::Preprocess;
-use diad::worker::{self, Device, Options, Shared, Worker};
+use diad::worker::{self, Options, Shared, Worker};
 use gst_video::VideoInfo;
 
 use super::settings::Settings;
@@ -15,7 +16,7 @@ use crate::log;
 /// A worker that this element may share with others.
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
-    pub(super) device: Device,
+    pub(super) target: Target,
 }
 
 /// Everything that frames of one size are looked at with.
@@ -30,12 +31,12 @@ pub(super) struct Lens {
 /// A worker for `model`.
 fn start(
     model: &str,
-    device: Device,
+    target: Target,
     settings: &Settings,
 ) -> diad::error::Result<(Card, impl FnOnce() -> diad::error::Result<Worker>)> {
-    let (card, open) = worker::open(Path::new(model), device)?;
+    let (card, open) = worker::open(Path::new(model), target)?;
     check(&card, settings)?;
-    let batch_size = if settings.batch_size == 0 { device.batch_size() } else { settings.batch_size as usize };
+    let batch_size = if settings.batch_size == 0 { target.batch_size() } else { settings.batch_size as usize };
     let options = Options { name: "diad-worker".into(), batch_size, batch_timeout: settings.batch_timeout() };
     let begin = move || {
         let open = Box::new(move || {
@@ -57,16 +58,17 @@ impl Session {
     /// The worker for the model that the settings name, shared with whoever uses the same.
     pub(super) fn open(settings: &Settings) -> Result<Self, String> {
         let model = settings.model.as_deref().ok_or("model is not set: expected the name of a model file (.diad)")?;
-        let device: Device = settings.device.parse().map_err(|error| format!("{error}"))?;
+        let find = || settings.device.parse::<Device>()?.find(settings.precision.parse()?);
+        let target = find().map_err(|error| format!("{error}"))?;
         let wrong = |error: diad::error::Error| format!("model = {error}");
-        let (card, begin) = start(model, device, settings).map_err(wrong)?;
+        let (card, begin) = start(model, target, settings).map_err(wrong)?;
         let digest = card.digest();
         let key = match &settings.instance {
             Some(id) => worker::instance_key(id),
-            None => format!("model {digest} on {device}"),
+            None => format!("model {digest} on {target}"),
         };
         let shared = Shared::join(&key, &digest, begin).map_err(wrong)?;
-        Ok(Self { shared, device })
+        Ok(Self { shared, target })
     }
 
     /// Whether the model can do what the properties ask.
@@ -78,7 +80,7 @@ impl Session {
     pub(super) fn swap(&self, settings: &Settings) -> Result<(), String> {
         let model = settings.model.as_deref().ok_or("model is not set")?;
         let wrong = |error: diad::error::Error| format!("model = {error}");
-        let (_, begin) = start(model, self.device, settings).map_err(wrong)?;
+        let (_, begin) = start(model, self.target, settings).map_err(wrong)?;
         drop(self.shared.swap(Arc::new(begin().map_err(wrong)?)));
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::bundle::sha256_hex;
 use crate::config::{CalibrationConfig, Config, DetectionConfig};
 use crate::data::{self, Dataset};
 use crate::detector::Detector;
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::{Ablation, AblationRow};
@@ -64,6 +65,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     }
     let data = Dataset::scan(root, &args.classes)?;
     data::check_trainable(&data)?;
+    let place = args.place.find()?.open()?;
     if data.categories.iter().all(|category| category.test.is_empty()) {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(root, expected));
@@ -78,7 +80,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
     }
     describe(&context.console, &data, &base);
-    let mut bench = Bench { context, args, data: &data, out, material: None };
+    let mut bench = Bench { context, args, data: &data, out, place: &place, material: None };
     let mut done = Vec::new();
     for (at, work) in works.iter().enumerate() {
         context.check_stop()?;
@@ -166,6 +168,7 @@ struct Bench<'a> {
     args: &'a AblateArgs,
     data: &'a Dataset,
     out: &'a Path,
+    place: &'a Place,
     /// Values of the images, and the configuration they were made with.
     material: Option<(Config, Material)>,
 }
@@ -198,7 +201,7 @@ impl Bench<'_> {
             let told = train::Context { observer: &progress, stop: &context.stop };
             train::finish(config, material, &fit.averages, &model, told, &mut Vec::new())?;
         }
-        let detector = Detector::open(&model)?;
+        let detector = Detector::open_on(&model, self.place)?;
         let _ = fs::remove_file(&model); // its tensors are in memory
         let settings =
             Settings { model: work.name.clone(), batch: 8, class_known: self.args.class_known, baselines: false };
@@ -254,7 +257,7 @@ impl Bench<'_> {
                 let progress = TrainingProgress::new(&self.context.console);
                 let told = train::Context { observer: &progress, stop: &self.context.stop };
                 let backbone = self.args.backbone.as_deref();
-                (config.clone(), Material::gather(config, self.data, backbone, self.out, told)?)
+                (config.clone(), Material::gather(config, self.data, backbone, self.out, self.place, told)?)
             }
         };
         Ok(&self.material.insert((config, material)).1)

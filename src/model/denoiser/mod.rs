@@ -5,7 +5,7 @@
 //! Input and output are tokens `[B, T, D]`, T = grid x grid in raster order. In training the input has one channel more:
 //! 1 where a token is masked. Its row of the input matrix is the learned mask token.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::ops::{self, AttentionShape, ConvNextShape, Dropout};
@@ -159,6 +159,7 @@ impl Denoiser {
             })
             .collect::<Vec<_>>();
         let e = Tensor::from_vec(embedding, (log_snr.len(), 2 * FREQUENCIES), self.device())?;
+        let e = e.to_dtype(self.class.dtype())?;
         let [w0, b0, w1, b1] = &self.noise;
         let noise = e.matmul(w0)?.broadcast_add(b0)?.silu()?.matmul(w1)?.broadcast_add(b1)?;
         let classes = Tensor::new(classes.as_slice(), self.device())?;
@@ -175,7 +176,8 @@ impl Denoiser {
         Ok(Condition { modulations, heads })
     }
 
-    /// What the network was trained to predict, `[B, T, D]`, from noisy values `[B, T, D]`. `guide` is the clean input at
+    /// What the network was trained to predict, `[B, T, D]`, from noisy values `[B, T, D]`; computed in the numbers of the
+    /// weights, returned in those of the values. `guide` is the clean input at
     /// `config.guide` cells per side, `[B, G, D]`, see [`pooled`]. A sample's result does not depend on the batch.
     ///
     /// # Errors
@@ -210,11 +212,12 @@ impl Denoiser {
     ) -> Result<Tensor> {
         let mut modulations = condition.modulations.iter();
         let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
-        let mut h = ops::linear(x, weight, &self.input[1])?;
+        let (given, own) = (x.dtype(), self.class.dtype());
+        let mut h = ops::linear(&x.to_dtype(own)?, weight, &self.input[1])?;
         match (&self.guide, guide) {
             (Some([weight, bias]), Some(guide)) => {
                 let cells = Tensor::new(self.shape.guide_cells(), self.device())?;
-                h = (h + ops::linear(guide, weight, bias)?.index_select(&cells, 1)?)?;
+                h = (h + ops::linear(&guide.to_dtype(own)?, weight, bias)?.index_select(&cells, 1)?)?;
             }
             (None, None) => {}
             (mine, given) => {
@@ -248,7 +251,7 @@ impl Denoiser {
                 }
             };
         }
-        self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)
+        Ok(self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)?.to_dtype(given)?)
     }
 
     /// The output layer; with heads, each sample's own.
@@ -264,9 +267,6 @@ impl Denoiser {
         let rows = heads.iter().enumerate().map(|(i, &head)| of(&h.narrow(0, i, 1)?, head));
         Ok(Tensor::cat(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     }
-
-    /// The dtype of everything here.
-    pub const DTYPE: DType = DType::F32;
 }
 
 /// Blocks of 2x2 cells put side by side: `[B, S S, W]` to `[B, S S / 4, 4 W]`.
@@ -285,16 +285,15 @@ fn channels_to_blocks(x: &Tensor, side: usize) -> candle_core::Result<Tensor> {
     split.transpose(1, 2)?.contiguous()?.reshape((batch, side * side, width / 4))
 }
 
-/// The mean of values `[T, D]` over each of `cells` x `cells` equal parts of the grid: what a guided network is told of the
-/// clean input.
-pub fn pooled(values: &[f32], grid: usize, dim: usize, cells: usize) -> Vec<f32> {
+/// The mean of values `[B, T, D]` over each of `cells` x `cells` equal parts of the grid, `[B, G, D]`: what a guided network
+/// is told of the clean input.
+///
+/// # Errors
+/// When the grid is not a multiple of `cells`, or the device fails.
+pub fn pooled(values: &Tensor, grid: usize, cells: usize) -> candle_core::Result<Tensor> {
+    let (batch, _, dim) = values.dims3()?;
     let factor = grid / cells;
-    let mut out = vec![0.0; cells * cells * dim];
-    for (t, row) in values.chunks_exact(dim).enumerate() {
-        let cell = t / grid / factor * cells + t % grid / factor;
-        for (sum, value) in out[cell * dim..][..dim].iter_mut().zip(row) {
-            *sum += value / (factor * factor) as f32;
-        }
-    }
-    out
+    let parts = values.reshape((batch * cells, factor, cells, factor * dim))?.sum(1)?; // rows of a part
+    let parts = parts.reshape((batch, cells * cells, factor, dim))?.sum(2)?;
+    parts / (factor * factor) as f64
 }

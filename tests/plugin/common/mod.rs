@@ -11,7 +11,8 @@ use diad::bundle::Card;
 use diad::config::Config;
 use diad::data::draw::{DatasetSpec, Kind, write_dataset};
 use diad::data::{Dataset, read_frame};
-use diad::detector::{Detection, Detector};
+use diad::detector::{Detection, Detector, Seen};
+use diad::device::Target;
 use diad::error::Result;
 use diad::frame::Frame;
 use diad::train::{Event, Observer, Options, Stop, train};
@@ -46,7 +47,7 @@ pub(crate) fn teach(parts: &Path, classes: &[String], out: &Path, assignments: &
     let mut config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
     config.assign(assignments).unwrap();
     let data = Dataset::scan(parts, classes).unwrap();
-    let options = Options { out: out.to_owned(), backbone: None, resume: false };
+    let options = Options { out: out.to_owned(), backbone: None, resume: false, target: Target::CPU };
     train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
 }
 
@@ -98,7 +99,7 @@ impl<F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send> Detect for S
         self.model.card()
     }
 
-    fn detect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+    fn detect(&mut self, jobs: &[&Job], _: Option<Seen>) -> Vec<Result<Detection>> {
         (self.answer)(jobs, &self.model)
     }
 

@@ -56,8 +56,9 @@ fn properties_that_cannot_be_are_an_error_before_playing() {
     let shop = shop();
     for (name, value, what) in [
         ("class", "bolt", vec!["class", "\"bolt\"", "auto", "washer", "blister"]),
-        ("device", "cuda:0", vec!["device = cuda:0", "without CUDA"]),
-        ("device", "gpu", vec!["device = \"gpu\"", "auto or cpu"]),
+        ("device", "cuda:77", vec!["device = cuda:77", "expected auto"]),
+        ("precision", "f64", vec!["f64", "bf16"]),
+        ("device", "gpu", vec!["device = \"gpu\"", "expected auto, cpu, cuda or cuda:N"]),
         ("target-fpr", "0.001", vec!["target-fpr = 0.001", "999"]),
         ("warn-threshold", "1e9", vec!["warn-threshold", "at most the threshold"]),
         ("confirm-count", "2", vec!["confirm-count = 2", "confirm-window"]),
