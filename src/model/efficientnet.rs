@@ -18,6 +18,8 @@ pub const LITE_NAMES: [&str; 3] = ["efficientnet-lite0", "efficientnet-lite1", "
 
 const EPSILON: f64 = 1e-3;
 const STEM: usize = 32;
+const RELU6: [f32; 2] = [0.0, 6.0];
+const NO_LIMITS: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
 
 /// One stage: repeats, depthwise kernel, stride of its first block, expansion, channels out.
 struct Stage {
@@ -193,7 +195,7 @@ impl EfficientNetLite {
         debug_assert_eq!(rows, 27);
         let weight = self.stem.weight.reshape((3, 3, 3, columns))?.permute((3, 2, 0, 1))?.contiguous()?;
         let x = x.contiguous()?.conv2d(&weight, 0, 2, 1, 1)?.permute((0, 2, 3, 1))?;
-        let mut x = x.broadcast_add(&self.stem.bias)?.clamp(0f32, 6f32)?;
+        let mut x = ops::bias_clamp(&x, &self.stem.bias, RELU6)?;
         let mut taps = Vec::with_capacity(self.ends.len());
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward_tensor(&x, batch)?;
@@ -261,20 +263,21 @@ impl Block {
 
     fn forward_tensor(&self, x: &Tensor, batch: usize) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
-        let dense = |x: &Tensor, layer: &Folded| -> Result<Tensor> {
+        let dense = |x: &Tensor, layer: &Folded, limits: [f32; 2]| -> Result<Tensor> {
             let (b, h, w, c) = x.dims4()?;
-            let y = x.reshape((b * h * w, c))?.matmul(&layer.weight)?.broadcast_add(&layer.bias)?;
+            let y = ops::bias_clamp(&x.reshape((b * h * w, c))?.matmul(&layer.weight)?, &layer.bias, limits)?;
             Ok(y.reshape((batch, h, w, ()))?)
         };
         let wide = match &self.expand {
-            Some(expand) => dense(x, expand)?.clamp(0f32, 6f32)?,
+            Some(expand) => dense(x, expand, RELU6)?,
             None => x.clone(),
         };
         let (top, bottom) = same_padding(height, self.kernel, self.stride);
         let (left, right) = same_padding(width, self.kernel, self.stride);
-        let middle = ops::depthwise(&wide, &self.depthwise.weight, self.stride, [top, bottom, left, right])?;
-        let middle = middle.broadcast_add(&self.depthwise.bias)?.clamp(0f32, 6f32)?;
-        let y = dense(&middle.contiguous()?, &self.project)?;
+        let Folded { weight, bias } = &self.depthwise;
+        let padding = [top, bottom, left, right];
+        let middle = ops::depthwise_biased(&wide, weight, bias, self.stride, padding, Some(RELU6))?;
+        let y = dense(&middle.contiguous()?, &self.project, NO_LIMITS)?;
         Ok(if self.stride == 1 && self.input == self.output { (x + y)? } else { y })
     }
 }

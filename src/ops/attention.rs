@@ -73,7 +73,7 @@ pub fn attention(
         );
     }
     if !has_cpu_kernel(x) {
-        return attention_composite(x, parameters, modulation, shape);
+        return in_parts(x, parameters, modulation, shape, train);
     }
     let op = Attention { shape, stash: train.then(OnceLock::new) };
     let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
@@ -90,7 +90,43 @@ pub fn attention_composite(
     modulation: &Tensor,
     shape: AttentionShape,
 ) -> Result<Tensor> {
+    let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * shape.channels)?)?;
+    let weights = |scores: &Tensor| candle_nn::ops::softmax(scores, D::Minus1);
+    let (o, project, bias) = heads(&h, parameters, shape, weights)?;
+    let y = super::linear_composite(&o, &project, &bias)?;
+    x + y.broadcast_mul(&modulation.narrow(1, 2 * shape.channels, shape.channels)?.unsqueeze(1)?)?
+}
+
+/// The layer as a chain of operations, for devices without one kernel for all of it.
+fn in_parts(
+    x: &Tensor,
+    parameters: &Tensor,
+    modulation: &Tensor,
+    shape: AttentionShape,
+    train: bool,
+) -> Result<Tensor> {
     let (batch, tokens, c) = x.dims3()?;
+    let h = super::modulated_norm(x, &modulation.narrow(1, 0, 2 * c)?)?;
+    if !train {
+        #[allow(clippy::disallowed_methods, reason = "one kernel; that it loses the gradient is no loss here")]
+        let (o, project, bias) = heads(&h, parameters, shape, candle_nn::ops::softmax_last_dim)?;
+        let y = o.reshape((batch * tokens, c))?.matmul(&project)?.reshape((batch, tokens, c))?;
+        return super::gated_add(x, &y, &bias, modulation);
+    }
+    let weights = |scores: &Tensor| candle_nn::ops::softmax(scores, D::Minus1);
+    let (o, project, bias) = heads(&h, parameters, shape, weights)?;
+    let y = super::linear_composite(&o, &project, &bias)?;
+    x + y.broadcast_mul(&modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?)?
+}
+
+/// The heads' outputs side by side, `[B, T, C]`, of normalised tokens `[B, T, C]`; the output matrix and its bias.
+fn heads(
+    h: &Tensor,
+    parameters: &Tensor,
+    shape: AttentionShape,
+    softmax: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let (batch, tokens, c) = h.dims3()?;
     let mut at = 0;
     let mut part = |n: usize| {
         at += n;
@@ -99,15 +135,12 @@ pub fn attention_composite(
     let [w, b, p, pb] = shape.lengths();
     let (qkv, qkv_bias) = (part(w)?.reshape((c, 3 * c))?, part(b)?);
     let (project, project_bias) = (part(p)?.reshape((c, c))?, part(pb)?);
-    let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * c)?)?;
-    let h = super::linear_composite(&h, &qkv, &qkv_bias)?;
+    let h = super::linear_composite(h, &qkv, &qkv_bias)?;
     let h = h.reshape((batch, tokens, 3, shape.heads, c / shape.heads))?.permute((2, 0, 3, 1, 4))?; // [3, B, heads, T, d]
     let (q, k, v) = (h.get(0)?.contiguous()?, h.get(1)?.contiguous()?, h.get(2)?.contiguous()?);
     let weights = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
-    let weights = candle_nn::ops::softmax(&weights, D::Minus1)?;
-    let o = weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, c))?;
-    let y = super::linear_composite(&o, &project, &project_bias)?;
-    x + y.broadcast_mul(&modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?)?
+    let o = softmax(&weights)?.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, c))?;
+    Ok((o, project, project_bias))
 }
 
 /// What the backward pass takes from the forward pass.

@@ -76,6 +76,20 @@ impl ConvNextShape {
         Parts { depthwise, depthwise_bias, up, up_bias, down, down_bias }
     }
 
+    /// The parts of a block's flat parameter vector, each in its shape and in order.
+    fn tensors(&self, parameters: &Tensor) -> Result<[Tensor; 6]> {
+        let mut at = 0;
+        let mut part = |n: usize| {
+            at += n;
+            parameters.narrow(0, at - n, n)
+        };
+        let (c, hidden) = (self.channels, self.hidden);
+        let [a, b, u, ub, d, db] = self.lengths();
+        let kernel = part(a)?.reshape((self.kernel, self.kernel, c))?;
+        let (kernel_bias, up, up_bias) = (part(b)?, part(u)?.reshape((c, hidden))?, part(ub)?);
+        Ok([kernel, kernel_bias, up, up_bias, part(d)?.reshape((hidden, c))?, part(db)?])
+    }
+
     fn depthwise_shape(&self) -> dw::Shape {
         dw::Shape {
             padded_width: self.width + self.kernel - 1,
@@ -97,11 +111,16 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Zeroes or rescales each value of `hidden`; `sample` keeps the masks of a batch apart.
-    fn apply(&self, hidden: &mut [f32], sample: usize) {
+    /// Seed, number below which a unit is dropped, and factor of those that are not.
+    pub(super) fn numbers(&self) -> (u32, u32, f32) {
         let keep = (1.0 / (1.0 - self.probability)) as f32;
         let limit = (self.probability * f64::from(u32::MAX)) as u32;
-        let seed = (self.seed as u32) ^ ((self.seed >> 32) as u32).rotate_left(16);
+        ((self.seed as u32) ^ ((self.seed >> 32) as u32).rotate_left(16), limit, keep)
+    }
+
+    /// Zeroes or rescales each value of `hidden`; `sample` keeps the masks of a batch apart.
+    pub(super) fn apply(&self, hidden: &mut [f32], sample: usize) {
+        let (seed, limit, keep) = self.numbers();
         let seed = seed.wrapping_add((sample as u32).wrapping_mul(0x9e37_79b9));
         pulp::Arch::new().dispatch(|| {
             for (i, h) in hidden.iter_mut().enumerate() {
@@ -144,10 +163,10 @@ pub fn convnext(
             modulation.dims()
         );
     }
-    if !has_cpu_kernel(x) {
-        return convnext_composite(x, parameters, modulation, shape);
-    }
     let dropout = dropout.filter(|d| d.probability > 0.0);
+    if !has_cpu_kernel(x) {
+        return in_parts(x, parameters, modulation, shape, dropout, train);
+    }
     let op = ConvNext { shape, dropout, stash: train.then(OnceLock::new) };
     let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
     if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
@@ -164,15 +183,7 @@ pub fn convnext_composite(
     shape: ConvNextShape,
 ) -> Result<Tensor> {
     let (batch, tokens, c) = x.dims3()?;
-    let mut at = 0;
-    let mut part = |n: usize| {
-        at += n;
-        parameters.narrow(0, at - n, n)
-    };
-    let [a, b, u, ub, d, db] = shape.lengths();
-    let kernel = part(a)?.reshape((shape.kernel, shape.kernel, c))?;
-    let (kernel_bias, up, up_bias) = (part(b)?, part(u)?.reshape((c, shape.hidden))?, part(ub)?);
-    let (down, down_bias) = (part(d)?.reshape((shape.hidden, c))?, part(db)?);
+    let [kernel, kernel_bias, up, up_bias, down, down_bias] = shape.tensors(parameters)?;
     let gate = modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?;
     let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * c)?)?;
     let h = h.reshape((batch, shape.height, shape.width, c))?;
@@ -181,6 +192,37 @@ pub fn convnext_composite(
     let h = h.matmul(&up)?.broadcast_add(&up_bias)?.gelu()?;
     let y = h.matmul(&down)?.broadcast_add(&down_bias)?.reshape((batch, tokens, c))?;
     x + y.broadcast_mul(&gate)?
+}
+
+/// The block as a chain of operations, for devices without one kernel for all of it. Where nothing is trained, what stands
+/// between the matrix products is one kernel each.
+fn in_parts(
+    x: &Tensor,
+    parameters: &Tensor,
+    modulation: &Tensor,
+    shape: ConvNextShape,
+    dropout: Option<Dropout>,
+    train: bool,
+) -> Result<Tensor> {
+    let (batch, tokens, c) = x.dims3()?;
+    let [kernel, kernel_bias, up, up_bias, down, down_bias] = shape.tensors(parameters)?;
+    let padding = [shape.kernel / 2; 4];
+    let h = super::modulated_norm(x, &modulation.narrow(1, 0, 2 * c)?)?;
+    let h = h.reshape((batch, shape.height, shape.width, c))?;
+    if !train {
+        let h = super::depthwise_biased(&h, &kernel, &kernel_bias, 1, padding, None)?;
+        let h = super::bias_gelu(&h.reshape((batch * tokens, c))?.matmul(&up)?, &up_bias)?;
+        return super::gated_add(x, &h.matmul(&down)?.reshape((batch, tokens, c))?, &down_bias, modulation);
+    }
+    let h = super::depthwise(&h, &kernel, 1, padding)?.reshape((batch * tokens, c))?.broadcast_add(&kernel_bias)?;
+    let h = h.matmul(&up)?.broadcast_add(&up_bias)?.gelu()?;
+    let h = match dropout {
+        Some(dropout) => super::dropout(&h.reshape((batch, tokens * shape.hidden))?, dropout)?,
+        None => h,
+    };
+    let y = h.reshape((batch * tokens, shape.hidden))?.matmul(&down)?.broadcast_add(&down_bias)?;
+    let gate = modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?;
+    x + y.reshape((batch, tokens, c))?.broadcast_mul(&gate)?
 }
 
 /// What the backward pass takes from the forward pass, per sample: depthwise output, MLP input before GELU, MLP output.

@@ -1,9 +1,15 @@
 //! Depthwise convolution: candle's grouped convolution loops over the groups and is a hundred times slower.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
+#[cfg(feature = "cuda")]
+use super::cuda::{call, int};
+use super::{elements, has_kernel, on_cpu, sum_in_order, with_elements};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{Numbers, Work, launch};
 use crate::kernels::depthwise as dw;
 
 /// Depthwise convolution, channels last: `x` `[B, H, W, C]`, `weight` `[k, k, C]` with k = 3, 5 or 7, stride 1 or 2, zero
@@ -13,10 +19,38 @@ use crate::kernels::depthwise as dw;
 /// When shapes do not fit.
 pub fn depthwise(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]) -> Result<Tensor> {
     let op = Depthwise::new(x, weight, stride, padding)?;
-    if !has_cpu_kernel(x) {
+    if !has_kernel(x) {
         return depthwise_composite(x, weight, stride, padding);
     }
     x.contiguous()?.apply_op2(&weight.contiguous()?, op)
+}
+
+/// `clamp(depthwise(x, weight) + bias)` for inference: `bias` `[C]`.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn depthwise_biased(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: usize,
+    padding: [usize; 4],
+    limits: Option<[f32; 2]>,
+) -> Result<Tensor> {
+    let op = Depthwise::new(x, weight, stride, padding)?;
+    if bias.dims() != [op.channels] {
+        candle_core::bail!("depthwise: bias {:?} for {} channels", bias.dims(), op.channels);
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let shape = (x.dim(0)?, op.out_height, op.out_width, op.channels);
+        let (mut integers, floats) = (op.integers()?, limits.unwrap_or(Depthwise::NO_LIMITS));
+        integers.push(1);
+        let (work, numbers) = (op.work(shape.0), Numbers { integers: &integers, floats: &floats });
+        return call("depthwise", &[x, weight, bias], shape, work, numbers);
+    }
+    let y = depthwise(x, weight, stride, padding)?.broadcast_add(bias)?;
+    limits.map_or(Ok(y.clone()), |[lowest, highest]| y.clamp(lowest, highest))
 }
 
 /// The same in plain candle ops: one shifted, weighted copy of the input per tap.
@@ -86,6 +120,24 @@ impl Depthwise {
         Ok(Self { height, width, channels, kernel, stride, padding, out_height, out_width })
     }
 
+    /// The shape as the CUDA kernels take it.
+    #[cfg(feature = "cuda")]
+    fn integers(&self) -> Result<Vec<i32>> {
+        let [top, _, left, _] = self.padding;
+        let own = [self.height, self.width, self.channels, self.kernel, self.stride, top, left];
+        own.into_iter().chain([self.out_height, self.out_width]).map(int).collect()
+    }
+
+    /// One thread for each element of the output.
+    #[cfg(feature = "cuda")]
+    fn work(&self, batch: usize) -> Work {
+        Work::Elements(batch * self.out_height * self.out_width * self.channels)
+    }
+
+    /// Limits behind the sum; none, where there are none.
+    #[cfg(feature = "cuda")]
+    const NO_LIMITS: [f32; 2] = [f32::NEG_INFINITY, f32::INFINITY];
+
     fn shape(&self) -> dw::Shape {
         dw::Shape {
             padded_width: self.width + self.padding[2] + self.padding[3],
@@ -142,6 +194,17 @@ impl CustomOp2 for Depthwise {
         Ok((CpuStorage::F32(out), (batch, self.out_height, self.out_width, self.channels).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        let batch = l1.shape().dims4()?.0;
+        let shape = Shape::from((batch, self.out_height, self.out_width, self.channels));
+        let mut integers = self.integers()?;
+        integers.push(0); // no bias: the weights stand in its place
+        let numbers = Numbers { integers: &integers, floats: &Self::NO_LIMITS };
+        let inputs = [(s1, l1), (s2, l2), (s2, l2)];
+        Ok((launch("depthwise", &inputs, shape.elem_count(), self.work(batch), numbers)?, shape))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -149,6 +212,18 @@ impl CustomOp2 for Depthwise {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let mut integers = self.integers()?;
+            let numbers = Numbers { integers: &integers, floats: &[] };
+            let work = Work::Elements(x.elem_count());
+            let to_x = call("depthwise_grad_x", &[grad, weight], x.shape(), work, numbers)?;
+            integers.push(int(x.dim(0)?)?);
+            let numbers = Numbers { integers: &integers, floats: &[] };
+            let work = Work::Elements(weight.elem_count());
+            let to_weight = call("depthwise_grad_w", &[grad, x], weight.shape(), work, numbers)?;
+            return Ok((Some(to_x), Some(to_weight)));
+        }
         let sample = self.height * self.width * self.channels;
         let out_sample = self.out_height * self.out_width * self.channels;
         let (gx, gw) = with_elements(x, self.name(), |x| {

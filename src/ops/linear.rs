@@ -1,11 +1,20 @@
 //! Linear layers with a bias per channel or per token, and the normalisation before them.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
+#[cfg(feature = "cuda")]
+use super::cuda::int;
+use super::{elements, has_cpu_kernel, has_kernel, on_cpu, sum_in_order, with_elements};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{Numbers, Work, launch};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
+
+/// Added to the variance before its root is taken.
+const NORM_EPSILON: f64 = 1e-5;
 
 /// `x W + bias` for `x` `[B, T, in]`, `weight` `[in, out]`, `bias` `[out]` or `[T, out]` (a learned position).
 ///
@@ -113,7 +122,7 @@ pub fn modulated_norm(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
     if modulation.dims() != [batch, 2 * c] {
         candle_core::bail!("modulated_norm: x {:?}, modulation {:?}", x.dims(), modulation.dims());
     }
-    if !has_cpu_kernel(x) {
+    if !has_kernel(x) {
         return modulated_norm_composite(x, modulation);
     }
     x.contiguous()?.apply_op2(&modulation.contiguous()?, ModulatedNorm)
@@ -126,7 +135,7 @@ pub fn modulated_norm(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
 pub fn modulated_norm_composite(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
     let c = x.dim(D::Minus1)?;
     let centred = x.broadcast_sub(&super::convnext::mean_last(x)?)?;
-    let deviation = (super::convnext::mean_last(&centred.sqr()?)? + 1e-5)?.sqrt()?;
+    let deviation = (super::convnext::mean_last(&centred.sqr()?)? + NORM_EPSILON)?.sqrt()?;
     let scale = (modulation.narrow(1, c, c)?.unsqueeze(1)? + 1.0)?;
     centred.broadcast_div(&deviation)?.broadcast_mul(&scale)?.broadcast_add(&modulation.narrow(1, 0, c)?.unsqueeze(1)?)
 }
@@ -149,6 +158,15 @@ impl CustomOp2 for ModulatedNorm {
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (batch, tokens, c) = l1.shape().dims3()?;
+        let numbers = Numbers { integers: &[int(tokens)?, int(c)?], floats: &[] };
+        let inputs = [(s1, l1), (s2, l2)];
+        let out = launch(self.name(), &inputs, batch * tokens * c, Work::Rows(batch * tokens), numbers)?;
+        Ok((out, l1.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -157,6 +175,10 @@ impl CustomOp2 for ModulatedNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, tokens, c) = x.dims3()?;
+        if !x.device().is_cpu() {
+            let (to_x, to_modulation) = modulated_norm_backward(x, modulation, grad)?;
+            return Ok((Some(to_x), Some(to_modulation)));
+        }
         let (gx, gm) = with_elements(x, self.name(), |x| {
             with_elements(modulation, self.name(), |modulation| {
                 with_elements(grad, self.name(), |grad| {
@@ -175,5 +197,46 @@ impl CustomOp2 for ModulatedNorm {
             })
         })?;
         Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gm, modulation.shape())?)))
+    }
+}
+
+/// Gradients of [`modulated_norm`] to x and to the modulation, in tensor operations.
+fn modulated_norm_backward(x: &Tensor, modulation: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    use super::convnext::mean_last;
+
+    let c = x.dim(D::Minus1)?;
+    let centred = x.broadcast_sub(&mean_last(x)?)?;
+    let factor = (mean_last(&centred.sqr()?)? + NORM_EPSILON)?.sqrt()?.recip()?; // [B, T, 1]
+    let normed = centred.broadcast_mul(&factor)?;
+    let scale = (modulation.narrow(1, c, c)?.unsqueeze(1)? + 1.0)?;
+    let inner = grad.broadcast_mul(&scale)?;
+    let along = mean_last(&(&inner * &normed)?)?;
+    let to_x = (inner.broadcast_sub(&mean_last(&inner)?)? - normed.broadcast_mul(&along)?)?.broadcast_mul(&factor)?;
+    let to_modulation = Tensor::cat(&[grad.sum(1)?, (grad * normed)?.sum(1)?], 1)?; // shift, scale
+    Ok((to_x, to_modulation))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn the_norms_gradient_in_tensors_is_that_of_the_kernel() {
+        let values = |n: usize, seed: usize| (0..n).map(|i| ((i * 37 + seed) as f32 * 0.71).sin()).collect::<Vec<_>>();
+        let tensor = |shape: &[usize], seed| {
+            Tensor::from_vec(values(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
+        };
+        let (x, m) =
+            (Var::from_tensor(&tensor(&[3, 5, 8], 1)).unwrap(), Var::from_tensor(&tensor(&[3, 16], 2)).unwrap());
+        let grad = tensor(&[3, 5, 8], 3);
+        let loss = (modulated_norm(&x, &m).unwrap() * &grad).unwrap().sum_all().unwrap();
+        let kernel = loss.backward().unwrap();
+        let (to_x, to_m) = modulated_norm_backward(&x, &m, &grad).unwrap();
+        for (kernel, tensors) in [(kernel.get(&x).unwrap(), to_x), (kernel.get(&m).unwrap(), to_m)] {
+            let list = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(list(kernel).iter().zip(list(&tensors)).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
     }
 }

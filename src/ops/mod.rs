@@ -7,17 +7,26 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
 
 mod attention;
 mod convnext;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod depthwise;
 mod linear;
+mod pointwise;
 
 pub use attention::{AttentionShape, attention, attention_composite};
 pub use convnext::{ConvNextShape, Dropout, convnext, convnext_composite};
-pub use depthwise::{depthwise, depthwise_composite};
+pub use depthwise::{depthwise, depthwise_biased, depthwise_composite};
 pub use linear::{linear, linear_composite, modulated_norm, modulated_norm_composite};
+pub use pointwise::{bias_clamp, bias_gelu, dropout, gated_add};
 
 /// Whether the CPU kernels compute this; elsewhere it is tensor operations.
 fn has_cpu_kernel(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// Whether this operation has a kernel for these numbers where they are.
+fn has_kernel(x: &Tensor) -> bool {
+    has_cpu_kernel(x) || x.device().is_cuda()
 }
 
 /// The elements of a contiguous f32 argument.

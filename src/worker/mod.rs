@@ -417,13 +417,11 @@ impl Bench {
     /// Answers a batch.
     fn finish(&mut self, batch: UnderWay, batcher: &mut Batcher<Entry>) {
         let UnderWay { entries, started, begun } = batch;
-        let outcomes = self.detect(&entries, begun);
+        let (outcomes, panicked) = self.detect(&entries, begun);
         let infer = started.elapsed();
-        let is = |kind: fn(&Failure) -> bool| outcomes.iter().any(|outcome| outcome.as_ref().is_err_and(kind));
-        let panicked = is(|failure| matches!(failure, Failure::Panicked(_)));
-        let short_of_memory = is(|failure| matches!(failure, Failure::Memory(_)));
-        let lost = outcomes.iter().find_map(|outcome| outcome.as_ref().err().filter(|f| matches!(f, Failure::Lost(_))));
-        if let Some(lost) = lost {
+        let failures = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+        let short_of_memory = failures().any(|failure| matches!(failure, Failure::Memory(_)));
+        if let Some(lost) = failures().find(|failure| matches!(failure, Failure::Lost(_))) {
             self.model = Err(lost.clone());
         }
 
@@ -457,24 +455,31 @@ impl Bench {
         }
     }
 
-    /// One outcome per entry.
-    fn detect(&mut self, batch: &[Entry], begun: Result<Option<Seen>, Failure>) -> Vec<Result<Detection, Failure>> {
+    /// One outcome per entry, and whether the model panicked over this batch.
+    fn detect(
+        &mut self,
+        batch: &[Entry],
+        begun: Result<Option<Seen>, Failure>,
+    ) -> (Vec<Result<Detection, Failure>>, bool) {
         let all = |failure: Failure| vec![Err(failure); batch.len()];
         let (model, begun) = match (&mut self.model, begun) {
-            (_, Err(failure)) => return all(failure),
-            (Err(failure), _) => return all(failure.clone()),
+            (_, Err(failure)) => {
+                let panicked = matches!(failure, Failure::Panicked(_));
+                return (all(failure), panicked);
+            }
+            (Err(failure), _) => return (all(failure.clone()), false),
             (Ok(model), Ok(begun)) => (model, begun),
         };
         let jobs: Vec<&Job> = batch.iter().map(|entry| &entry.job).collect();
         match catch_unwind(AssertUnwindSafe(|| model.detect(&jobs, begun))) {
             Ok(outcomes) if outcomes.len() == batch.len() => {
-                outcomes.into_iter().map(|outcome| outcome.map_err(failure)).collect()
+                (outcomes.into_iter().map(|outcome| outcome.map_err(failure)).collect(), false)
             }
             Ok(outcomes) => {
                 let (got, expected) = (outcomes.len(), batch.len());
-                all(Failure::Failed(format!("internal error: {got} answers for {expected} frames")))
+                (all(Failure::Failed(format!("internal error: {got} answers for {expected} frames"))), false)
             }
-            Err(panic) => all(panicked(&*panic)),
+            Err(panic) => (all(panicked(&*panic)), true),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A scripted model behind a gate: the tests decide when a batch ends, so nothing depends on time.
 
+use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
 use super::*;
@@ -43,17 +44,36 @@ fn job(pixel: u8) -> Job {
 const PANIC: u8 = 250;
 const FAIL: u8 = 251;
 const LOSE: u8 = 252;
+const SHORT_OF_MEMORY: u8 = 253;
+const GONE: u8 = 254;
+/// Panics when it is begun with, not when it is answered.
+const PANIC_EARLY: u8 = 249;
+/// Stands before the pixels of a batch that is begun with.
+const BEGUN: u8 = 248;
 
 /// Scores a job with its pixel. Tells of each batch, then waits at the gate.
 struct Scripted {
     card: Card,
     began: Sender<Vec<u8>>,
     gate: Receiver<()>,
+    /// Works by itself, as a GPU does.
+    ahead: bool,
 }
 
 impl Detect for Scripted {
     fn card(&self) -> &Card {
         &self.card
+    }
+
+    fn begin(&mut self, jobs: &[&Job]) -> Result<Option<Seen>> {
+        if !self.ahead || jobs.is_empty() {
+            return Ok(None);
+        }
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let _ = self.began.send([&[BEGUN], &pixels[..]].concat());
+        assert!(!pixels.contains(&PANIC_EARLY), "told to panic");
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu);
+        Ok(Some(Seen { values: zeros(&[jobs.len(), 1, 1])?, means: zeros(&[jobs.len(), 1])? }))
     }
 
     fn detect(&mut self, jobs: &[&Job], _: Option<Seen>) -> Vec<Result<Detection>> {
@@ -76,6 +96,12 @@ impl Detect for Scripted {
             pixel_threshold: 1.0,
             map: Map { side: 1, values: vec![0.0], geometry: job(0).prepared.geometry },
         };
+        if pixels.contains(&SHORT_OF_MEMORY) {
+            return Error::Memory("no room".into()).for_all(pixels.len());
+        }
+        if pixels.contains(&GONE) {
+            return Error::Lost("fell off the bus".into()).for_all(pixels.len());
+        }
         let outcome = |&pixel: &u8| if pixel == FAIL { Err(Error::Usage("no".into())) } else { Ok(detection(pixel)) };
         pixels.iter().map(outcome).collect()
     }
@@ -99,6 +125,15 @@ impl Rig {
     }
 
     fn patient(batch_size: usize, openings: usize, batch_timeout: Duration) -> Self {
+        Self::start(batch_size, openings, batch_timeout, false)
+    }
+
+    /// A device that works by itself, batches of one.
+    fn ahead() -> Self {
+        Self::start(1, 9, Duration::ZERO, true)
+    }
+
+    fn start(batch_size: usize, openings: usize, batch_timeout: Duration, ahead: bool) -> Self {
         let (tell, began) = bounded(10_000);
         let (gate, closed) = bounded(10_000);
         for _ in 0..WARM_UP {
@@ -109,7 +144,7 @@ impl Rig {
             if opened.fetch_add(1, Ordering::Relaxed) >= openings {
                 return Err(Error::Usage("the file is gone".into()));
             }
-            Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone() }))
+            Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone(), ahead }))
         };
         let options = Options { name: "test".into(), batch_size, batch_timeout };
         let worker = Worker::start(Box::new(open), options).unwrap();
@@ -198,6 +233,63 @@ fn a_model_that_answers_for_fewer_frames_answers_for_none() {
 }
 
 #[test]
+fn a_device_that_works_by_itself_has_the_next_batch_before_the_last_is_answered() {
+    let rig = Rig::ahead();
+    let began = || rig.began.recv().unwrap();
+    let first = rig.submit(1, 0);
+    assert_eq!((began(), began()), (vec![BEGUN, 0], vec![0]), "alone it is answered at once");
+    let waiting = [1, 2, 3].map(|pixel| rig.submit(1, pixel));
+    rig.open(4);
+    assert_eq!(score(first.wait()), Ok(0.0));
+    let order: Vec<Vec<u8>> = (0..6).map(|_| began()).collect();
+    assert_eq!(order, [vec![BEGUN, 1], vec![BEGUN, 2], vec![1], vec![BEGUN, 3], vec![2], vec![3]]);
+    assert_eq!(waiting.map(|ticket| score(ticket.wait())), [Ok(1.0), Ok(2.0), Ok(3.0)]);
+    assert_eq!(rig.worker.pending(), 0);
+}
+
+#[test]
+fn a_panic_while_a_batch_is_sent_answers_what_is_under_way_too() {
+    let rig = Rig::ahead();
+    let first = rig.submit(1, 0);
+    assert_eq!((rig.began.recv().unwrap(), rig.began.recv().unwrap()), (vec![BEGUN, 0], vec![0]));
+    let [under_way, early, after] = [1, PANIC_EARLY, 2].map(|pixel| rig.submit(1, pixel));
+    rig.open(2); // of the first and of the last: the model is not asked in between
+    assert_eq!(score(first.wait()), Ok(0.0));
+    let panicked = Err(Failure::Panicked("told to panic".into()));
+    assert_eq!([score(under_way.wait()), score(early.wait())], [panicked.clone(), panicked]);
+    assert_eq!(score(after.wait()), Ok(2.0), "opened anew, it goes on");
+}
+
+#[test]
+fn without_memory_the_batch_fails_and_batches_are_halved_once() {
+    let rig = Rig::new(4, 1);
+    let first = rig.submit(1, 0);
+    rig.began.recv().unwrap();
+    let tickets = [1, 2, SHORT_OF_MEMORY, 4].map(|pixel| rig.submit(1, pixel));
+    let more: Vec<Ticket> = [5, 6, 7, SHORT_OF_MEMORY, 8, 9].map(|pixel| rig.submit(1, pixel)).into();
+    rig.open(9);
+    assert_eq!(score(first.wait()), Ok(0.0));
+    for ticket in tickets {
+        assert_eq!(score(ticket.wait()), Err(Failure::Memory("no room".into())));
+    }
+    let batches: Vec<_> = (0..4).map(|_| rig.began.recv().unwrap()).collect();
+    let expected = [vec![1, 2, SHORT_OF_MEMORY, 4], vec![5, 6], vec![7, SHORT_OF_MEMORY], vec![8, 9]];
+    assert_eq!(batches, expected, "from four to two, and no further");
+    let ok = more.into_iter().filter(|ticket| ticket.receiver().recv().unwrap().outcome.is_ok()).count();
+    assert_eq!((ok, rig.worker.stats().errors), (4, 6));
+}
+
+#[test]
+fn a_lost_device_is_said_in_the_drivers_words_and_not_asked_again() {
+    let rig = Rig::new(1, 9);
+    rig.open(1);
+    let gone = Failure::Lost("fell off the bus".into());
+    assert_eq!(score(rig.submit(1, GONE).wait()), Err(gone.clone()));
+    // No gate: the model is not asked any more.
+    assert_eq!(score(rig.submit(1, 1).wait()), Err(gone));
+}
+
+#[test]
 fn a_panic_answers_every_ticket_and_the_model_is_opened_anew_once() {
     let rig = Rig::new(2, 9);
     let _first = rig.submit(1, 0);
@@ -282,7 +374,7 @@ fn one_key_is_one_worker_for_as_long_as_somebody_holds_it() {
         let (began, _) = bounded(100);
         let gate = bounded(0).1; // nobody holds the other side: always open
         let open = move || -> Result<Box<dyn Detect>> {
-            Ok(Box::new(Scripted { card: card(), began: began.clone(), gate: gate.clone() }))
+            Ok(Box::new(Scripted { card: card(), began: began.clone(), gate: gate.clone(), ahead: false }))
         };
         Worker::start(Box::new(open), Options { name: "shared".into(), batch_size: 1, batch_timeout: NOW })
     };

@@ -1,5 +1,7 @@
 //! What tests of the program share: how it is run, and drawn parts with a model that knows them.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,0 +1,279 @@
+//! Every numerical part of the model, and the worker, on every device there is, against the kernels of the CPU in single
+//! precision. The code for GPUs runs everywhere: without one, as tensor operations in other numbers on the CPU.
+//!
+//! `DIAD_TEST_DEVICE=cuda` (or `cuda:N`) asks for a GPU: without one the tests fail. Unset, a GPU is used where there is one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, in its helpers too, and says what it skips"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::{DType, Tensor, Var};
+use diad::config::{Config, DenoiserConfig};
+use diad::data::{Dataset, read_frame};
+use diad::detector::{Ask, Choice, Detection, Detector, Limits};
+use diad::device::{Device, Place, Precision, Target};
+use diad::frame::{Frame, Prepared};
+use diad::model::denoiser::{Denoiser, DenoiserShape};
+use diad::model::{self, Backbone};
+use diad::train::{self, Event, Observer, Options, Stop};
+use diad::worker::{Detect, Job, Open, Worker};
+
+mod common;
+
+use common::{shop, smoke};
+
+/// A GPU that is asked for, or is just there.
+fn gpu() -> Option<Device> {
+    match std::env::var("DIAD_TEST_DEVICE") {
+        Ok(name) => {
+            let device: Device = name.parse().unwrap();
+            let found = device.find(Precision::F32).unwrap_or_else(|error| panic!("DIAD_TEST_DEVICE: {error}"));
+            Some(found.device).filter(|device| *device != Device::Cpu)
+        }
+        Err(_) => Some(Device::Auto.find(Precision::F32).unwrap().device).filter(|device| *device != Device::Cpu),
+    }
+}
+
+/// Where to compute beside the kernels of the CPU, and how far results may be off, of 1.
+fn places() -> Vec<(String, Place, f32)> {
+    let cpu = |dtype| Place::new(candle_core::Device::Cpu, dtype);
+    let mut all = vec![("cpu f64".to_owned(), cpu(DType::F64), 1e-4), ("cpu f16".to_owned(), cpu(DType::F16), 2e-2)];
+    match gpu() {
+        Some(device) => {
+            for (precision, tolerance) in [(Precision::F32, 1e-3), (Precision::F16, 2e-2), (Precision::Bf16, 1e-1)] {
+                let target = device.find(precision).unwrap();
+                all.push((target.to_string(), target.open().unwrap(), tolerance));
+            }
+        }
+        None => println!("no GPU: the code for it runs on the CPU, in f64 and f16 (candle multiplies no bf16 there)"),
+    }
+    all
+}
+
+fn list(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest difference, relative to the largest value that is expected.
+fn error(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let most = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    got.iter().zip(expected).fold(0.0f32, |most, (g, e)| if g.is_nan() { f32::NAN } else { most.max((g - e).abs()) })
+        / most.max(1e-6)
+}
+
+#[track_caller]
+fn assert_near(what: &str, tolerance: f32, got: &[f32], expected: &[f32]) {
+    let error = error(got, expected);
+    println!("{what}: {error:.1e} off, {tolerance:.0e} allowed");
+    assert!(error <= tolerance, "{what}: off by {error} of the largest value, at most {tolerance} expected");
+}
+
+#[test]
+fn the_backbone_gives_the_features_of_the_kernels() {
+    let weights = model::embedded("efficientnet-lite0").unwrap().unwrap();
+    let open = |place: &Place| -> Box<dyn Backbone> { model::backbone("efficientnet-lite0", &weights, place).unwrap() };
+    let pixels: Vec<f32> = (0..2 * 96 * 64 * 3).map(|i| ((i * 31 / 7) % 256) as f32).collect();
+    let images = Tensor::from_vec(pixels, (2, 96, 64, 3), &candle_core::Device::Cpu).unwrap();
+    let expected = open(&Place::cpu()).forward(&images).unwrap();
+    for (name, place, tolerance) in places() {
+        let taps = open(&place).forward(&images.to_device(place.device()).unwrap()).unwrap();
+        for (i, (tap, expected)) in taps.iter().zip(&expected).enumerate() {
+            assert_eq!(tap.dims(), expected.dims());
+            assert_near(&format!("{name}, tap {i}"), tolerance, &list(tap), &list(expected));
+        }
+    }
+}
+
+fn shapes() -> [DenoiserShape; 3] {
+    let config =
+        DenoiserConfig { width: 24, blocks: 2, attention_every: 1, heads: 4, dropout: 0.0, ..Default::default() };
+    let flat = DenoiserShape { config, grid: 4, dim: 10, classes: 2, heads: 1 };
+    let (mut unet, mut heads) = (flat.clone(), flat.clone());
+    (unet.config.levels, unet.config.width, unet.config.guide) = (2, 16, 2);
+    (heads.classes, heads.heads) = (0, 2);
+    [flat, unet, heads]
+}
+
+/// Parameters away from their start, where zeros would hide what is behind them.
+fn vars(shape: &DenoiserShape, place: &Place) -> BTreeMap<String, Var> {
+    let var = |(index, parameter): (usize, &diad::model::denoiser::Parameter)| {
+        let values = (0..parameter.elements()).map(|i| ((i * 7 + index * 13) as f32 * 0.61).sin() * 0.2).collect();
+        let tensor = Tensor::from_vec(values, parameter.shape.as_slice(), &candle_core::Device::Cpu).unwrap();
+        (parameter.name.clone(), Var::from_tensor(&place.weight(&tensor).unwrap()).unwrap())
+    };
+    shape.parameters().iter().enumerate().map(var).collect()
+}
+
+fn numbers(shape: &[usize], seed: f32, place: &Place) -> Tensor {
+    let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 1.3 + seed).sin()).collect();
+    let tensor: Tensor = Tensor::from_vec::<_, f32>(values, shape, &candle_core::Device::Cpu).unwrap();
+    tensor.to_device(place.device()).unwrap()
+}
+
+#[test]
+fn the_denoiser_answers_and_learns_alike() {
+    for shape in shapes() {
+        let run = |place: &Place| {
+            let vars = vars(&shape, place);
+            let net = Denoiser::new(shape.clone(), |name| vars.get(name).map(|v| v.as_tensor().clone())).unwrap();
+            let condition = net.condition(&[-0.4, 1.0, 2.0], &[0, 1, 0]).unwrap();
+            let cells = shape.config.guide * shape.config.guide;
+            let guide = (cells > 0).then(|| numbers(&[3, cells, 10], 0.3, place));
+            let x = numbers(&[3, 16, 11], 0.0, place);
+            let answer = net.predict(&x.narrow(2, 0, 10).unwrap().contiguous().unwrap(), &condition, guide.as_ref());
+            let answer = answer.unwrap();
+            assert_eq!(answer.dtype(), DType::F32, "answers are in the numbers of the question");
+            let taught = net.forward_train(&x, &condition, guide.as_ref(), 5).unwrap();
+            let grads = taught.sqr().unwrap().mean_all().unwrap().backward().unwrap();
+            let grads: BTreeMap<String, Vec<f32>> =
+                vars.iter().map(|(name, var)| (name.clone(), list(grads.get(var).unwrap()))).collect();
+            (list(&answer), grads)
+        };
+        let (expected, expected_grads) = run(&Place::cpu());
+        for (name, place, tolerance) in places() {
+            let (answer, grads) = run(&place);
+            assert_near(&format!("{name}, answer"), tolerance, &answer, &expected);
+            if place.dtype() == DType::F32 || place.dtype() == DType::F64 {
+                // Nothing is trained in half precision.
+                for (parameter, grad) in &grads {
+                    let expected = &expected_grads[parameter];
+                    assert_near(&format!("{name}, gradient of {parameter}"), tolerance, grad, expected);
+                }
+            }
+        }
+    }
+}
+
+/// Test images of the shop, as the model's input.
+fn inputs(detector: &Detector) -> Vec<Prepared> {
+    let mut paths = Vec::new();
+    for folder in ["washer/test/good", "washer/test/scratch", "blister/test/missing"] {
+        paths.extend(fs::read_dir(shop().parts.join(folder)).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    paths.sort();
+    let preprocess = detector.network().preprocess();
+    paths.iter().map(|path| preprocess.apply(&read_frame(path).unwrap()).unwrap()).collect()
+}
+
+fn ask(detector: &Detector) -> Ask {
+    Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(detector.card()), mask: None }
+}
+
+#[track_caller]
+fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected: &[Detection]) {
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let off = (got.score - expected.score).abs() / expected.score;
+        println!("{what} {i}: score off by {off:.1e} of itself");
+        assert!(off <= tolerance, "{what} {i}: score {} not {}", got.score, expected.score);
+        assert_eq!(got.class, expected.class, "{what} {i}");
+        if (expected.score / expected.threshold - 1.0).abs() > 2.0 * tolerance {
+            assert_eq!(got.verdict, expected.verdict, "{what} {i}");
+        }
+        assert_near(&format!("{what} {i}, map"), tolerance, &got.map.values, &expected.map.values);
+    }
+}
+
+/// The whole way of a frame, alone and in a batch that goes through as one.
+#[test]
+fn a_model_gives_the_same_scores_everywhere() {
+    let expected = Detector::open(&shop().model).unwrap();
+    let (inputs, ask) = (inputs(&expected), ask(&expected));
+    let asked: Vec<(&Prepared, &Ask)> = inputs.iter().map(|input| (input, &ask)).collect();
+    let found = |detector: &Detector| -> Vec<Detection> {
+        detector.inspect_all(&asked).into_iter().map(Result::unwrap).collect()
+    };
+    let expected = found(&expected);
+    for (name, place, tolerance) in places() {
+        let detector = Detector::open_on(&shop().model, &place).unwrap();
+        let together = found(&detector);
+        assert_same_findings(&name, tolerance, &together, &expected);
+        let alone: Vec<Detection> = inputs.iter().map(|input| detector.inspect(input, &ask).unwrap()).collect();
+        assert_same_findings(&format!("{name}, alone"), tolerance.min(1e-2), &alone, &together);
+    }
+}
+
+#[test]
+fn a_worker_answers_on_every_device() {
+    let reference = Detector::open(&shop().model).unwrap();
+    let (inputs, ask) = (inputs(&reference), Arc::new(ask(&reference)));
+    let expected: Vec<Detection> = inputs.iter().map(|input| reference.inspect(input, &ask).unwrap()).collect();
+    for (name, place, tolerance) in places() {
+        let open: Open = Box::new(move || Ok(Box::new(Detector::open_on(&shop().model, &place)?) as Box<dyn Detect>));
+        let options =
+            diad::worker::Options { name: name.clone(), batch_size: 4, batch_timeout: Duration::from_millis(2) };
+        let worker = Worker::start(open, options).unwrap();
+        let submit = |input: &Prepared| {
+            let job = Job { prepared: input.clone(), ask: ask.clone() };
+            worker.submit(1, job, Duration::from_secs(60)).unwrap()
+        };
+        let tickets: Vec<_> = inputs.iter().map(submit).collect();
+        let got: Vec<Detection> = tickets.into_iter().map(|ticket| ticket.wait().outcome.unwrap()).collect();
+        assert_same_findings(&name, tolerance, &got, &expected);
+        assert_eq!(worker.stats().frames, inputs.len() as u64);
+    }
+}
+
+/// Asks training to stop after a number of steps.
+struct After(usize, Stop);
+
+impl Observer for After {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Step { step, .. } = event
+            && *step >= self.0
+        {
+            self.1.request();
+        }
+    }
+}
+
+/// A run that stops on one device goes on on another, and ends as a model that finds what the other finds.
+#[test]
+fn checkpoints_move_between_devices() {
+    let Some(device) = gpu() else {
+        println!("skipped: no GPU, and one device alone has nobody to move to");
+        return;
+    };
+    let gpu = device.find(Precision::F32).unwrap();
+    let (mut config, folder) = (Config::from_file(smoke()).unwrap(), tempfile::tempdir().unwrap());
+    config.set("training.steps", "20").unwrap();
+    let data = Dataset::scan(&shop().parts, &[]).unwrap();
+    let train = |name: &str, target: Target, resume: bool, steps: usize| {
+        let options = Options { out: folder.path().join(name), backbone: None, resume, target };
+        let stop = Stop::default();
+        train::train(&config, &data, &options, &After(steps, stop.clone()), &stop).map(|outcome| outcome.detector)
+    };
+    let whole = train("whole.diad", Target::CPU, false, usize::MAX).unwrap();
+    for (name, first, second) in [("there.diad", Target::CPU, gpu), ("back.diad", gpu, Target::CPU)] {
+        assert!(train(name, first, false, 7).is_err(), "it was told to stop");
+        let moved = train(name, second, true, usize::MAX).unwrap();
+        for (a, b) in whole.card().classes.iter().zip(&moved.card().classes) {
+            let off = (a.ng.value - b.ng.value).abs() / a.ng.value;
+            assert!(off < 0.02, "{name}: threshold {} not {}", b.ng.value, a.ng.value);
+        }
+    }
+}
+
+/// A frame of another size, or of none, is an error of that frame's batch and of no other.
+#[test]
+fn a_frame_of_the_wrong_size_is_an_error_everywhere() {
+    for (name, place, _) in places() {
+        let detector = Detector::open_on(&shop().model, &place).unwrap();
+        let (mut inputs, ask) = (inputs(&detector), ask(&detector));
+        inputs.truncate(2);
+        inputs[1].frame = Frame::new(32, 32, vec![0; 32 * 32 * 3]).unwrap();
+        let asked: Vec<(&Prepared, &Ask)> = inputs.iter().map(|input| (input, &ask)).collect();
+        let error = detector.inspect_all(&asked).remove(1).unwrap_err().to_string();
+        assert!(error.contains("32x32"), "{name}: {error}");
+        assert!(detector.inspect(&inputs[0], &ask).is_ok(), "{name}");
+    }
+}
