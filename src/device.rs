@@ -46,6 +46,8 @@ pub struct Target {
 pub struct Place {
     device: candle_core::Device,
     dtype: DType,
+    #[cfg(feature = "cuda")]
+    staging: std::sync::Arc<crate::kernels::cuda::Staging>,
 }
 
 impl fmt::Display for Device {
@@ -182,6 +184,12 @@ impl Target {
             Device::Cuda(index) => candle_core::Device::new_cuda(index)
                 .map_err(|error| Error::Usage(format!("device = {}: {error}", self.device)))?,
         };
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(index) = self.device
+            && let Err(error) = crate::kernels::cuda::keep(index)
+        {
+            tracing::warn!(%error, "batches will allocate: the memory pool cannot be told to keep what is freed");
+        }
         Ok(Place::new(device, dtype))
     }
 }
@@ -189,7 +197,12 @@ impl Target {
 impl Place {
     /// Networks compute in `dtype`.
     pub fn new(device: candle_core::Device, dtype: DType) -> Self {
-        Self { device, dtype }
+        Self {
+            device,
+            dtype,
+            #[cfg(feature = "cuda")]
+            staging: std::sync::Arc::default(),
+        }
     }
 
     /// The CPU in single precision.
@@ -218,6 +231,18 @@ impl Place {
     /// When the device fails.
     pub fn weight(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
         tensor.to_device(&self.device)?.to_dtype(self.dtype)
+    }
+
+    /// Bytes that lie in several places, as one tensor. On a GPU the copy is under way when this returns.
+    ///
+    /// # Errors
+    /// When the lengths do not fit the shape, or the device fails.
+    pub fn bytes(&self, parts: &[&[u8]], shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() {
+            return Ok(self.staging.upload(&self.device, parts, shape)?);
+        }
+        Ok(Tensor::from_vec(parts.concat(), shape, &self.device)?)
     }
 
     /// Hands out work as the device likes it: item by item on all cores where CPU kernels compute, each by itself; elsewhere

@@ -157,8 +157,8 @@ pub fn raw_features(backbone: &dyn Backbone, place: &Place, grid: usize, frames:
     if frames.iter().any(|f| (f.height(), f.width()) != (height, width)) {
         return Err(Error::Internal("space: frames of several sizes in one batch".into()));
     }
-    let bytes: Vec<u8> = frames.iter().flat_map(|f| f.rgb()).copied().collect();
-    let images = Tensor::from_vec(bytes, (frames.len(), height, width, 3), place.device())?;
+    let bytes: Vec<&[u8]> = frames.iter().map(|frame| frame.rgb()).collect();
+    let images = place.bytes(&bytes, (frames.len(), height, width, 3))?;
     to_grid(&backbone.forward(&images.to_dtype(DType::F32)?)?, grid)
 }
 

@@ -206,3 +206,16 @@ fn every_kernel_is_here_and_in_use() {
         assert!(tests.contains(&format!("run(\"{name}\"")), "{name} is not proven");
     }
 }
+
+/// What a device would be given. The compiler needs no GPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn the_kernels_compile_for_every_architecture_and_kind_of_numbers() {
+    for architecture in [80, 86, 89, 90, 100] {
+        for dtype in KINDS {
+            let ptx = diad::kernels::cuda::ptx(architecture, dtype).unwrap();
+            assert_eq!(ptx.matches(".visible .entry").count(), 8, "{architecture} {dtype:?}");
+            assert!(ptx.contains(&format!(".target sm_{architecture}")), "{architecture} {dtype:?}");
+        }
+    }
+}

@@ -65,12 +65,12 @@ fn the_top_level_holds_what_the_layout_says() {
 /// Rooms from the bottom up, and the rooms each may enter.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("device", &["error"]),
     ("files", &["error"]),
     ("calibrate", &["error"]),
     ("regions", &["error"]),
     ("metrics", &["error", "regions"]),
     ("kernels", &[]),
+    ("device", &["error", "kernels"]),
     ("ops", &["kernels"]),
     ("diffusion", &["error"]),
     ("config", &["diffusion", "error", "files"]),

@@ -4,6 +4,10 @@
 //! anyway, the text needs no header, and the tests compile the very same text, so a build script with nvcc would add a step
 //! and prove less. It takes a fraction of a second per process and kind of number.
 
+mod memory;
+
+pub use memory::{Staging, keep};
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
