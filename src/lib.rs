@@ -2,8 +2,9 @@
 //!
 //! A frame goes this way: [`frame`] (crop, resize) → [`space`] (frozen backbone of [`model`] and [`features`]: one grid,
 //! z-score, PCA; or the pixels themselves) → [`diffusion`] with the denoisers of [`model::denoiser`] (rebuild, by default
-//! from a noise-free start) → [`score`] (residual in the metric of good parts' residuals → map → score) → [`detector`] (class, thresholds, verdict, regions). [`train`] makes the model file
-//! that [`bundle`] reads and writes; the command line in `cli` is the only part that talks.
+//! from a noise-free start) → [`score`] (residual in the metric of good parts' residuals → map → score) → [`detector`]
+//! (class, thresholds, verdict, regions). [`device`] says where: kernels frame by frame on a CPU, tensors batch by batch on a
+//! GPU. [`train`] makes the model file that [`bundle`] reads and writes; the command line in `cli` is the only part that talks.
 //!
 //! Invariants:
 //! 1. Training, evaluation and the line use one preprocessing ([`frame::Preprocess`]) and one scoring path

@@ -1,5 +1,6 @@
 //! What is wrong is said on the bus with the property, its value and what was expected; nothing crashes, nothing is ok.
 
+use diad::error::Error;
 use gst::MessageView;
 
 use super::common::*;
@@ -151,5 +152,29 @@ fn an_error_ends_the_stream_only_where_that_is_asked_for() {
     let flow = (0..1000).find_map(|n| harness.push(buffer(&frames[0], n)).err());
     assert_eq!(flow, Some(gst::FlowError::Error));
     element.set_state(gst::State::Null).unwrap(); // the task has ended: nothing is on its way any more
+    assert_all_counted(&element);
+}
+
+/// Whatever `on-error` says: no frame would be inspected any more.
+#[test]
+fn a_lost_device_ends_the_stream_with_the_drivers_words() {
+    let shop = shop();
+    let _worker = scripted(&shop, "bus", 1, |jobs, model| {
+        // The warm-up of a scripted model has no jobs.
+        if jobs.is_empty() { truly(jobs, model) } else { Error::Lost("fell off the bus".into()).for_all(jobs.len()) }
+    });
+    let element = filter(&shop);
+    element.set_property("model-instance-id", "bus");
+    let bus = with_bus(&element);
+    let mut harness = harness(&element, 64, 64);
+    let frames = shop.frames("washer/test/good");
+    let flow = (0..1000).find_map(|n| harness.push(buffer(&frames[0], n)).err());
+    assert_eq!(flow, Some(gst::FlowError::Error));
+    let words = message(&bus, |message| match message.view() {
+        MessageView::Error(error) => Some(error.error().message().to_owned()),
+        _ => None,
+    });
+    assert_says(&words, &["frame 0", "the device is lost", "fell off the bus"]);
+    element.set_state(gst::State::Null).unwrap();
     assert_all_counted(&element);
 }
