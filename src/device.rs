@@ -106,46 +106,32 @@ impl fmt::Display for Target {
     }
 }
 
-/// GPUs that this program can use, or why there are none.
-fn gpus() -> Result<usize, String> {
+/// Names of the GPUs that this program can use, or why there are none.
+fn gpus() -> Result<Vec<String>, String> {
     #[cfg(feature = "cuda")]
-    return candle_core::cuda_backend::cudarc::driver::CudaContext::device_count()
-        .map(|n| usize::try_from(n).unwrap_or(0))
-        .map_err(|error| format!("the driver says {error}"));
+    return crate::kernels::cuda::gpus().map_err(|error| format!("the driver says {error}"));
     #[cfg(not(feature = "cuda"))]
     Err("this diad was built without CUDA (cargo feature cuda)".into())
 }
 
 impl Device {
-    /// The device that is meant, if it is there. `Auto` takes the first GPU and says in the log why it did not.
+    /// The device that is meant, if it is there. `Auto` takes the first GPU and says in the log what it took, and why it was
+    /// not a GPU; as a warning where the program could have used one.
     ///
     /// # Errors
     /// When a GPU is asked for and not there; never another device in its place.
     pub fn find(self, precision: Precision) -> Result<Target> {
         let device = match self {
             Self::Cpu => Self::Cpu,
-            Self::Auto => match gpus() {
-                Ok(n) if n > 0 => Self::Cuda(0),
-                Ok(_) => {
-                    tracing::info!("device = auto: the CPU, as the driver knows no GPU");
-                    Self::Cpu
-                }
-                Err(reason) => {
-                    tracing::info!("device = auto: the CPU, as {reason}");
-                    Self::Cpu
-                }
-            },
-            Self::Cuda(index) => match gpus() {
-                Ok(n) if index < n => self,
-                Ok(n) => {
-                    return Err(Error::Usage(format!(
-                        "device = {self}: the driver knows {n} GPUs; expected auto, cpu or a number below {n}"
-                    )));
-                }
-                Err(reason) => {
-                    return Err(Error::Usage(format!("device = {self}: {reason}; expected auto or cpu")));
-                }
-            },
+            Self::Auto => Self::first(),
+            Self::Cuda(index) => {
+                let refused = |words: String| Error::Usage(format!("device = {self}: {words}"));
+                let names = gpus().map_err(|reason| refused(format!("{reason}; expected auto or cpu")))?;
+                let n = names.len();
+                let other = || refused(format!("the driver knows {n} GPUs; expected auto, cpu or a number below {n}"));
+                tracing::info!("device = {self}: {}", names.get(index).ok_or_else(other)?);
+                self
+            }
         };
         if device == Self::Cpu && precision != Precision::F32 {
             return Err(Error::Usage(format!(
@@ -153,6 +139,26 @@ impl Device {
             )));
         }
         Ok(Target { device, precision })
+    }
+
+    /// The first GPU, or the CPU; says which.
+    fn first() -> Self {
+        let reason = match gpus() {
+            Ok(names) => match names.first() {
+                Some(name) => {
+                    tracing::info!("device = auto: cuda:0, {name}");
+                    return Self::Cuda(0);
+                }
+                None => "the driver knows no GPU".to_owned(),
+            },
+            Err(reason) => reason,
+        };
+        if cfg!(feature = "cuda") {
+            tracing::warn!("device = auto: the CPU, as {reason}");
+        } else {
+            tracing::info!("device = auto: the CPU, as {reason}");
+        }
+        Self::Cpu
     }
 }
 

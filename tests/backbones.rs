@@ -20,6 +20,10 @@ use diad::model::import::{PUBLISHED, Trunk};
 use diad::model::{NAMES, RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
 use safetensors::SafeTensors;
 
+mod common;
+
+use common::weights_by_formula as weights;
+
 mod resnet {
     use super::*;
 
@@ -69,23 +73,6 @@ mod resnet {
 
     /// Shape, mean, standard deviation and three values of one tap.
     type Golden = ([usize; 4], f64, f64, [f64; 3]);
-
-    /// The weights of the formula. Names are listed in the order of use, but for a block's shortcut, which PyTorch's
-    /// networks list last and use last as well.
-    fn weights(name: &str) -> Weights {
-        let all = weight_shapes(name).unwrap().into_iter().enumerate().map(|(count, (name, shape))| {
-            let (amplitude, offset) = match name.rsplit('.').next().unwrap() {
-                "weight" if shape.len() == 4 => (2.0 / (shape[1..].iter().product::<usize>() as f64).sqrt(), 0.0),
-                "weight" => (0.3, 1.0),
-                "running_var" => (0.5, 1.0),
-                _ => (0.3, 0.0),
-            };
-            let value = |i: usize| (offset + amplitude * (1.0 + (i * i % 1009) as f64).sin()) as f32;
-            let values = (0..shape.iter().product()).map(|i: usize| value(i + 7 * count));
-            (name, Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap())
-        });
-        all.collect()
-    }
 
     fn image() -> Tensor {
         let values = (0..HEIGHT * WIDTH * 3).map(|i| (127.5 + 127.5 * (i as f64 * 0.05).sin()) as f32);

@@ -16,34 +16,13 @@ use serde_json::Value;
 
 mod common;
 
-use common::{diad, names, shop, smoke};
-
-const PIXELS: &str = "features.space=pixel features.grid=32 denoiser.levels=2 denoiser.width=16 denoiser.attention_every=1 \
-                      training.mask=0 training.shuffle=0";
-
-/// Assignments of each choice, over the configuration that trains in a second.
-const CHOICES: &[&str] = &[
-    "diffusion.schedule=linear diffusion.timesteps=20 diffusion.prediction=epsilon diffusion.weighting=uniform \
-     training.mask=0 training.shuffle=0 detection.start=noised detection.sampler=ddpm detection.distance=l2",
-    "diffusion.schedule=cosine diffusion.prediction=v detection.start=noised detection.sampler=ddim \
-     detection.ddim_steps=3 detection.eta=0.7 detection.noise_seed=5 detection.distance=cosine",
-    "detection.start=pure detection.sampler=ddim detection.ddim_steps=2 denoiser.guide=2",
-    "detection.score=diffusion",
-    "detection.score=sum detection.start=noised detection.sampler=ddim",
-    "detection.score=literal detection.diffusion_alpha_bars=[0.5]",
-    "detection.condition=class detection.guidance=1.5",
-    "detection.decision=pixel-minimum",
-    "denoiser.classes=heads",
-    "denoiser.classes=separate",
-    "denoiser.levels=3 denoiser.width=16",
-];
+use common::{CHOICES, PIXELS, diad, names, shop, smoke, teach};
 
 /// Trains with `choice` and asks for the scores of good test images twice over.
 fn check(choice: &str, folder: &Path) -> Vec<Value> {
     let shop = shop();
     let (model, images) = (folder.join("m.diad"), shop.parts.join("washer/test/good"));
-    let set: String = choice.split_whitespace().map(|c| format!(" --set {c}")).collect();
-    diad(&format!("train --data {{}} --out {{}} --config {{}}{set}"), &[&shop.parts, &model, &smoke()]).ok();
+    teach(choice, &model);
     let scores = |name: &str, batch: usize| {
         let out = folder.join(name);
         let line = format!("predict --model {{}} --input {{}} --jsonl {{}} --batch {batch}");
@@ -60,7 +39,7 @@ fn check(choice: &str, folder: &Path) -> Vec<Value> {
         }
     }
     let again = folder.join("again.diad");
-    diad(&format!("train --data {{}} --out {{}} --config {{}}{set}"), &[&shop.parts, &again, &smoke()]).ok();
+    teach(choice, &again);
     assert!(fs::read(&model).unwrap() == fs::read(&again).unwrap(), "{choice}: the same seed, another model");
     let text = diad("inspect {}", &[&model]).ok().stdout;
     for assignment in choice.split_whitespace().map(|c| c.split_once('=').unwrap().0) {

@@ -350,7 +350,10 @@ fn a_model_is_evaluated_asked_calibrated_and_inspected() {
     let run = diad(line, &[&shop.model, &at("bench.json")]).ok();
     assert!(run.stdout.contains("frames/s") && run.stdout.contains("backbone"), "{}", run.stdout);
     let bench: Value = serde_json::from_slice(&fs::read(at("bench.json")).unwrap()).unwrap();
-    assert_eq!(bench["rows"].as_array().unwrap().len(), 2 * (2 + 2));
+    assert_eq!(bench["rows"].as_array().unwrap().len(), 2 * (2 + 2 + 2));
+    assert_eq!(bench["device"], "cpu");
+    let worker = bench["rows"].as_array().unwrap().iter().filter(|row| row["through"] == "worker");
+    assert_eq!(worker.map(|row| row["in_flight"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4, 2, 4]);
     assert!(bench["rows"][0]["frames_per_second"].as_f64().unwrap() > 0.0);
 
     // A reader that goes away is no failure.

@@ -53,7 +53,7 @@ fn refused(assignment: &str, expected: &str) {
 fn every_shipped_file_loads() {
     let entries = std::fs::read_dir(shipped("")).unwrap();
     let names: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let seeds = ["conditional", "ddim", "ddpm", "guided", "heads", "per-class", "pixel", "sum", "unet"];
+    let seeds = ["conditional", "ddim", "ddpm", "guided", "heads", "literal", "per-class", "pixel", "sum", "unet"];
     let others = ["accurate-gpu.toml", "default.toml", "fast-cpu.toml", "smoke.toml"].map(str::to_owned);
     assert_eq!(names, seeds.map(|seed| format!("seed-{seed}.toml")).into_iter().chain(others).collect());
     for name in names {

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use diad::worker::{Detect, Job, Open, Worker};
 
 mod common;
 
-use common::{shop, smoke};
+use common::{CHOICES, PIXELS, shop, smoke, teach, weights_by_formula};
 
 /// A GPU that is asked for, or is just there.
 fn gpu() -> Option<Device> {
@@ -90,6 +91,28 @@ fn the_backbone_gives_the_features_of_the_kernels() {
         for (i, (tap, expected)) in taps.iter().zip(&expected).enumerate() {
             assert_eq!(tap.dims(), expected.dims());
             assert_near(&format!("{name}, tap {i}"), tolerance, &list(tap), &list(expected));
+        }
+    }
+}
+
+/// The other family of backbones, with made-up weights.
+#[test]
+fn a_resnet_gives_the_features_of_the_kernels() {
+    for name in ["resnet18", "resnet50"] {
+        let weights = weights_by_formula(name);
+        let pixels: Vec<f32> = (0..2 * 48 * 64 * 3).map(|i| ((i * 31 / 7) % 256) as f32).collect();
+        let images = Tensor::from_vec(pixels, (2, 48, 64, 3), &candle_core::Device::Cpu).unwrap();
+        let forward = |place: &Place| {
+            let images = images.to_device(place.device()).unwrap();
+            model::backbone(name, &weights, place).unwrap().forward(&images).unwrap()
+        };
+        let expected = forward(&Place::cpu());
+        for (place_name, place, tolerance) in places() {
+            for (i, (tap, expected)) in forward(&place).iter().zip(&expected).enumerate() {
+                // The taps are roots, whose slope at 0 is infinite: their squares are what was computed.
+                let [tap, expected] = [tap, expected].map(|tap| list(&tap.sqr().unwrap()));
+                assert_near(&format!("{name} on {place_name}, tap {i}"), tolerance, &tap, &expected);
+            }
         }
     }
 }
@@ -184,9 +207,9 @@ fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected:
 }
 
 /// The whole way of a frame, alone and in a batch that goes through as one.
-#[test]
-fn a_model_gives_the_same_scores_everywhere() {
-    let expected = Detector::open(&shop().model).unwrap();
+#[track_caller]
+fn assert_same_scores_everywhere(what: &str, model: &Path) {
+    let expected = Detector::open(model).unwrap();
     let (inputs, ask) = (inputs(&expected), ask(&expected));
     let asked: Vec<(&Prepared, &Ask)> = inputs.iter().map(|input| (input, &ask)).collect();
     let found = |detector: &Detector| -> Vec<Detection> {
@@ -194,11 +217,26 @@ fn a_model_gives_the_same_scores_everywhere() {
     };
     let expected = found(&expected);
     for (name, place, tolerance) in places() {
-        let detector = Detector::open_on(&shop().model, &place).unwrap();
+        let detector = Detector::open_on(model, &place).unwrap();
         let together = found(&detector);
-        assert_same_findings(&name, tolerance, &together, &expected);
+        assert_same_findings(&format!("{what} on {name}"), tolerance, &together, &expected);
         let alone: Vec<Detection> = inputs.iter().map(|input| detector.inspect(input, &ask).unwrap()).collect();
-        assert_same_findings(&format!("{name}, alone"), tolerance.min(1e-2), &alone, &together);
+        assert_same_findings(&format!("{what} on {name}, alone"), tolerance.min(1e-2), &alone, &together);
+    }
+}
+
+#[test]
+fn a_model_gives_the_same_scores_everywhere() {
+    assert_same_scores_everywhere("the default", &shop().model);
+}
+
+#[test]
+fn every_choice_of_the_method_gives_the_same_scores_everywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("m.diad");
+    for choice in CHOICES.iter().chain([&PIXELS]) {
+        teach(choice, &model);
+        assert_same_scores_everywhere(choice, &model);
     }
 }
 

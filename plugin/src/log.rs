@@ -1,10 +1,12 @@
-//! What `diad` logs on the worker's thread, forwarded to GStreamer's debug log. Nothing global is touched.
+//! What `diad` logs on the worker's thread and when it is asked for a worker, forwarded to GStreamer's debug log. Nothing global
+//! is touched.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 pub(crate) static CAT: LazyLock<gst::DebugCategory> =
@@ -17,6 +19,11 @@ struct Forward;
 pub(crate) fn forward_this_thread() {
     // For as long as the thread lives: nobody takes it back.
     std::mem::forget(tracing::subscriber::set_default(Forward));
+}
+
+/// Events of `f` go to GStreamer's debug log.
+pub(crate) fn forwarding<T>(f: impl FnOnce() -> T) -> T {
+    tracing::subscriber::with_default(Forward, f)
 }
 
 fn level(level: Level) -> gst::DebugLevel {
@@ -47,6 +54,10 @@ impl Visit for Words {
 }
 
 impl Subscriber for Forward {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes() // the threshold may change at any time
+    }
+
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         level(*metadata.level()) <= CAT.threshold()
     }

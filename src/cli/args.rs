@@ -338,13 +338,15 @@ EXAMPLES
   diad bench --model line1.diad
   diad bench --model line1.diad --frames 200 --batch 1 --ddim-steps 1
 
-The latency of a batch is that of all its frames together. Frames in flight: 1 is a single camera that waits for its
-answer, 2 are two of them at once. Run it while the machine does nothing else.";
+Through a call: the latency of a batch is that of all its frames together, resizing included. Frames in flight: 1 is a single
+camera that waits for its answer, 2 are two of them at once. Through the worker: as on a line that always has the next batch
+ready; the latency is that of a frame with its wait, and frames are resized before. Run it while the machine does nothing
+else.";
 
 /// Measure latency and frame rate on this machine.
 ///
 /// On a drawn frame of twice the model's input size: time by stage, latency (p50, p95, p99) and frames per second over batch
-/// sizes, denoiser evaluations and frames in flight.
+/// sizes, denoiser evaluations and frames in flight, by plain calls and through the worker that `diadfilter` uses.
 #[derive(Debug, Args)]
 #[command(after_help = BENCH)]
 pub(super) struct BenchArgs {

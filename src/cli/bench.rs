@@ -1,7 +1,10 @@
 //! `diad bench`
 
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -10,11 +13,13 @@ use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, frames};
 use crate::data::draw::{Kind, draw_part};
-use crate::detector::{Choice, Detector};
+use crate::detector::{Ask, Choice, Detector, Limits};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::Frame;
+use crate::frame::{Frame, Preprocess};
 use crate::report::Latency;
+use crate::worker::{self, Job, Ticket, Worker};
 
 /// Share of the frames that are run before the clock counts.
 const WARM_UP: usize = 5; // a fifth
@@ -22,25 +27,32 @@ const WARM_UP: usize = 5; // a fifth
 const OVERSIZE: usize = 2;
 /// Callers in the rows about frames in flight.
 const IN_FLIGHT: [usize; 2] = [1, 2];
+/// Batches that the worker is kept supplied with: one is computed while the answers of another are made.
+const BATCHES_UNDER_WAY: usize = 2;
+/// How long the worker may take for one batch before that is an error.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     let console = &context.console;
     if let Some(path) = &args.report {
         check_writable(path)?;
     }
-    let mut detector = frames::open(&args.model, &args.on, None)?;
+    frames::check_exists(&args.model)?;
+    let target = args.on.find()?;
+    let mut detector = Detector::open_on(&args.model, &target.open()?)?;
     let size = detector.network().config.input.size * OVERSIZE;
     let frame = draw_part(Kind::Board, 0, size, None).frame;
     let threads = rayon::current_num_threads();
-    console.note(format_args!("frames of {size}x{size}, {} per row, {threads} threads", args.frames));
+    console.note(format_args!("on {target}: frames of {size}x{size}, {} per row, {threads} threads", args.frames));
 
     let bench = Bench { context, frame: &frame, frames: args.frames as usize };
-    let total = args.ddim_steps.len() * (1 + args.batch.len() + IN_FLIGHT.len());
+    let total = args.ddim_steps.len() * (1 + 2 * args.batch.len() + IN_FLIGHT.len());
     let mut task = console.task("bench", total);
     let mut figures = Figures {
         schema: 1,
         tool: detector.card().tool.clone(),
         model: args.model.display().to_string(),
+        device: target.to_string(),
         frame: [size, size],
         frames: bench.frames,
         threads,
@@ -63,6 +75,10 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         }
         for callers in IN_FLIGHT {
             figures.rows.push(bench.in_flight(&detector, steps, callers)?);
+            step();
+        }
+        for &batch in &args.batch {
+            figures.rows.push(bench.worker(&args.model, target, steps, usize::from(batch))?);
             step();
         }
     }
@@ -101,7 +117,7 @@ impl Bench<'_> {
                 ms.push(1e3 * spent);
             }
         }
-        Ok(Row::new(steps, batch, 1, &ms, (rounds * batch) as f64 / seconds))
+        Ok(Row::new(Through::Call, (steps, batch, 1), &ms, (rounds * batch) as f64 / seconds))
     }
 
     /// Single frames from `callers` threads at once, as several cameras ask.
@@ -142,7 +158,46 @@ impl Bench<'_> {
         let end = results.iter().map(|(_, _, end)| *end).max();
         let seconds = begin.zip(end).map_or(0.0, |(begin, end)| (end - begin).as_secs_f64());
         let ms: Vec<f64> = results.into_iter().flat_map(|(ms, ..)| ms).collect();
-        Ok(Row::new(steps, 1, callers, &ms, (each * callers) as f64 / seconds))
+        Ok(Row::new(Through::Call, (steps, 1, callers), &ms, (each * callers) as f64 / seconds))
+    }
+
+    /// Prepared frames through a worker of their own that never lacks any, as on the line: from submission to answer.
+    fn worker(&self, model: &Path, target: Target, steps: usize, batch: usize) -> Result<Row> {
+        let (card, open) = worker::open(model, target)?;
+        let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
+        let worker = Worker::start(open, options)?;
+        let input = &card.config.input;
+        let prepared = Preprocess { size: input.size, fit: input.fit, roi: input.roi }.apply(self.frame)?;
+        let limits = Limits::of(&card);
+        let job =
+            Job { prepared, ask: Arc::new(Ask { choice: Choice::Auto, ddim_steps: Some(steps), limits, mask: None }) };
+        let in_flight = BATCHES_UNDER_WAY * batch;
+        let warm_up = self.warm_up().max(in_flight);
+        let (mut ms, mut first, mut answered) = (Vec::with_capacity(self.frames), Instant::now(), 0);
+        let mut settle = |(submitted, ticket): (Instant, Ticket)| -> Result<()> {
+            let gone = |_| Error::Internal("bench: the worker gives no answer".into());
+            let answer = ticket.receiver().recv_timeout(PATIENCE).map_err(gone)?;
+            answer.outcome.map_err(|failure| Error::Batch(failure.to_string()))?;
+            answered += 1;
+            if answered <= warm_up {
+                first = Instant::now();
+            } else {
+                ms.push(1e3 * submitted.elapsed().as_secs_f64());
+            }
+            Ok(())
+        };
+        let mut under_way = VecDeque::with_capacity(in_flight);
+        for _ in 0..warm_up + self.frames {
+            self.context.check_stop()?;
+            if under_way.len() == in_flight {
+                under_way.pop_front().map_or(Ok(()), &mut settle)?;
+            }
+            let refused = |_| Error::Internal("bench: the worker takes no frames".into());
+            under_way.push_back((Instant::now(), worker.submit(0, job.clone(), PATIENCE).map_err(refused)?));
+        }
+        under_way.into_iter().try_for_each(settle)?;
+        let seconds = first.elapsed().as_secs_f64();
+        Ok(Row::new(Through::Worker, (steps, batch, in_flight), &ms, self.frames as f64 / seconds))
     }
 
     /// The parts of one detection, each measured by itself.
@@ -190,6 +245,7 @@ struct Figures {
     schema: u32,
     tool: String,
     model: String,
+    device: String,
     /// Width and height in pixels.
     frame: [usize; 2],
     frames: usize,
@@ -198,20 +254,32 @@ struct Figures {
     stages: Vec<Stages>,
 }
 
+/// Who runs the frames.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Through {
+    /// Whoever asks, and waits for the answer.
+    Call,
+    /// The worker of a line.
+    Worker,
+}
+
 /// One way to run frames.
 #[derive(Serialize)]
 struct Row {
+    through: Through,
     ddim_steps: usize,
     batch: usize,
     in_flight: usize,
-    /// Of a call, that is of a whole batch.
+    /// Of a call, that is of a whole batch; of a frame through the worker, with the time it waits for its batch.
     ms: Latency,
     frames_per_second: f64,
 }
 
 impl Row {
-    fn new(ddim_steps: usize, batch: usize, in_flight: usize, ms: &[f64], frames_per_second: f64) -> Self {
-        Self { ddim_steps, batch, in_flight, ms: Latency::of(ms), frames_per_second }
+    fn new(through: Through, counts: (usize, usize, usize), ms: &[f64], frames_per_second: f64) -> Self {
+        let (ddim_steps, batch, in_flight) = counts;
+        Self { through, ddim_steps, batch, in_flight, ms: Latency::of(ms), frames_per_second }
     }
 }
 
@@ -233,6 +301,7 @@ impl Figures {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let latency = |l: &Latency| [ms(l.p50), ms(l.p95), ms(l.p99)];
         let mut rows = Table::new(&[
+            ("through", Left),
             ("ddim steps", Right),
             ("batch", Right),
             ("in flight", Right),
@@ -242,9 +311,14 @@ impl Figures {
             ("frames/s", Right),
         ]);
         for row in &self.rows {
+            let through = match row.through {
+                Through::Call => "call",
+                Through::Worker => "worker",
+            };
             let counts = [row.ddim_steps, row.batch, row.in_flight].map(|n| n.to_string());
             let rate = format!("{:.1}", row.frames_per_second);
-            rows.row(counts.into_iter().chain(latency(&row.ms)).chain([rate]).collect());
+            let head = [through.to_owned()].into_iter().chain(counts);
+            rows.row(head.chain(latency(&row.ms)).chain([rate]).collect());
         }
         let mut stages = Table::new(&[
             ("ddim steps", Right),

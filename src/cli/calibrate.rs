@@ -43,7 +43,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     warn_ignored(console, &data.root, &data.ignored);
 
     let file = bundle::load(&args.model, expected_tensors)?;
-    let detector = Detector::open_on(&args.model, &args.on.open()?)?;
+    let detector = Detector::open_on(&args.model, &args.on.find()?.open()?)?;
     let mut card = file.card;
     let mut settings = card.config.calibration.clone();
     (settings.target_fpr, settings.warn_fpr) = (Some(args.target_fpr), args.warn_fpr);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use crate::device::{Place, Precision, Target};
+use crate::device::{Precision, Target};
 use crate::error::{Error, Result};
 use crate::train::Stop;
 
@@ -52,9 +52,9 @@ impl args::DeviceArg {
 }
 
 impl args::OnArgs {
-    /// As [`args::DeviceArg::find`], open.
-    fn open(&self) -> Result<Place> {
-        self.place.device.find(self.precision)?.open()
+    /// As [`args::DeviceArg::find`], with its numbers.
+    fn find(&self) -> Result<Target> {
+        self.place.device.find(self.precision)
     }
 }
 

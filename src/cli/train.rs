@@ -13,6 +13,7 @@ use super::{Context, words};
 use crate::bundle::ClassCard;
 use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
+use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::train::{self, Outcome};
@@ -41,6 +42,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     }
     let data = Dataset::scan(&args.data, &args.classes)?;
     describe(console, &data, &config);
+    if target != Target::CPU {
+        console.note(format_args!("on {target}"));
+    }
     let outcome = teach(context, &config, &data, &options)?;
     if let Some(path) = &args.report {
         let mut json = serde_json::to_string_pretty(&Report::new(&args.out, &data, &outcome))

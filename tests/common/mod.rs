@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
+use candle_core::{Device, Tensor};
 use diad::data::draw::{DatasetSpec, Kind, write_dataset};
+use diad::model::{Weights, weight_shapes};
 
 /// The program under test.
 pub(crate) const DIAD: &str = env!("CARGO_BIN_EXE_diad");
@@ -112,4 +114,49 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
         entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Assignments of a model of pictures.
+pub(crate) const PIXELS: &str = "features.space=pixel features.grid=32 denoiser.levels=2 denoiser.width=16 \
+    denoiser.attention_every=1 training.mask=0 training.shuffle=0";
+
+/// Assignments of each choice, over the configuration that trains in a second.
+pub(crate) const CHOICES: &[&str] = &[
+    "diffusion.schedule=linear diffusion.timesteps=20 diffusion.prediction=epsilon diffusion.weighting=uniform \
+     training.mask=0 training.shuffle=0 detection.start=noised detection.sampler=ddpm detection.distance=l2",
+    "diffusion.schedule=cosine diffusion.prediction=v detection.start=noised detection.sampler=ddim \
+     detection.ddim_steps=3 detection.eta=0.7 detection.noise_seed=5 detection.distance=cosine",
+    "detection.start=pure detection.sampler=ddim detection.ddim_steps=2 denoiser.guide=2",
+    "detection.score=diffusion",
+    "detection.score=sum detection.start=noised detection.sampler=ddim",
+    "detection.score=literal detection.diffusion_alpha_bars=[0.5]",
+    "detection.condition=class detection.guidance=1.5",
+    "detection.decision=pixel-minimum",
+    "denoiser.classes=heads",
+    "denoiser.classes=separate",
+    "denoiser.levels=3 denoiser.width=16",
+];
+
+/// Trains on the shop's parts with the assignments of a choice.
+pub(crate) fn teach(choice: &str, model: &Path) {
+    let set: String = choice.split_whitespace().map(|assignment| format!(" --set {assignment}")).collect();
+    let line = format!("train --data {{}} --out {{}} --config {{}}{set}");
+    diad(&line, &[&shop().parts, model, &smoke()]).ok();
+}
+
+/// A ResNet's weights by the formula in tests/backbones.rs, so that no file is needed. Names are listed in the order of use,
+/// but for a block's shortcut, which PyTorch's networks list last and use last as well.
+pub(crate) fn weights_by_formula(name: &str) -> Weights {
+    let all = weight_shapes(name).unwrap().into_iter().enumerate().map(|(count, (name, shape))| {
+        let (amplitude, offset) = match name.rsplit('.').next().unwrap() {
+            "weight" if shape.len() == 4 => (2.0 / (shape[1..].iter().product::<usize>() as f64).sqrt(), 0.0),
+            "weight" => (0.3, 1.0),
+            "running_var" => (0.5, 1.0),
+            _ => (0.3, 0.0),
+        };
+        let value = |i: usize| (offset + amplitude * (1.0 + (i * i % 1009) as f64).sin()) as f32;
+        let values = (0..shape.iter().product()).map(|i: usize| value(i + 7 * count));
+        (name, Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap())
+    });
+    all.collect()
 }

@@ -67,6 +67,63 @@ fn reconstruction_follows_the_golden_trajectory() {
     }
 }
 
+/// Golden numbers from PyTorch 2.15 and diffusers 0.42, whose schedules are in single precision:
+///
+/// ```python
+/// import torch
+/// import diffusers.schedulers.scheduling_ddpm as ddpm
+/// from diffusers import DDIMScheduler, DDPMScheduler
+/// torch.set_default_dtype(torch.float64)
+/// n = torch.arange(6.0)
+/// def noise(i): return torch.cos((n + 1) * (i + 1))[None]  # of step i
+/// def linear(T): return dict(num_train_timesteps=T, beta_start=0.1 / T, beta_end=20 / T, clip_sample=False)
+/// def walk(s, step):
+///     x = torch.sin(n)[None]
+///     for i, t in enumerate(s.timesteps): x = step(i, torch.tanh(x), t, x).prev_sample
+///     print([round(v, 7) for v in x[0].tolist()])
+/// for kind in ["epsilon", "sample", "v_prediction"]:
+///     s = DDPMScheduler(prediction_type=kind, variance_type="fixed_small", **linear(50))
+///     s.set_timesteps(50)
+///     def step(i, *args):
+///         ddpm.randn_tensor = lambda *_, **__: noise(i)
+///         return s.step(*args)
+///     walk(s, step)
+/// for kind, schedule, eta in [("epsilon", "linear", 0), ("sample", "linear", 0.5), ("v_prediction", "squaredcos_cap_v2", 1)]:
+///     s = DDIMScheduler(prediction_type=kind, beta_schedule=schedule, timestep_spacing="trailing", **linear(1000))
+///     s.set_timesteps(10)
+///     walk(s, lambda i, *args: s.step(*args, eta=eta, variance_noise=noise(i) if eta else None))
+/// ```
+#[test]
+fn samplers_equal_those_of_diffusers() {
+    let start = Tensor::from_iter((0..6).map(|i| f64::from(i).sin()), &Device::Cpu).unwrap();
+    let noise = |i: u32| Tensor::from_iter((1..7).map(|n| f64::from(n * (i + 1)).cos()), &Device::Cpu).unwrap();
+    let noises: Vec<Tensor> = (0..49).map(noise).collect();
+    let check = |what: &str, got: &Tensor, golden: [f64; 6]| {
+        for (got, golden) in values(got).into_iter().zip(golden) {
+            assert!((got - golden).abs() < 2e-5 * (1.0 + golden.abs()), "{what}: {got} not {golden}");
+        }
+    };
+    let steps = Schedule::linear(50).unwrap();
+    for (prediction, golden) in [
+        (Prediction::Epsilon, [-0.0615395, -0.0111479, -0.0043429, -0.0085293, -0.0116863, -10.4355569]),
+        (Prediction::X0, [-0.0611776, -0.0059052, 0.001194, -0.0108079, -0.0226067, 0.301396]),
+        (Prediction::V, [-0.0603037, -0.0121382, -0.0052573, -0.0082523, -0.006482, 0.4171001]),
+    ] {
+        let got = ancestral(&start, (&steps, 49), prediction, Start::Pure(&start), &noises, tanh).unwrap();
+        check(&format!("ancestral, {prediction:?}"), &got, golden);
+    }
+    let (linear, cosine) = (Schedule::linear(1000).unwrap(), Schedule::cosine(1000).unwrap());
+    for (prediction, schedule, eta, golden) in [
+        (Prediction::Epsilon, &linear, 0.0, [0.0, 14.0141407, 19.393243, 0.0647542, -8.4664774, -23.7964925]),
+        (Prediction::X0, &linear, 0.5, [-0.1790514, 0.4555488, 0.4962326, -0.0738135, -0.6676822, 0.1677699]),
+        (Prediction::V, &cosine, 1.0, [0.020732, -0.0107123, -0.0111662, 0.0250191, -0.0786644, -0.164857]),
+    ] {
+        let plan = Plan::new(schedule.levels(999, 10, Spacing::Trailing).unwrap(), prediction, ddim(eta)).unwrap();
+        let got = reconstruct(&start, &plan, Start::Pure(&start), &noises[..plan.noises()], tanh).unwrap();
+        check(&format!("DDIM, {prediction:?}"), &got, golden);
+    }
+}
+
 #[test]
 fn network_is_asked_at_every_level_but_the_last() {
     let levels = levels_in_log_snr(level(0.4), 4.0, 3).unwrap();

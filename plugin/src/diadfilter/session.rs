@@ -57,6 +57,10 @@ fn check(card: &Card, settings: &Settings) -> diad::error::Result<()> {
 impl Session {
     /// The worker for the model that the settings name, shared with whoever uses the same.
     pub(super) fn open(settings: &Settings) -> Result<Self, String> {
+        log::forwarding(|| Self::join(settings))
+    }
+
+    fn join(settings: &Settings) -> Result<Self, String> {
         let model = settings.model.as_deref().ok_or("model is not set: expected the name of a model file (.diad)")?;
         let find = || settings.device.parse::<Device>()?.find(settings.precision.parse()?);
         let target = find().map_err(|error| format!("{error}"))?;

@@ -1,16 +1,25 @@
-//! Memory that stays: what the driver's pool has given back is kept for the next batch, and frames pass through page-locked
-//! buffers that are used again.
+//! The driver's GPUs, and memory there that stays: what the driver's pool has given back is kept for the next batch, and
+//! frames pass through page-locked buffers that are used again.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{PinnedHostSlice, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{DriverError, PinnedHostSlice, result, sys};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Device, Result, Shape, Storage, Tensor};
 
 /// Buffers of a size: one is filled while the other is on its way.
 const BUFFERS: usize = 2;
+
+/// Names of the GPUs that the driver knows.
+///
+/// # Errors
+/// In the driver's words.
+pub fn gpus() -> std::result::Result<Vec<String>, DriverError> {
+    result::init()?;
+    (0..result::device::get_count()?).map(|i| result::device::get_name(result::device::get(i)?)).collect()
+}
 
 /// Lets the pool of a GPU keep what is freed, where the default is to give it back to the driver whenever a result is waited
 /// for: then no batch after the first allocates.

@@ -6,7 +6,7 @@
 
 mod memory;
 
-pub use memory::{Staging, keep};
+pub use memory::{Staging, gpus, keep};
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

@@ -336,3 +336,26 @@ fn the_overlay_element_draws_what_the_filter_would_have_drawn() {
     assert_eq!(drawn.map_readable().unwrap().as_slice(), expected.map_readable().unwrap().as_slice());
     assert_ne!(drawn.map_readable().unwrap().as_slice(), frame.rgb());
 }
+
+/// What `auto` means here is said in GStreamer's log, with the reason, and in `stats`.
+#[test]
+fn the_device_that_was_chosen_is_said() {
+    let element = filter(&shop());
+    let (lines, said) = crossbeam_channel::bounded(10_000);
+    gst::log::set_threshold_from_string("diad:4", false);
+    let function = gst::log::add_log_function(move |category, _, _, _, _, _, message| {
+        if category.name() == "diad" {
+            let _ = lines.try_send(message.get().map(|words| words.to_string()));
+        }
+    });
+    element.set_state(gst::State::Ready).unwrap();
+    gst::log::remove_log_function(function);
+    let stats = element.property::<gst::Structure>("stats");
+    element.set_state(gst::State::Null).unwrap();
+    let chosen = said.try_iter().flatten().find(|line| line.starts_with("device = auto: ")).expect("a line about it");
+    let device: String = stats.get("device").unwrap();
+    assert!(
+        chosen.contains(if device == "cpu" { "the CPU, as " } else { &device }),
+        "{chosen} in the log, {device} here"
+    );
+}
