@@ -32,6 +32,9 @@ pub enum Precision {
     Bf16,
 }
 
+/// Items that a GPU gets at once, at most: more gain nothing, and an operation of candle counts its elements in 32 bits.
+const MOST_AT_ONCE: usize = 64;
+
 /// A device that was found, and what networks compute in there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
@@ -192,7 +195,7 @@ impl Target {
         };
         #[cfg(feature = "cuda")]
         if let Device::Cuda(index) = self.device
-            && let Err(error) = crate::kernels::cuda::keep(index)
+            && let Err(error) = crate::kernels::cuda::tune(&device, index)
         {
             tracing::warn!(%error, "batches will allocate: the memory pool cannot be told to keep what is freed");
         }
@@ -252,12 +255,24 @@ impl Place {
     }
 
     /// Hands out work as the device likes it: item by item on all cores where CPU kernels compute, each by itself; elsewhere
-    /// all at once. `f` gives one answer per item.
+    /// many at once, on the thread that asks: the streams of a GPU do not wait for each other. `f` gives one answer per item.
     pub fn spread<T: Sync, R: Send>(&self, items: &[T], f: impl Fn(&[T]) -> Vec<R> + Send + Sync) -> Vec<R> {
         if !self.has_cpu_kernels() {
-            return f(items);
+            return items.chunks(MOST_AT_ONCE).flat_map(f).collect();
         }
         items.par_chunks(1).flat_map_iter(&f).collect()
+    }
+
+    /// The numbers of each item, as [`Place::spread`] hands out the work; `f` gives a tensor `[n, ...]` for n items.
+    pub fn numbers<T: Sync>(
+        &self,
+        items: &[T],
+        f: impl Fn(&[T]) -> Result<Tensor> + Send + Sync,
+    ) -> Vec<Result<Vec<f32>>> {
+        self.spread(items, |some| match f(some).and_then(|tensor| Ok(tensor.flatten_all()?.to_vec1::<f32>()?)) {
+            Ok(all) => all.chunks_exact(all.len() / some.len()).map(|one| Ok(one.to_vec())).collect(),
+            Err(error) => error.for_all(some.len()),
+        })
     }
 }
 

@@ -109,11 +109,23 @@ fn driver_failure(error: &candle_core::Error) -> Option<Error> {
         CudaError::Cublas(cublas) if cublas.0 == cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => {
             return Some(Error::Memory(words));
         }
+        CudaError::Cublas(cublas) if cublas.0 == cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED => {
+            return Some(Error::Lost(words));
+        }
         _ => return None,
     };
     match code {
         Code::CUDA_ERROR_OUT_OF_MEMORY => Some(Error::Memory(words)),
-        Code::CUDA_ERROR_INVALID_VALUE | Code::CUDA_ERROR_NOT_SUPPORTED | Code::CUDA_ERROR_NOT_FOUND => None,
+        // The device is well: what it was asked, or the driver, does not fit.
+        Code::CUDA_ERROR_INVALID_VALUE
+        | Code::CUDA_ERROR_NOT_SUPPORTED
+        | Code::CUDA_ERROR_NOT_FOUND
+        | Code::CUDA_ERROR_INVALID_IMAGE
+        | Code::CUDA_ERROR_INVALID_PTX
+        | Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | Code::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+        | Code::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => None,
         _ => Some(Error::Lost(words)),
     }
 }

@@ -149,15 +149,28 @@ impl ResidualField {
         Ok(values.chunks_exact(self.mean.len()).flat_map(|v| self.distance(v)).collect())
     }
 
-    fn distances_in_tensors(&self, vectors: &Tensor) -> Result<Vec<f32>> {
-        let [mean, whiten] = match self.elsewhere.get() {
-            Some(tensors) if tensors[0].device().same_device(vectors.device()) => tensors.clone(),
+    /// Brings the statistics to a GPU now, so that the first frame of a class does not wait for them.
+    ///
+    /// # Errors
+    /// When the device has no room for them.
+    pub fn settle(&self, device: &Device) -> Result<()> {
+        if device.is_cpu() { Ok(()) } else { self.on(device).map(drop) }
+    }
+
+    /// Means and factors as whole matrices, on a device.
+    fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        match self.elsewhere.get() {
+            Some(tensors) if tensors[0].device().same_device(device) => Ok(tensors.clone()),
             _ => {
-                let tensors = self.dense(vectors.device())?;
+                let tensors = self.dense(device)?;
                 let _ = self.elsewhere.set(tensors.clone()); // a second device goes without
-                tensors
+                Ok(tensors)
             }
-        };
+        }
+    }
+
+    fn distances_in_tensors(&self, vectors: &Tensor) -> Result<Vec<f32>> {
+        let [mean, whiten] = self.on(vectors.device())?;
         // [B, T, D] -> [T, B, D], one matrix per cell for the whole batch
         let centred = vectors.transpose(0, 1)?.contiguous()?.broadcast_sub(&mean)?;
         let squares = centred.matmul(&whiten)?.sqr()?.sum(2)?; // [T, B]

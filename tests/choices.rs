@@ -145,6 +145,10 @@ fn an_ablation_is_a_table_and_goes_on_where_it_was() {
     let figures = |json: &Value| json["rows"][1]["mean"].clone();
     let fresh: Value = serde_json::from_slice(&fs::read(out.join("ablation.json")).unwrap()).unwrap();
     assert_eq!(figures(&fresh), figures(&json));
+    // Other questions are not answered from memory: the class told, an image moved to another label.
+    let told = diad(&format!("{line} --class-known"), &[&shop.parts, &out, &smoke()]).ok();
+    assert_eq!(told.stderr.matches("measured before").count(), 0, "{}", told.stderr);
+    assert!(!told.stderr.contains("trained in"), "{}", told.stderr);
     // The row is what `train` and `evaluate` give.
     let model = folder.path().join("m.diad");
     let report = folder.path().join("r.json");

@@ -149,8 +149,15 @@ proptest! {
         let grads = (&plain * &grad).unwrap().sum_all().unwrap().backward().unwrap();
         let got = run("depthwise_grad_x", dtype, &[&grad, &w], x.dims(), x.elem_count(), &ints(&shape), &[]);
         assert_close("gradient to x", dtype, &got, grads.get(&x).unwrap());
-        let got = run("depthwise_grad_w", dtype, &[&grad, &x], w.dims(), w.elem_count(), &with(batch), &[]);
-        assert_close("gradient to w", dtype, &got, grads.get(&w).unwrap());
+        // Each sample by itself.
+        let each = [batch, kernel, kernel, channels];
+        let got = run("depthwise_grad_w", dtype, &[&grad, &x], &each, batch * w.elem_count(), &ints(&shape), &[]);
+        for b in 0..batch {
+            let one = |t: &Tensor| t.narrow(0, b, 1).unwrap();
+            let plain = ops::depthwise(&one(&x), &w, stride, padding).unwrap();
+            let grads = (plain * one(&grad)).unwrap().sum_all().unwrap().backward().unwrap();
+            assert_close("gradient to w", dtype, &got.get(b).unwrap(), grads.get(&w).unwrap());
+        }
     }
 
     #[test]
@@ -175,6 +182,18 @@ proptest! {
         let all = [&x, &update, &bias, &modulation];
         let got = run("gated_add", dtype, &all, &dims, n, &ints(&[tokens, channels]), &[]);
         assert_close("gated_add", dtype, &got, &ops::gated_add(&x, &update, &bias, &modulation).unwrap());
+    }
+}
+
+/// What is not a number is not made one on the way.
+#[test]
+fn nothing_hides_a_broken_network() {
+    let x = Tensor::new(&[[f32::NAN, 1.0, -1.0, 9.0]], &Device::Cpu).unwrap();
+    let bias = Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap();
+    for dtype in KINDS {
+        let got = run("bias_clamp", dtype, &[&x, &bias], &[1, 4], 4, &ints(&[4]), &[0.0, 6.0]);
+        let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(got[0].is_nan() && got[1..] == [1.0, 0.0, 6.0], "{dtype:?}: {got:?}");
     }
 }
 

@@ -175,6 +175,57 @@ fn the_decision_is_one_class_or_the_lowest_of_each_cell() {
     assert_eq!(known.map, inspect(&[], Choice::Known(0)).map, "a known class is not mixed with others");
 }
 
+/// The class by score where scores say something of the class, and by the prototype where they do not.
+#[test]
+fn the_class_is_that_which_explains_the_part_best() {
+    let inspect = |set: &[&str], choice, limits: [f32; 2]| {
+        let network = network(set);
+        let program = network.program(1).unwrap();
+        let calibrated = |class: usize, score: f32| score / limits[class];
+        network.inspect_prepared(&prepared(), choice, &program, None, calibrated).unwrap()
+    };
+    let own = [0, 1].map(|class| inspect(&[], Choice::Known(class), [1.0; 2]).score);
+    let best = usize::from(own[1] < own[0]);
+    // The other has the higher threshold, and is still farther below it: of one score for both it would be the lower.
+    let mut limits = [1.0; 2];
+    limits[best] = (own[best] / own[1 - best] + 1.0) / 2.0;
+    for decision in ["detection.decision=class", "detection.decision=pixel-minimum"] {
+        assert_eq!(inspect(&[decision], Choice::Auto, limits).class, best, "{decision}");
+    }
+    let network = network(&[]);
+    let distances = network.prototype_distances(&diad::detector::mean_token(&list(&values()), DIM));
+    let nearest = usize::from(distances[1] < distances[0]);
+    let mut lax = [1.0; 2];
+    lax[1 - nearest] = 1e6;
+    assert_eq!(inspect(&[], Choice::Auto, lax).class, 1 - nearest, "both are candidates");
+    for alike in
+        ["detection.distance=l2", "detection.distance=cosine", "detection.score=diffusion", "detection.score=literal"]
+    {
+        assert_eq!(inspect(&[alike], Choice::Auto, lax).class, nearest, "{alike}: no threshold is a reason");
+    }
+}
+
+#[test]
+fn every_distance_is_its_formula() {
+    let cells = |distance: &str| {
+        let network = network(&[distance]);
+        let look = look(&network, None);
+        (network.reconstruction_distance(&values(), &look.look.residuals, 0).unwrap(), look.residuals)
+    };
+    let (l2, residuals) = cells("detection.distance=l2");
+    let length = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
+    assert_close(&l2, residuals.chunks_exact(DIM).map(|r| length(r) / (DIM as f32).sqrt()));
+    let (cosine, residuals) = cells("detection.distance=cosine");
+    let raw = |v: f32| (v + 1.0) * 127.5;
+    let values = list(&values());
+    let angle = |(x, r): (&[f32], &[f32])| {
+        let a: Vec<f32> = x.iter().map(|&x| raw(x)).collect();
+        let b: Vec<f32> = x.iter().zip(r).map(|(x, r)| raw(x - r)).collect();
+        1.0 - a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>() / (length(&a) * length(&b))
+    };
+    assert_close(&cosine, values.chunks_exact(DIM).zip(residuals.chunks_exact(DIM)).map(angle));
+}
+
 /// Frames that are judged together get what each gets alone, whatever each asks for.
 #[test]
 fn a_batch_of_different_questions_is_many_batches_of_one() {
@@ -233,6 +284,9 @@ fn steps_and_starts_use_the_noise_of_the_seed_and_no_other() {
 fn samples_need_what_the_model_goes_by() {
     let sampling = Sampling { class: None, like: None, steps: 2, eta: 0.0, guidance: 1.0, seed: 1 };
     assert_eq!(network(&[]).sample(&sampling).unwrap().len(), GRID * GRID * DIM);
+    let told = network(&["training.class_drop=0", "detection.condition=class"]);
+    assert!(told.sample(&sampling).is_err(), "it has never been told nothing");
+    told.sample(&Sampling { class: Some(1), ..sampling }).unwrap();
     let guided = network(&["denoiser.guide=2"]);
     assert!(guided.sample(&sampling).is_err(), "something to go by");
     let like = list(&values());

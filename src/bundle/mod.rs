@@ -26,6 +26,7 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 
 pub use card::{BackboneCard, Card, ClassCard, SCHEMA, TrainingCard};
+#[cfg(feature = "cli")]
 pub(crate) use hash::sha256_hex;
 pub use layout::TensorSpec;
 pub use read::{inspect, load, read_card};

@@ -206,9 +206,9 @@ pub(super) struct OnArgs {
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Denoiser evaluations per frame instead of the model's own number. More: slower, often a little sharper; but
-    /// the thresholds were measured with the model's own
-    #[arg(long, value_name = "N")]
-    pub(super) ddim_steps: Option<usize>,
+    /// the thresholds were measured with the model's own. Says nothing to a model with the sampler ddpm
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(super) ddim_steps: Option<u16>,
 
     /// Images inspected at a time: more keeps more cores busy and takes more memory. Scores do not depend on it
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -464,7 +464,7 @@ pub(super) struct SampleArgs {
     #[arg(long, value_name = "grid.png")]
     pub(super) out: PathBuf,
 
-    /// The product to draw; without it parts in general, or the model's only product
+    /// The product to draw; without it parts in general, where the model has learned what that is, or its only product
     #[arg(long, value_name = "C")]
     pub(super) class: Option<String>,
 

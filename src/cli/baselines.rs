@@ -39,15 +39,12 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
                 // Who cannot be read was told of when the model was measured.
                 readable.extend(frame.ok().map(|frame| (&category.test[index], frame)));
             }
-            let maps = readable
-                .par_iter()
-                .map(|(_, frame)| {
-                    let (features, geometry) = features(network, frame)?;
-                    Ok(baselines
-                        .distances(&features, class)
-                        .map(|distance| network.map(distance, geometry, network.mask.as_ref())))
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let features = features(network, &readable.iter().map(|(_, frame)| frame).collect::<Vec<_>>())?;
+            let maps = features.par_iter().map(|(features, geometry)| {
+                let distances = baselines.distances(features, class);
+                distances.map(|distance| network.map(distance, *geometry, network.mask.as_ref()))
+            });
+            let maps = maps.collect::<Vec<_>>();
             for ((sample, _), maps) in readable.iter().zip(maps) {
                 for (figures, (score, map)) in figures.iter_mut().zip(maps) {
                     figures.add(sample, score, &map)?;
@@ -76,9 +73,8 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
     for paths in &images {
         let mut class = ClassFit::new(tokens, dim, paths.len(), training.seed);
         in_groups(context, paths, GROUP, |group| {
-            let readable = group.par_iter().filter_map(|(_, frame)| frame.as_ref().ok());
-            let rows = readable.map(|frame| Ok(features(network, frame)?.0)).collect::<Result<Vec<_>>>()?;
-            rows.iter().for_each(|row| class.add(row));
+            let readable: Vec<&Frame> = group.iter().filter_map(|(_, frame)| frame.as_ref().ok()).collect();
+            features(network, &readable)?.iter().for_each(|(row, _)| class.add(row));
             done += group.len();
             task.set(done, "for the baselines");
             Ok(())
@@ -89,9 +85,11 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
     Ok(Baselines::new(classes))
 }
 
-fn features(network: &Network, frame: &Frame) -> Result<(Vec<f32>, Geometry)> {
-    let prepared = network.preprocess().apply(frame)?;
-    Ok((network.values(&[&prepared])?.flatten_all()?.to_vec1()?, prepared.geometry))
+fn features(network: &Network, frames: &[&Frame]) -> Result<Vec<(Vec<f32>, Geometry)>> {
+    let preprocess = network.preprocess();
+    let prepared = frames.par_iter().map(|frame| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
+    let values = network.place.numbers(&prepared, |some| network.values(&some.iter().collect::<Vec<_>>()));
+    prepared.iter().zip(values).map(|(prepared, values)| Ok((values?, prepared.geometry))).collect()
 }
 
 /// What one method says of the images of one class.

@@ -28,11 +28,11 @@ pub(super) struct Seen {
 ///
 /// # Errors
 /// When there is no such file, it is not a model, the device is not there, or the number is 0.
-pub(super) fn open(model: &Path, on: &OnArgs, ddim_steps: Option<usize>) -> Result<Detector> {
+pub(super) fn open(model: &Path, on: &OnArgs, ddim_steps: Option<u16>) -> Result<Detector> {
     check_exists(model)?;
     let mut detector = Detector::open_on(model, &on.find()?.open()?)?;
     if let Some(steps) = ddim_steps {
-        detector.set_ddim_steps(steps)?;
+        detector.set_ddim_steps(usize::from(steps))?;
     }
     Ok(detector)
 }

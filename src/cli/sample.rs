@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::args::SampleArgs;
 use super::frames::{self, in_groups};
 use super::{Context, sheet};
@@ -58,7 +56,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     let numbers: Vec<u64> = (0..count as u64).collect();
     for group in numbers.chunks(rayon::current_num_threads()) {
         context.check_stop()?;
-        let drawn = group.par_iter().map(|&i| {
+        let one = |&i: &u64| {
             let (steps, seed) = (usize::from(args.steps), args.seed.wrapping_add(i));
             let like = like.as_deref();
             let values =
@@ -67,8 +65,9 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
                 Some(patches) => patches.picture(&values),
                 None => network.space.picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into())),
             }
-        });
-        pictures.extend(drawn.collect::<Result<Vec<Frame>>>()?);
+        };
+        let drawn = network.place.spread(group, |some| some.iter().map(one).collect());
+        pictures.extend(drawn.into_iter().collect::<Result<Vec<Frame>>>()?);
         task.set(pictures.len(), "");
     }
     task.finish();

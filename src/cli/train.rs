@@ -16,6 +16,7 @@ use crate::data::{self, Dataset, Ignored};
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
+use crate::model::denoiser::Denoisers;
 use crate::train::{self, Outcome};
 
 /// Fewer good images of a product than this are worth a warning.
@@ -163,7 +164,8 @@ impl<'a> Report<'a> {
     fn new(out: &Path, data: &Dataset, outcome: &'a Outcome) -> Self {
         let card = outcome.detector.card();
         let [features, training, calibration] = outcome.seconds;
-        let first = card.training.steps - outcome.losses.len().min(card.training.steps);
+        let steps = card.training.steps * Denoisers::count(&card.config, card.classes.len());
+        let first = steps - outcome.losses.len().min(steps); // of a run that was resumed
         let every = outcome.losses.len().div_ceil(LOSS_POINTS).max(1);
         let losses = outcome.losses.iter().enumerate().map(|(i, &loss)| (first + i + 1, loss));
         Self {
@@ -173,8 +175,8 @@ impl<'a> Report<'a> {
             data: data.root.display().to_string(),
             seconds: Seconds { features, training, calibration },
             images_per_second: outcome.images_per_second,
-            steps: card.training.steps,
-            losses: losses.filter(|(step, _)| step % every == 0 || *step == card.training.steps).collect(),
+            steps,
+            losses: losses.filter(|(step, _)| step % every == 0 || *step == steps).collect(),
             skipped: outcome
                 .skipped
                 .iter()

@@ -377,6 +377,22 @@ impl DiffusionConfig {
     }
 }
 
+impl DetectionConfig {
+    /// Noise levels, as alpha-bars, at which the score asks for the error of the predicted noise.
+    pub fn probes(&self) -> &[f64] {
+        match self.score {
+            ScoreKind::Reconstruction => &[],
+            ScoreKind::Literal => self.diffusion_alpha_bars.get(..1).unwrap_or_default(),
+            ScoreKind::Diffusion | ScoreKind::Sum => &self.diffusion_alpha_bars,
+        }
+    }
+
+    /// Whether the score asks for any.
+    pub fn needs_noise_errors(&self) -> bool {
+        !self.probes().is_empty()
+    }
+}
+
 impl Default for InputConfig {
     fn default() -> Self {
         Self { size: 256, fit: Fit::Stretch, roi: None, mask: None }

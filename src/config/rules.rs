@@ -8,10 +8,10 @@ use toml::{Table, Value};
 
 use super::kind::{Kind, above, below, closed, integer, open};
 use super::{
-    BACKBONES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, SamplerKind, ScheduleKind, ScoreKind,
-    SpaceKind,
+    BACKBONES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, SamplerKind, ScheduleKind, SpaceKind,
+    StartKind, Weighting,
 };
-use crate::diffusion::Process;
+use crate::diffusion::{Prediction, Process};
 
 /// Every key there is, in the order of the structs, with the values it may have.
 pub(super) const RULES: &[(&str, Kind)] = &[
@@ -108,9 +108,19 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["features.dim", "features.backbone"],
-        holds: |c| c.features.dim <= channels(&c.features.backbone),
+        holds: |c| is_pixels(c) || c.features.dim <= channels(&c.features.backbone),
         words: "dim to be at most the channels of the backbone (efficientnet-lite0 and -lite1 256, -lite2 280, \
                 resnet18 448, resnet50 and wide-resnet50 1792)",
+    },
+    Condition {
+        keys: &["features.grid", "features.dim"],
+        holds: |c| (c.tokens() * c.dim()).saturating_mul(c.dim()) <= 1 << 32,
+        words: "grid^2 x dim^2 to be at most 2^32: the statistics of the residuals would take more than 16 GiB",
+    },
+    Condition {
+        keys: &["features.grid", "denoiser.levels", "denoiser.attention_every"],
+        holds: |c| c.denoiser.attention_every == 0 || c.features.grid >> (c.denoiser.levels - 1) <= 64,
+        words: "at most 64x64 cells on the last level, grid / 2^(levels - 1), where each attends to all",
     },
     Condition {
         keys: &["denoiser.width", "denoiser.heads"],
@@ -144,32 +154,37 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["diffusion.log_snr_min", "diffusion.log_snr_max"],
-        holds: |c| c.diffusion.log_snr_min < c.diffusion.log_snr_max,
+        holds: |c| has_steps(c) || c.diffusion.log_snr_min < c.diffusion.log_snr_max,
         words: "log_snr_min to be less than log_snr_max",
     },
     Condition {
         keys: &["diffusion.log_snr_center", "diffusion.log_snr_min", "diffusion.log_snr_max"],
-        holds: |c| is_trained(c, c.diffusion.log_snr_center),
+        holds: |c| has_steps(c) || is_trained(c, c.diffusion.log_snr_center),
         words: "log_snr_center to lie between log_snr_min and log_snr_max",
     },
     Condition {
         keys: &["detection.start_alpha_bar", "diffusion.log_snr_min", "diffusion.log_snr_max"],
-        holds: |c| c.diffusion.schedule != ScheduleKind::LogSnr || is_trained(c, log_snr(c.detection.start_alpha_bar)),
+        holds: |c| {
+            let start = log_snr(c.detection.start_alpha_bar);
+            // It has to be noisier than the cleanest level, or there is no way to go.
+            starts_pure(c) || has_steps(c) || (is_trained(c, start) && start < c.diffusion.log_snr_max)
+        },
         words: "ln(start_alpha_bar / (1 - start_alpha_bar)) to lie between log_snr_min and log_snr_max, the noise \
                 seen in training",
     },
     Condition {
         keys: &["detection.start_alpha_bar", "diffusion.schedule", "diffusion.timesteps"],
-        holds: |c| c.diffusion.schedule == ScheduleKind::LogSnr || has_step_near(c, c.detection.start_alpha_bar),
+        holds: |c| starts_pure(c) || !has_steps(c) || has_step_near(c, c.detection.start_alpha_bar),
         words: "a step of the schedule whose alpha-bar is within 0.1 of start_alpha_bar",
     },
     Condition {
+        keys: &["detection.diffusion_alpha_bars", "diffusion.schedule", "diffusion.timesteps"],
+        holds: |c| !has_steps(c) || c.detection.probes().iter().all(|&alpha_bar| has_step_near(c, alpha_bar)),
+        words: "a step of the schedule whose alpha-bar is within 0.1 of each of diffusion_alpha_bars",
+    },
+    Condition {
         keys: &["detection.diffusion_alpha_bars", "diffusion.log_snr_min", "diffusion.log_snr_max"],
-        holds: |c| {
-            let trained = |&alpha_bar: &f64| is_trained(c, log_snr(alpha_bar));
-            let asked = c.detection.score != ScoreKind::Reconstruction && c.diffusion.schedule == ScheduleKind::LogSnr;
-            !asked || c.detection.diffusion_alpha_bars.iter().all(trained)
-        },
+        holds: |c| has_steps(c) || c.detection.probes().iter().all(|&alpha_bar| is_trained(c, log_snr(alpha_bar))),
         words: "each ln(alpha_bar / (1 - alpha_bar)) to lie between log_snr_min and log_snr_max, the noise seen in \
                 training",
     },
@@ -180,7 +195,7 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["detection.sampler", "diffusion.schedule"],
-        holds: |c| c.detection.sampler != SamplerKind::Ddpm || c.diffusion.schedule != ScheduleKind::LogSnr,
+        holds: |c| c.detection.sampler != SamplerKind::Ddpm || has_steps(c),
         words: "a schedule with steps, \"linear\" or \"cosine\", for the sampler \"ddpm\"",
     },
     Condition {
@@ -192,6 +207,28 @@ pub(super) const TOGETHER: &[Condition] = &[
         keys: &["detection.guidance", "detection.condition"],
         holds: |c| c.detection.guidance == 1.0 || c.detection.condition == ClassCondition::Class,
         words: "guidance to be 1 unless condition is \"class\"",
+    },
+    Condition {
+        keys: &["training.class_drop", "detection.condition", "detection.guidance"],
+        holds: |c| {
+            let tells_nothing = c.detection.condition == ClassCondition::None || c.detection.guidance != 1.0;
+            c.denoiser.classes != ClassStrategy::Conditional || !tells_nothing || c.training.class_drop > 0.0
+        },
+        words: "class_drop to be above 0 where detection tells the network no class: it would never have learned that",
+    },
+    Condition {
+        keys: &["training.class_drop", "detection.condition"],
+        holds: |c| c.detection.condition == ClassCondition::None || c.training.class_drop < 1.0,
+        words: "class_drop to be less than 1 where detection tells the network the class: it would never have learned any",
+    },
+    Condition {
+        keys: &["training.mask", "training.shuffle", "diffusion.prediction", "diffusion.weighting"],
+        holds: |c| {
+            let plain = c.diffusion.prediction == Prediction::Epsilon && c.diffusion.weighting == Weighting::Uniform;
+            !plain || c.training.mask + c.training.shuffle == 0.0
+        },
+        words: "mask and shuffle to be 0 with prediction \"epsilon\" and weighting \"uniform\": what is hidden cannot be \
+                explained by noise, and the less noise the more it would count",
     },
     Condition {
         keys: &["diffusion.min_snr_floor", "diffusion.min_snr_gamma"],
@@ -235,6 +272,16 @@ fn channels(backbone: &str) -> usize {
 
 fn is_pixels(config: &Config) -> bool {
     config.features.space == SpaceKind::Pixel
+}
+
+/// Whether the noise levels are the steps of a schedule; the log-SNR keys then say nothing.
+fn has_steps(config: &Config) -> bool {
+    config.diffusion.schedule != ScheduleKind::LogSnr
+}
+
+/// Whether `detection.start_alpha_bar` says nothing.
+fn starts_pure(config: &Config) -> bool {
+    config.detection.start == StartKind::Pure
 }
 
 /// Whether a schedule with steps has one about as noisy as this.

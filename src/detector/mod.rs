@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::bundle::{self, Card};
 use crate::calibrate::percentile;
+use crate::config::Distance;
 use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared};
@@ -24,7 +25,7 @@ mod store;
 use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use mask::Mask;
-pub use network::{Choice, Inspection, Network, Question, Seen, mean_token};
+pub use network::{Choice, Inspection, Measured, Network, Question, Seen, mean_token};
 pub use program::{Look, Program, Sampling};
 pub(crate) use program::{needs_noise, seeded_noise};
 pub use store::{expected_tensors, save};
@@ -213,6 +214,9 @@ impl Detector {
             let (a, b) = (card.classes.len(), network.fields.len());
             return Err(Error::Internal(format!("detector: {a} classes on the card, {b} in the network")));
         }
+        if network.config.detection.distance == Distance::Mahalanobis {
+            network.fields.iter().try_for_each(|field| field.settle(network.place.device()))?;
+        }
         let ddim_steps = network.config.detection.ddim_steps;
         let mut detector = Self { network, card, ddim_steps, programs: BTreeMap::new() };
         detector.prepare(ddim_steps)?;
@@ -286,34 +290,52 @@ impl Detector {
 
     /// The detections of a batch that was seen.
     pub fn answer(&self, seen: &Seen, asked: &[(&Prepared, &Ask)]) -> Vec<Result<Detection>> {
-        let program = |ask: &Ask| {
-            let steps = ask.ddim_steps.unwrap_or(self.ddim_steps);
-            self.programs
-                .get(&steps)
-                .ok_or_else(|| Error::Internal(format!("detector: {steps} ddim steps were asked for and not prepared")))
-        };
-        let Some(any) = self.programs.values().next() else {
-            return Error::Internal("detector: nothing is prepared".into()).for_all(asked.len());
-        };
-        let questions = asked.iter().map(|&(prepared, ask)| Question {
-            geometry: prepared.geometry,
-            choice: ask.choice,
-            program: program(ask).unwrap_or(any), // its answer is the error, below
-            mask: ask.mask.as_ref(),
-        });
-        let questions: Vec<Question<'_>> = questions.collect();
-        let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
-        match self.network.judge(seen, &questions, calibrated) {
-            Ok(found) => {
-                let found = found.into_par_iter().zip(asked.par_iter());
-                let answer = |(inspection, (_, ask)): (Result<Inspection>, &(&Prepared, &Ask))| {
-                    program(ask)?;
-                    Ok(judge(inspection?, &self.card, &ask.limits))
-                };
-                found.map(answer).collect()
-            }
+        match self.measure(seen, asked) {
+            Ok(measured) => self.conclude(measured, asked),
             Err(error) => error.for_all(asked.len()),
         }
+    }
+
+    /// The device's part of [`Detector::answer`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn measure(&self, seen: &Seen, asked: &[(&Prepared, &Ask)]) -> Result<Measured> {
+        self.network.measure(seen, &self.questions(asked)?)
+    }
+
+    /// The host's part of [`Detector::answer`].
+    pub fn conclude(&self, measured: Measured, asked: &[(&Prepared, &Ask)]) -> Vec<Result<Detection>> {
+        let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
+        let questions = match self.questions(asked) {
+            Ok(questions) => questions,
+            Err(error) => return error.for_all(asked.len()),
+        };
+        let found = self.network.conclude(measured, &questions, calibrated);
+        let answer = |(inspection, (_, ask)): (Result<Inspection>, &(&Prepared, &Ask))| {
+            self.program(ask)?;
+            Ok(judge(inspection?, &self.card, &ask.limits))
+        };
+        found.into_par_iter().zip(asked.par_iter()).map(answer).collect()
+    }
+
+    fn program(&self, ask: &Ask) -> Result<&Program> {
+        let steps = ask.ddim_steps.unwrap_or(self.ddim_steps);
+        self.programs
+            .get(&steps)
+            .ok_or_else(|| Error::Internal(format!("detector: {steps} ddim steps were asked for and not prepared")))
+    }
+
+    fn questions<'a>(&'a self, asked: &[(&'a Prepared, &'a Ask)]) -> Result<Vec<Question<'a>>> {
+        let any = self.programs.values().next();
+        let any = any.ok_or_else(|| Error::Internal("detector: nothing is prepared".into()))?;
+        let question = |&(prepared, ask): &(&'a Prepared, &'a Ask)| Question {
+            geometry: prepared.geometry,
+            choice: ask.choice,
+            program: self.program(ask).unwrap_or(any), // its answer is the error, in the end
+            mask: ask.mask.as_ref(),
+        };
+        Ok(asked.iter().map(question).collect())
     }
 
     /// Inspects one frame that is already the model's input.

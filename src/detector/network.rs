@@ -55,6 +55,17 @@ pub struct Network {
     pub mask: Option<Mask>,
 }
 
+/// What was measured of a batch where it was seen; what is left to do is the host's. Samples are counted as in the questions.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// Distances of each sample to the prototypes.
+    distances: Vec<Vec<f32>>,
+    /// Classes that each sample is compared with, and how they were found.
+    candidates: Vec<(Vec<usize>, ClassSource)>,
+    /// [`Network::cells`] `[T]` by sample and class.
+    cells: BTreeMap<(usize, usize), Vec<f32>>,
+}
+
 /// A frame to be judged, beside its values.
 #[derive(Clone, Copy)]
 pub struct Question<'a> {
@@ -281,39 +292,72 @@ impl Network {
         questions: &[Question<'_>],
         calibrated: impl Fn(usize, f32) -> f32,
     ) -> Result<Vec<Result<Inspection>>> {
+        Ok(self.conclude(self.measure(seen, questions)?, questions, calibrated))
+    }
+
+    /// The device's part of [`Network::judge`]; it has ended when this returns.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn measure(&self, seen: &Seen, questions: &[Question<'_>]) -> Result<Measured> {
         let classes = self.prototypes.len();
         let distances: Vec<Vec<f32>> =
             seen.means.to_vec2::<f32>()?.iter().map(|mean| self.prototype_distances(mean)).collect();
-        let pixel_minimum = self.config.detection.decision == Decision::PixelMinimum;
         let candidates = |(question, distances): (&Question<'_>, &Vec<f32>)| match question.choice {
             Choice::Known(class) => (vec![class], ClassSource::Known),
             Choice::Auto if classes == 1 => (vec![0], ClassSource::Only),
-            Choice::Auto if pixel_minimum => ((0..classes).collect(), ClassSource::Chosen),
-            Choice::Auto => (nearest(distances), ClassSource::Chosen),
+            Choice::Auto if self.pixel_minimum() => ((0..classes).collect(), ClassSource::Chosen),
+            Choice::Auto => (nearest(distances, self.tells_classes()), ClassSource::Chosen),
         };
         let candidates: Vec<(Vec<usize>, ClassSource)> = questions.iter().zip(&distances).map(candidates).collect();
-        let mut cells = self.cells_by_class(&seen.values, questions, &candidates)?;
+        let cells = self.cells_by_class(&seen.values, questions, &candidates)?;
+        Ok(Measured { distances, candidates, cells })
+    }
+
+    /// The host's part of [`Network::judge`].
+    pub fn conclude(
+        &self,
+        mut measured: Measured,
+        questions: &[Question<'_>],
+        calibrated: impl Fn(usize, f32) -> f32,
+    ) -> Vec<Result<Inspection>> {
         let answers = questions.iter().enumerate().map(|(i, question)| {
-            let (classes, source) = &candidates[i];
-            let mut own: Vec<Vec<f32>> = classes.iter().filter_map(|&class| cells.remove(&(i, class))).collect();
-            if pixel_minimum && *source == ClassSource::Chosen {
-                let lowest = |t: usize| own.iter().map(|c| c[t]).fold(f32::INFINITY, f32::min);
-                let lowest: Vec<f32> = (0..self.config.tokens()).map(lowest).collect();
-                own = vec![lowest; classes.len()];
-            }
+            let Some((classes, source)) = measured.candidates.get(i) else {
+                return Err(Error::Internal("detector: a question that was not measured".into()));
+            };
+            let cells = classes.iter().filter_map(|&class| Some((class, measured.cells.remove(&(i, class))?)));
+            let cells: Vec<(usize, Vec<f32>)> = cells.collect();
+            let lowest = (self.pixel_minimum() && *source == ClassSource::Chosen).then(|| {
+                let lowest = |t: usize| cells.iter().map(|(_, c)| c[t]).fold(f32::INFINITY, f32::min);
+                (0..self.config.tokens()).map(lowest).collect()
+            });
             let mask = question.mask.or(self.mask.as_ref());
-            let scored =
-                classes.iter().zip(own).map(|(&class, cells)| (class, self.map(cells, question.geometry, mask)));
+            let map = |cells| self.map(cells, question.geometry, mask);
+            let scored = cells.into_iter().map(|(class, cells)| (class, map(cells)));
             let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
-            let Some((class, (score, map))) = best else {
+            let Some((class, own)) = best else {
                 return Err(Error::Internal("detector: a model without classes".into()));
             };
+            let (score, map) = lowest.map_or(own, map);
             if !score.is_finite() {
                 return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
             }
-            Ok(Inspection { class, source: *source, prototype_distance: distances[i][class], score, map })
+            let prototype_distance = measured.distances[i][class];
+            Ok(Inspection { class, source: *source, prototype_distance, score, map })
         });
-        Ok(answers.collect())
+        answers.collect()
+    }
+
+    fn pixel_minimum(&self) -> bool {
+        self.config.detection.decision == Decision::PixelMinimum
+    }
+
+    /// Whether one image's scores for two classes differ in more than the units of the class: only then do they say which
+    /// class explains it better.
+    fn tells_classes(&self) -> bool {
+        let detection = &self.config.detection;
+        let rebuilt = matches!(detection.score, ScoreKind::Reconstruction | ScoreKind::Sum);
+        self.told(0).is_some() || (rebuilt && detection.distance == Distance::Mahalanobis)
     }
 
     /// [`Network::cells`] of each sample for each of its classes, by sample and class. Samples that ask the same are looked
@@ -381,12 +425,12 @@ pub fn mean_token(features: &[f32], dim: usize) -> Vec<f32> {
     mean
 }
 
-/// The nearest class, and the second where it is about as near.
-fn nearest(distances: &[f32]) -> Vec<usize> {
+/// The nearest class, and if `two` the second where it is about as near.
+fn nearest(distances: &[f32], two: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..distances.len()).collect();
     order.sort_by(|&a, &b| distances[a].total_cmp(&distances[b]));
     let limit = distances[order[0]] * CANDIDATE_RATIO;
-    order.into_iter().take(2).filter(|&c| distances[c] <= limit).collect()
+    order.into_iter().take(1 + usize::from(two)).filter(|&c| distances[c] <= limit).collect()
 }
 
 /// Cells outside the part of the input that shows the frame do not count.

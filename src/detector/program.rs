@@ -74,12 +74,7 @@ struct Asked<'a> {
 
 /// Whether a detection needs the stored noise.
 pub(crate) fn needs_noise(config: &Config) -> bool {
-    config.detection.start != StartKind::Scaled || has_probes(config)
-}
-
-/// Whether the diffusion score is part of the map.
-pub(super) fn has_probes(config: &Config) -> bool {
-    config.detection.score != ScoreKind::Reconstruction
+    config.detection.start != StartKind::Scaled || config.detection.needs_noise_errors()
 }
 
 /// Standard normal numbers of a seed; each stream has its own.
@@ -118,7 +113,7 @@ impl Network {
             }
         };
         let near = |&alpha_bar: &f64| process.near(alpha_bar);
-        let probes = detection.diffusion_alpha_bars.iter().filter(|_| has_probes(&self.config)).map(near);
+        let probes = detection.probes().iter().map(near);
         let mut told: Vec<Option<usize>> = (0..self.denoisers.classes()).map(|class| self.told(class)).collect();
         told.dedup();
         let noise = (self.noise.as_deref(), detection.noise_seed);
@@ -212,13 +207,13 @@ impl Network {
     pub fn sample(&self, sampling: &Sampling<'_>) -> Result<Vec<f32>> {
         let &Sampling { class, like, steps, eta, guidance, seed } = sampling;
         let (diffusion, classes) = (&self.config.diffusion, self.config.denoiser.classes);
-        let told = match (classes, class) {
-            (ClassStrategy::Conditional, class) => class,
-            (ClassStrategy::Heads | ClassStrategy::Separate, None) if self.denoisers.classes() == 1 => Some(0),
-            (ClassStrategy::Heads | ClassStrategy::Separate, Some(class)) => Some(class),
-            (ClassStrategy::Heads | ClassStrategy::Separate, None) => {
-                return Err(Error::Usage("this model has no idea of parts in general; expected a class".into()));
-            }
+        // Parts in general are what a network learns that is not told the class now and then.
+        let in_general = classes == ClassStrategy::Conditional && self.config.training.class_drop > 0.0;
+        let told = match class {
+            None if in_general => None,
+            None if self.denoisers.classes() == 1 => Some(0),
+            None => return Err(Error::Usage("this model has no idea of parts in general; expected a class".into())),
+            class => class,
         };
         if guidance != 1.0 && (classes != ClassStrategy::Conditional || told.is_none()) {
             return Err(Error::Usage(format!(
@@ -248,8 +243,6 @@ impl Network {
         told: Option<usize>,
         guide: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let batch = x0.dim(0)?;
-        let noises = program.noises.iter().map(|noise| over(noise, batch)).collect::<Result<Vec<_>>>()?;
         let mut step = 0;
         let predict = |x: &Tensor, _: f64| {
             let asked = Asked { conditions: &program.conditions, at: step, guidance: program.guidance };
@@ -257,9 +250,10 @@ impl Network {
             self.answer(x, asked, told, guide)
         };
         match &program.way {
-            Way::Plan(plan) => reconstruct(x0, plan, start, &noises, predict),
+            Way::Plan(plan) => reconstruct(x0, plan, start, &program.noises, predict),
             Way::Ancestral(schedule, first) => {
-                ancestral(x0, (schedule, *first), self.config.diffusion.prediction, start, &noises, predict)
+                let prediction = self.config.diffusion.prediction;
+                ancestral(x0, (schedule, *first), prediction, start, &program.noises, predict)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
-use super::program::{has_probes, needs_noise};
+use super::program::needs_noise;
 use super::{MAP_SCALE, Mask, Network};
 use crate::bundle::{self, BackboneCard, Card, TensorSpec};
 use crate::config::Config;
@@ -56,7 +56,7 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     if needs_noise(&card.config) {
         all.push(spec(NOISE.into(), Dtype::F32, vec![tokens, dim]));
     }
-    if has_probes(&card.config) {
+    if card.config.detection.needs_noise_errors() {
         all.push(spec(TERM_MEANS.into(), Dtype::F32, vec![classes, terms(&card.config)]));
     }
     all.push(spec(MEAN.into(), Dtype::F32, vec![classes, tokens, dim]));
@@ -99,7 +99,7 @@ pub fn save(
     if let Some(noise) = &network.noise {
         tensors.insert(NOISE.into(), Tensor::from_slice(noise, (tokens, dim), cpu)?);
     }
-    if has_probes(&card.config) {
+    if card.config.detection.needs_noise_errors() {
         let means = Tensor::from_vec(network.term_means.concat(), (classes, terms(&card.config)), cpu)?;
         tensors.insert(TERM_MEANS.into(), means);
     }
@@ -139,7 +139,7 @@ pub(super) fn network(card: &Card, tensors: &Weights, place: &Place) -> Result<N
         .collect::<Result<Vec<_>>>()?;
     let prototypes = prototypes.chunks_exact(dim).map(<[f32]>::to_vec).collect();
     let noise = needs_noise(&card.config).then(|| get(NOISE)?.and_then(|t| t.to_vec1()).map_err(Error::from));
-    let term_means = match has_probes(&card.config) {
+    let term_means = match card.config.detection.needs_noise_errors() {
         true => get(TERM_MEANS)??.to_vec1::<f32>()?.chunks_exact(terms(&card.config)).map(<[f32]>::to_vec).collect(),
         false => Vec::new(),
     };

@@ -68,7 +68,7 @@ impl Ddim {
     /// `sqrt(alpha_bar_s) x0 + sqrt(1 - alpha_bar_s - sigma^2) epsilon + sigma noise`.
     ///
     /// `to` may be any level: clean gives `x0` itself; noisier than `from` is DDIM inversion. All tensors have one
-    /// shape. `noise` is used where [`Ddim::sigma`] is above 0.
+    /// shape, but that one sample's noise does for all. `noise` is used where [`Ddim::sigma`] is above 0.
     ///
     /// # Errors
     ///
@@ -103,7 +103,8 @@ impl Ddim {
 }
 
 /// DDPM's step from `x_t` to the step before: a draw of the posterior given the network's `x0` (Ho et al. 2020,
-/// equations 6 and 7). All tensors have one shape. `noise` is used where the variance is above 0.
+/// equations 6 and 7). All tensors have one shape, but that one sample's noise does for all. `noise` is used where the variance
+/// is above 0.
 ///
 /// # Errors
 ///
@@ -116,7 +117,7 @@ pub fn ancestral_step(x_t: &Tensor, x0: &Tensor, posterior: Posterior, noise: Op
 fn with_noise(mean: Tensor, sigma: f64, noise: Option<&Tensor>) -> Result<Tensor> {
     match noise {
         _ if sigma == 0.0 => Ok(mean),
-        Some(noise) => Ok((mean + (noise * sigma)?)?),
+        Some(noise) => Ok((&mean + (noise * sigma)?.broadcast_as(mean.shape())?)?),
         None => Err(impossible(format!("no noise for a step with standard deviation {sigma}"))),
     }
 }

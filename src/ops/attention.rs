@@ -137,8 +137,10 @@ fn heads(
     let (project, project_bias) = (part(p)?.reshape((c, c))?, part(pb)?);
     let h = super::linear_composite(h, &qkv, &qkv_bias)?;
     let h = h.reshape((batch, tokens, 3, shape.heads, c / shape.heads))?.permute((2, 0, 3, 1, 4))?; // [3, B, heads, T, d]
-    let (q, k, v) = (h.get(0)?.contiguous()?, h.get(1)?.contiguous()?, h.get(2)?.contiguous()?);
-    let weights = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
+    // The queries are scaled, not the weights: they are fewer.
+    let q = (h.get(0)?.contiguous()? * f64::from(shape.scale()))?;
+    let (k, v) = (h.get(1)?.contiguous()?, h.get(2)?.contiguous()?);
+    let weights = q.matmul(&k.t()?.contiguous()?)?;
     let o = softmax(&weights)?.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, c))?;
     Ok((o, project, project_bias))
 }

@@ -118,10 +118,11 @@ impl Dropout {
         ((self.seed as u32) ^ ((self.seed >> 32) as u32).rotate_left(16), limit, keep)
     }
 
-    /// Zeroes or rescales each value of `hidden`; `sample` keeps the masks of a batch apart.
-    pub(super) fn apply(&self, hidden: &mut [f32], sample: usize) {
+    /// Zeroes or rescales each value of `hidden`, which begins `from` values into its sample; `sample` keeps the masks of a
+    /// batch apart.
+    pub(super) fn apply(&self, hidden: &mut [f32], sample: usize, from: usize) {
         let (seed, limit, keep) = self.numbers();
-        let seed = seed.wrapping_add((sample as u32).wrapping_mul(0x9e37_79b9));
+        let seed = seed.wrapping_add((sample as u32).wrapping_mul(0x9e37_79b9)).wrapping_add(from as u32);
         pulp::Arch::new().dispatch(|| {
             for (i, h) in hidden.iter_mut().enumerate() {
                 // A 32-bit finaliser (Wellons' "lowbias32") over a counter: vectorises, needs no state.
@@ -308,7 +309,7 @@ impl CustomOp3 for ConvNext {
             let mut active = vec![0.0; tokens * hidden];
             pw::gelu(pre, &mut active);
             if let Some(dropout) = &self.dropout {
-                dropout.apply(&mut active, i);
+                dropout.apply(&mut active, index, first_row * width * hidden);
             }
             gemm(tokens, Matrix::rows(&active, hidden), &down, update, bias(parts.down_bias));
             let from = index * sample + first_row * width * c;
@@ -455,11 +456,11 @@ impl Backward<'_> {
         gemm(tokens, Matrix::rows(&grad_update, c), &self.down, &mut grad_hidden, Epilogue::default());
         let mut active = vec![0.0; tokens * hidden];
         if let Some(dropout) = &self.op.dropout {
-            self.each_strip(index, hidden, &mut grad_hidden, |i, strip| dropout.apply(strip, i));
+            dropout.apply(&mut grad_hidden, index, 0);
         }
         pw::gelu_backward(pre, &mut grad_hidden, &mut active);
         if let Some(dropout) = &self.op.dropout {
-            self.each_strip(index, hidden, &mut active, |i, strip| dropout.apply(strip, i));
+            dropout.apply(&mut active, index, 0);
         }
         gemm_once(
             hidden,
@@ -494,14 +495,6 @@ impl Backward<'_> {
         let grad_normed = &mut normed;
         dw::forward(&padded, &self.flipped, &zero, grad_normed, shape, false);
         pw::modulated_norm_backward(x, scale, grad_normed, grad_x, grad_shift, grad_scale);
-    }
-
-    /// Visits the strips that the forward pass cut a sample into, with their numbers.
-    fn each_strip(&self, index: usize, per_token: usize, values: &mut [f32], f: impl Fn(usize, &mut [f32])) {
-        let strips = self.op.shape.height.div_ceil(STRIP_ROWS);
-        for (i, strip) in values.chunks_mut(STRIP_ROWS * self.op.shape.width * per_token).enumerate() {
-            f(index * strips + i, strip);
-        }
     }
 }
 

@@ -214,14 +214,14 @@ impl CustomOp2 for Depthwise {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            let mut integers = self.integers()?;
+            let integers = self.integers()?;
             let numbers = Numbers { integers: &integers, floats: &[] };
             let work = Work::Elements(x.elem_count());
             let to_x = call("depthwise_grad_x", &[grad, weight], x.shape(), work, numbers)?;
-            integers.push(int(x.dim(0)?)?);
-            let numbers = Numbers { integers: &integers, floats: &[] };
-            let work = Work::Elements(weight.elem_count());
-            let to_weight = call("depthwise_grad_w", &[grad, x], weight.shape(), work, numbers)?;
+            // Each sample by itself, so that there are threads enough; then their sum.
+            let each = (x.dim(0)?, self.kernel, self.kernel, self.channels);
+            let work = Work::Elements(each.0 * weight.elem_count());
+            let to_weight = call("depthwise_grad_w", &[grad, x], each, work, numbers)?.sum(0)?;
             return Ok((Some(to_x), Some(to_weight)));
         }
         let sample = self.height * self.width * self.channels;

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
 use super::convnext::Dropout;
 #[cfg(feature = "cuda")]
@@ -72,6 +72,10 @@ pub fn gated_add(x: &Tensor, update: &Tensor, bias: &Tensor, modulation: &Tensor
 /// # Errors
 /// When the device fails.
 pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    if x.device().is_cpu() && x.dtype() != DType::F32 {
+        let mask = Tensor::ones(x.shape(), DType::F32, x.device())?.apply_op1_no_bwd(&Dropped(dropout))?;
+        return x * mask.to_dtype(x.dtype())?;
+    }
     x.contiguous()?.apply_op1(Dropped(dropout))
 }
 
@@ -85,7 +89,7 @@ impl CustomOp1 for Dropped {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut out = elements(storage, layout, self.name())?.to_vec();
         let size = sample_size(layout.shape());
-        out.chunks_exact_mut(size).enumerate().for_each(|(sample, values)| self.0.apply(values, sample));
+        out.chunks_exact_mut(size).enumerate().for_each(|(sample, values)| self.0.apply(values, sample, 0));
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -111,7 +115,7 @@ fn sample_size(shape: &Shape) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Var};
+    use candle_core::{Device, Var};
 
     use super::*;
 

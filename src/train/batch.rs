@@ -195,17 +195,108 @@ mod tests {
         assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.1);
     }
 
+    const DIM: usize = 8;
+
+    /// Six images of 4x4 cells, three of each class.
+    fn images(folder: &std::path::Path) -> (Cache, [Vec<usize>; 2]) {
+        let mut cache = Cache::new(16 * DIM, 16, folder);
+        for i in 0..6 {
+            cache.push(&(0..16 * DIM).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
+        }
+        (cache, [vec![0, 1, 2], vec![3, 4, 5]])
+    }
+
+    fn config(set: &[&str]) -> Config {
+        let mut config = Config::default();
+        config.assign(&["features.grid=4", "features.dim=8", "training.batch_size=64"]).unwrap();
+        config.assign(set).unwrap();
+        config
+    }
+
+    fn list(tensor: &Tensor) -> Vec<f64> {
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+    }
+
+    /// x_t = sqrt(abar) x0 + sqrt(1 - abar) epsilon, with the target in its place: x0, epsilon, or both in v.
+    #[test]
+    fn what_is_taught_is_what_was_noised() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, images) = images(folder.path());
+        let known: Vec<Vec<f64>> = (0..6).map(|i| cache.get(i).unwrap().into_iter().map(f64::from).collect()).collect();
+        for (prediction, schedule) in
+            [("x0", "log-snr"), ("epsilon", "log-snr"), ("v", "log-snr"), ("epsilon", "linear"), ("v", "cosine")]
+        {
+            let set = [format!("diffusion.prediction={prediction}"), format!("diffusion.schedule={schedule}")];
+            let plain = ["training.mask=0", "training.shuffle=0", set[0].as_str(), set[1].as_str()];
+            let config = config(&plain);
+            let process = config.diffusion.process().unwrap();
+            let batch = draw(&config, &process, &cache, &images, 1).unwrap();
+            let (input, target) = (list(&batch.input), list(&batch.target));
+            let mut noise = Vec::new();
+            for (i, log_snr) in batch.log_snr.iter().enumerate() {
+                let level = NoiseLevel::from_log_snr(f64::from(*log_snr)).unwrap();
+                let (signal, sigma) = (level.signal(), level.noise());
+                let input = input[i * 16 * (DIM + 1)..][..16 * (DIM + 1)].chunks_exact(DIM + 1);
+                assert!(input.clone().all(|row| row[DIM] == 0.0), "nothing is masked");
+                let shown: Vec<f64> = input.flat_map(|row| row[..DIM].to_vec()).collect();
+                let target = &target[i * 16 * DIM..][..16 * DIM];
+                // x0 from what is shown and what is asked for: it has to be an image there is.
+                let clean: Vec<f64> = shown
+                    .iter()
+                    .zip(target)
+                    .map(|(x, t)| match prediction {
+                        "x0" => *t,
+                        "epsilon" => (x - sigma * t) / signal,
+                        _ => signal * x - sigma * t,
+                    })
+                    .collect();
+                let off = |image: &Vec<f64>| {
+                    image.iter().zip(&clean).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) * signal
+                };
+                let nearest = (0..6).min_by(|&a, &b| off(&known[a]).total_cmp(&off(&known[b]))).unwrap();
+                assert!(off(&known[nearest]) < 1e-4, "{prediction} {schedule}: {}", off(&known[nearest]));
+                let class = batch.class[i] as usize;
+                assert!(class == 2 || images[class].contains(&nearest), "{class} {nearest}");
+                noise.extend(shown.iter().zip(&known[nearest]).map(|(x, x0)| (x - signal * x0) / sigma));
+            }
+            // What was added is noise: mean 0, variance 1, and of no image.
+            let n = noise.len() as f64;
+            let (mean, variance) = (noise.iter().sum::<f64>() / n, noise.iter().map(|e| e * e).sum::<f64>() / n);
+            assert!(mean.abs() < 0.05 && (variance - 1.0).abs() < 0.06, "{prediction} {schedule}: {mean} {variance}");
+        }
+    }
+
+    #[test]
+    fn levels_classes_and_weights_are_drawn_as_configured() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, images) = images(folder.path());
+        let (mut levels, mut classes) = (Vec::new(), [0usize; 3]);
+        let config = config(&["diffusion.log_snr_spread=0.1"]);
+        let process = config.diffusion.process().unwrap();
+        for step in 0..40 {
+            let batch = draw(&config, &process, &cache, &images, step).unwrap();
+            for (log_snr, weight) in batch.log_snr.iter().zip(&batch.weight) {
+                let snr = f64::from(*log_snr).exp();
+                assert!((f64::from(*weight) - snr.clamp(0.3, 5.0)).abs() < 1e-5 * snr.max(1.0), "{log_snr} {weight}");
+            }
+            batch.class.iter().for_each(|&class| classes[class as usize] += 1);
+            levels.extend(batch.log_snr);
+        }
+        let n = levels.len() as f64;
+        let share = |low: f32, high: f32| levels.iter().filter(|l| (low..=high).contains(*l)).count() as f64 / n;
+        assert_eq!(share(-3.0, 4.0), 1.0);
+        // Half of them within 0.3 of the centre, and of the other half, even from -3 to 4, 0.6 of 7.
+        assert!((share(-0.7, -0.1) - (0.5 + 0.5 * 0.6 / 7.0)).abs() < 0.03, "{}", share(-0.7, -0.1));
+        assert!((share(1.0, 4.0) - 0.5 * 3.0 / 7.0).abs() < 0.03, "{}", share(1.0, 4.0));
+        let [a, b, none] = classes.map(|count| count as f64 / n);
+        assert!((none - 0.15).abs() < 0.03 && (a - b).abs() < 0.05, "{classes:?}");
+    }
+
     #[test]
     fn a_step_draws_the_same_whenever_it_is_drawn() {
-        let mut config = Config::default();
-        config.features.grid = 4;
-        config.features.dim = 8;
+        let config = config(&[]);
         let folder = tempfile::tempdir().unwrap();
-        let mut cache = Cache::new(16 * 8, 16, folder.path());
-        for i in 0..6 {
-            cache.push(&(0..128).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
-        }
-        let images = [vec![0, 1, 2], vec![3, 4, 5]];
+        let (cache, images) = images(folder.path());
         let process = config.diffusion.process().unwrap();
         let values = |step| {
             let batch = draw(&config, &process, &cache, &images, step).unwrap();

@@ -96,9 +96,9 @@ pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, cont
         let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
         let weight = Tensor::new(batch.weight.as_slice(), device)?;
         let loss = (error * weight)?.mean_all()?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
         let rate = learning_rate(training, own_step);
         let norm = optimizer.step(&prefix, &loss.backward()?, own_step, rate, training)?;
+        let value = f64::from(loss.to_scalar::<f32>()?); // not before: it waits for the device
         if !value.is_finite() || !norm.is_finite() {
             return Err(Error::Usage(format!(
                 "training diverged at step {step}: loss {value}, gradient norm {norm}; lower training.learning_rate \

@@ -145,14 +145,8 @@ impl Gathering<'_> {
         let (mut kept, mut spilled) = (vec![false; wanted.len()], false);
         self.context.each_image(&wanted, skipped, |frames: &[(usize, Frame)], done| {
             let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
-            let features = self.place.spread(&prepared, |some| {
-                let rows = extract(&some.iter().map(|p| &p.frame).collect::<Vec<_>>());
-                let rows = rows.and_then(|rows| Ok(rows.flatten_all()?.to_vec1::<f32>()?));
-                match rows {
-                    Ok(rows) => rows.chunks_exact(rows.len() / some.len()).map(|row| Ok(row.to_vec())).collect(),
-                    Err(error) => error.for_all(some.len()),
-                }
-            });
+            let features =
+                self.place.numbers(&prepared, |some| extract(&some.iter().map(|p| &p.frame).collect::<Vec<_>>()));
             for ((index, _), row) in frames.iter().zip(features) {
                 cache.push(&row?)?;
                 kept[*index] = true;

@@ -2,6 +2,7 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
+use rayon::prelude::*;
 
 use crate::config::TrainingConfig;
 use crate::error::{Error, Result};
@@ -84,7 +85,7 @@ impl Optimizer {
         let (c1, c2) = (1.0 - BETA1.powi(step as i32), 1.0 - BETA2.powi(step as i32));
         // The average follows quickly at first: after t steps it has seen about t / 10.
         let decay = config.ema_decay.min((1 + step) as f64 / (10 + step) as f64) as f32;
-        for (slot, grad) in slots.iter_mut().zip(&grads) {
+        slots.par_iter_mut().zip(&grads).for_each(|(slot, grad)| {
             let shrink = if slot.parameter.decay { 1.0 - (rate * config.weight_decay) as f32 } else { 1.0 };
             let rate = rate as f32;
             let state = slot.value.iter_mut().zip(&mut slot.momentum).zip(&mut slot.square).zip(&mut slot.average);
@@ -95,8 +96,8 @@ impl Optimizer {
                 *value = *value * shrink - rate * (*m / c1) / ((*v / c2).sqrt() + EPSILON);
                 *average += (1.0 - decay) * (*value - *average);
             }
-            slot.show()?;
-        }
+        });
+        slots.iter().try_for_each(|slot| slot.show())?;
         Ok(norm)
     }
 }

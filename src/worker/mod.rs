@@ -54,10 +54,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
 use crate::bundle::Card;
-use crate::detector::{Ask, Detection, Seen};
+use crate::detector::{Ask, Detection, Measured, Seen};
 use crate::error::{Error, Result};
 use crate::frame::Prepared;
 
@@ -65,6 +65,9 @@ mod batcher;
 mod model;
 mod share;
 mod stats;
+mod thread;
+
+use thread::{Bench, first, words};
 
 pub use batcher::{Batcher, Next};
 pub use model::open;
@@ -73,16 +76,14 @@ pub use stats::{Durations, Stats, Summary};
 
 /// Jobs that may wait in the channel; more than any sensible number of streams has under way.
 const CHANNEL: usize = 1024;
-/// Batches that the warm-up runs.
-const WARM_UP: usize = 4;
 
 /// A model as the worker sees it.
 pub trait Detect: Send {
     /// Its card.
     fn card(&self) -> &Card;
 
-    /// Sends a batch on its way where the device works by itself, so that it computes while the answers of the batch before
-    /// are made; nothing where it does not.
+    /// Sends a batch on its way where the device works by itself, so that it computes while the host makes the answers of the
+    /// batch before; nothing where it does not.
     ///
     /// # Errors
     /// When the device fails.
@@ -90,9 +91,15 @@ pub trait Detect: Send {
         Ok(None)
     }
 
-    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs. `begun` is what
-    /// [`Detect::begin`] gave for these jobs.
-    fn detect(&mut self, jobs: &[&Job], begun: Option<Seen>) -> Vec<Result<Detection>>;
+    /// Waits for all that the device has to say of a batch; `seen` is what [`Detect::begin`] gave for these jobs.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn measure(&mut self, jobs: &[&Job], seen: Seen) -> Result<Measured>;
+
+    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs. `measured` is what
+    /// [`Detect::measure`] gave for these jobs, if they were begun with.
+    fn detect(&mut self, jobs: &[&Job], measured: Option<Measured>) -> Vec<Result<Detection>>;
 
     /// A batch that is as much work as a real one.
     fn warm_up(&self, size: usize) -> Result<Vec<Job>>;
@@ -264,9 +271,7 @@ impl Worker {
                 Ok(model) => {
                     let _ = report.send(Ok(model.card().clone()));
                     drop(report);
-                    let digest = model.card().digest();
-                    Bench { open, digest, model: Ok(model), rebuilt: false, halved: false, state: shared }
-                        .serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
+                    Bench::new(open, model, shared).serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));
@@ -353,216 +358,6 @@ impl Drop for Worker {
             tracing::error!(worker = self.options.name, "the worker's thread panicked outside of the model");
         }
     }
-}
-
-/// The model opened and warmed up.
-fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
-    let mut model = open()?;
-    let jobs = model.warm_up(size)?;
-    for round in 0..WARM_UP {
-        let started = Instant::now();
-        let jobs: Vec<&Job> = jobs.iter().collect();
-        let begun = model.begin(&jobs)?;
-        for outcome in model.detect(&jobs, begun) {
-            outcome?;
-        }
-        if round > 0 {
-            state.batches().add(started.elapsed()); // the first touches every page for the first time
-        }
-    }
-    Ok(model)
-}
-
-/// The thread's side.
-struct Bench {
-    open: Open,
-    digest: String,
-    model: Result<Box<dyn Detect>, Failure>,
-    rebuilt: bool,
-    /// Batches were halved, for want of memory.
-    halved: bool,
-    state: Arc<State>,
-}
-
-/// A batch that the model has begun with.
-struct UnderWay {
-    entries: Vec<Entry>,
-    started: Instant,
-    begun: Result<Option<Seen>, Failure>,
-}
-
-impl Bench {
-    /// Until nobody can submit any more and everything is answered. Where the device works by itself, the next batch is
-    /// sent there before the answers of the last are made: two are under way.
-    fn serve(&mut self, inbox: &Receiver<Entry>, mut batcher: Batcher<Entry>) {
-        let epoch = Instant::now();
-        let now = || nanoseconds(epoch.elapsed());
-        let mut under_way: Option<UnderWay> = None;
-        loop {
-            for entry in inbox.try_iter() {
-                batcher.push(entry.stream, entry, now());
-            }
-            let next = batcher.next(now());
-            if next == Next::Ready {
-                let begun = self.begin(batcher.take());
-                if let Some(batch) = std::mem::replace(&mut under_way, begun) {
-                    self.finish(batch, &mut batcher);
-                }
-                if let Some(batch) = under_way.take_if(|batch| !matches!(batch.begun, Ok(Some(_)))) {
-                    self.finish(batch, &mut batcher);
-                }
-                continue;
-            }
-            if let Some(batch) = under_way.take() {
-                self.finish(batch, &mut batcher);
-                continue;
-            }
-            let received = match next {
-                Next::WaitUntil(time) => inbox.recv_deadline(epoch + Duration::from_nanos(time)),
-                Next::Idle | Next::Ready => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match received {
-                Ok(entry) => batcher.push(entry.stream, entry, now()),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return, // what still waits is answered as it is dropped
-            }
-        }
-    }
-
-    /// Sends a batch on its way, without what nobody waits for any more.
-    fn begin(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay> {
-        let before = entries.len();
-        entries.retain(|entry| entry.wanted.strong_count() > 0);
-        self.state.stats().abandoned += (before - entries.len()) as u64;
-        if entries.is_empty() {
-            return None;
-        }
-        let started = Instant::now();
-        let jobs: Vec<&Job> = entries.iter().map(|entry| &entry.job).collect();
-        let begun = match &mut self.model {
-            Err(failure) => Err(failure.clone()),
-            Ok(model) => match catch_unwind(AssertUnwindSafe(|| model.begin(&jobs))) {
-                Ok(begun) => begun.map_err(failure),
-                Err(panic) => {
-                    let failure = panicked(&*panic);
-                    self.model = Err(failure.clone()); // until it is opened anew
-                    Err(failure)
-                }
-            },
-        };
-        Some(UnderWay { entries, started, begun })
-    }
-
-    /// Answers a batch.
-    fn finish(&mut self, batch: UnderWay, batcher: &mut Batcher<Entry>) {
-        let UnderWay { entries, started, begun } = batch;
-        let (outcomes, panicked) = self.detect(&entries, begun);
-        let infer = started.elapsed();
-        let failures = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-        let short_of_memory = failures().any(|failure| matches!(failure, Failure::Memory(_)));
-        if let Some(lost) = failures().find(|failure| matches!(failure, Failure::Lost(_))) {
-            self.model = Err(lost.clone());
-        }
-
-        let (size, errors) = (entries.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
-        if errors == 0 {
-            self.state.batches().add(infer);
-        }
-        {
-            let mut stats = self.state.stats();
-            stats.batches += 1;
-            stats.frames += size as u64;
-            stats.errors += errors as u64;
-            stats.panics += u64::from(panicked);
-            for entry in &entries {
-                stats.queue.add(started - entry.submitted);
-                stats.infer.add(infer);
-                stats.total.add(entry.submitted.elapsed());
-            }
-        }
-        for (entry, outcome) in entries.into_iter().zip(outcomes) {
-            let queue = started - entry.submitted;
-            entry.answer(Answer { outcome, queue, infer, batch: size });
-        }
-        if panicked {
-            self.rebuild();
-        }
-        if short_of_memory && !self.halved && batcher.size() > 1 {
-            self.halved = true;
-            batcher.halve();
-            tracing::warn!(batch_size = batcher.size(), "the device is out of memory: batches are halved");
-        }
-    }
-
-    /// One outcome per entry, and whether the model panicked over this batch.
-    fn detect(
-        &mut self,
-        batch: &[Entry],
-        begun: Result<Option<Seen>, Failure>,
-    ) -> (Vec<Result<Detection, Failure>>, bool) {
-        let all = |failure: Failure| vec![Err(failure); batch.len()];
-        let (model, begun) = match (&mut self.model, begun) {
-            (_, Err(failure)) => {
-                let panicked = matches!(failure, Failure::Panicked(_));
-                return (all(failure), panicked);
-            }
-            (Err(failure), _) => return (all(failure.clone()), false),
-            (Ok(model), Ok(begun)) => (model, begun),
-        };
-        let jobs: Vec<&Job> = batch.iter().map(|entry| &entry.job).collect();
-        match catch_unwind(AssertUnwindSafe(|| model.detect(&jobs, begun))) {
-            Ok(outcomes) if outcomes.len() == batch.len() => {
-                (outcomes.into_iter().map(|outcome| outcome.map_err(failure)).collect(), false)
-            }
-            Ok(outcomes) => {
-                let (got, expected) = (outcomes.len(), batch.len());
-                (all(Failure::Failed(format!("internal error: {got} answers for {expected} frames"))), false)
-            }
-            Err(panic) => (all(panicked(&*panic)), true),
-        }
-    }
-
-    /// After a panic the model's state is not to be trusted: it is opened again, once.
-    fn rebuild(&mut self) {
-        let no_more = |words: String| Err(Failure::Failed(words));
-        if self.rebuilt {
-            self.model = no_more("the model panicked again after it was opened anew; it is not used any more".into());
-            return;
-        }
-        self.rebuilt = true;
-        let opened = catch_unwind(AssertUnwindSafe(|| (self.open)()));
-        self.model = match opened {
-            Ok(Ok(model)) if model.card().digest() == self.digest => Ok(model),
-            Ok(Ok(_)) => no_more("the model panicked, and its file holds another model by now".into()),
-            Ok(Err(error)) => no_more(format!("the model panicked and could not be opened anew: {error}")),
-            Err(panic) => no_more(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
-        };
-        match &self.model {
-            Ok(_) => tracing::warn!("the model was opened anew after a panic"),
-            Err(reason) => tracing::error!(%reason),
-        }
-    }
-}
-
-/// What an error means for a job.
-fn failure(error: Error) -> Failure {
-    match error {
-        Error::Memory(words) => Failure::Memory(words),
-        Error::Lost(words) => Failure::Lost(words),
-        other => Failure::Failed(other.to_string()),
-    }
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let words = words(panic);
-    tracing::error!(words, "the model panicked");
-    Failure::Panicked(words)
-}
-
-/// What a panic said.
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("without words").to_owned()
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

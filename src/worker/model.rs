@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Detect, Job, Open};
 use crate::bundle::{self, Card};
-use crate::detector::{Ask, Choice, Detection, Detector, Limits, Seen};
+use crate::detector::{Ask, Choice, Detection, Detector, Limits, Measured, Seen};
 use crate::device::Target;
 use crate::error::Result;
 use crate::frame::{Frame, Prepared, Preprocess};
@@ -37,16 +37,18 @@ impl Detect for Detector {
         self.network().see(&jobs.iter().map(|job| &job.prepared).collect::<Vec<_>>()).map(Some)
     }
 
-    fn detect(&mut self, jobs: &[&Job], begun: Option<Seen>) -> Vec<Result<Detection>> {
-        for steps in jobs.iter().filter_map(|job| job.ask.ddim_steps) {
-            if let Err(error) = self.prepare(steps) {
-                // The job that asked for it gets an error of its own below.
-                tracing::warn!(steps, %error, "the number of steps cannot be had");
+    fn measure(&mut self, jobs: &[&Job], seen: Seen) -> Result<Measured> {
+        self.prepare_for(jobs);
+        Self::measure(self, &seen, &asked(jobs))
+    }
+
+    fn detect(&mut self, jobs: &[&Job], measured: Option<Measured>) -> Vec<Result<Detection>> {
+        match measured {
+            Some(measured) => self.conclude(measured, &asked(jobs)),
+            None => {
+                self.prepare_for(jobs);
+                self.inspect_all(&asked(jobs))
             }
-        }
-        match begun {
-            Some(seen) => self.answer(&seen, &asked(jobs)),
-            None => self.inspect_all(&asked(jobs)),
         }
     }
 
@@ -57,5 +59,17 @@ impl Detect for Detector {
             preprocess.apply(&Frame::new(input.size, input.size, vec![127; input.size * input.size * 3])?)?;
         let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(self.card()), mask: None };
         Ok(vec![Job { prepared, ask: Arc::new(ask) }; size])
+    }
+}
+
+impl Detector {
+    /// For the numbers of steps that the jobs ask for.
+    fn prepare_for(&mut self, jobs: &[&Job]) {
+        for steps in jobs.iter().filter_map(|job| job.ask.ddim_steps) {
+            if let Err(error) = self.prepare(steps) {
+                // The job that asked for it gets an error of its own below.
+                tracing::warn!(steps, %error, "the number of steps cannot be had");
+            }
+        }
     }
 }

@@ -3,11 +3,12 @@
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
+use super::thread::WARM_UP;
 use super::*;
 use crate::bundle::{BackboneCard, ClassCard, SCHEMA, TrainingCard};
 use crate::calibrate::Threshold;
 use crate::config::Config;
-use crate::detector::{Choice, ClassSource, Limits, Map, Seen, Verdict};
+use crate::detector::{Choice, ClassSource, Limits, Map, Measured, Seen, Verdict};
 use crate::frame::{Frame, Geometry};
 
 const NOW: Duration = Duration::ZERO;
@@ -50,6 +51,10 @@ const GONE: u8 = 254;
 const PANIC_EARLY: u8 = 249;
 /// Stands before the pixels of a batch that is begun with.
 const BEGUN: u8 = 248;
+/// Stands before those of a batch that the device is done with.
+const MEASURED: u8 = 247;
+/// Panics when the device is waited for.
+const PANIC_LATE: u8 = 246;
 
 /// Scores a job with its pixel. Tells of each batch, then waits at the gate.
 struct Scripted {
@@ -76,7 +81,15 @@ impl Detect for Scripted {
         Ok(Some(Seen { values: zeros(&[jobs.len(), 1, 1])?, means: zeros(&[jobs.len(), 1])? }))
     }
 
-    fn detect(&mut self, jobs: &[&Job], _: Option<Seen>) -> Vec<Result<Detection>> {
+    fn measure(&mut self, jobs: &[&Job], _: Seen) -> Result<Measured> {
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let _ = self.began.send([&[MEASURED], &pixels[..]].concat());
+        assert!(!pixels.contains(&PANIC_LATE), "told to panic");
+        Ok(Measured::default())
+    }
+
+    fn detect(&mut self, jobs: &[&Job], measured: Option<Measured>) -> Vec<Result<Detection>> {
+        assert_eq!(measured.is_some(), self.ahead && !jobs.is_empty());
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send(pixels.clone());
         let _ = self.gate.recv();
@@ -237,12 +250,28 @@ fn a_device_that_works_by_itself_has_the_next_batch_before_the_last_is_answered(
     let rig = Rig::ahead();
     let began = || rig.began.recv().unwrap();
     let first = rig.submit(1, 0);
-    assert_eq!((began(), began()), (vec![BEGUN, 0], vec![0]), "alone it is answered at once");
+    assert_eq!(
+        [began(), began(), began()],
+        [vec![BEGUN, 0], vec![MEASURED, 0], vec![0]],
+        "alone it is answered at once"
+    );
     let waiting = [1, 2, 3].map(|pixel| rig.submit(1, pixel));
     rig.open(4);
     assert_eq!(score(first.wait()), Ok(0.0));
-    let order: Vec<Vec<u8>> = (0..6).map(|_| began()).collect();
-    assert_eq!(order, [vec![BEGUN, 1], vec![BEGUN, 2], vec![1], vec![BEGUN, 3], vec![2], vec![3]]);
+    let order: Vec<Vec<u8>> = (0..9).map(|_| began()).collect();
+    let [begun, measured] = [BEGUN, MEASURED].map(|mark| move |pixel| vec![mark, pixel]);
+    let expected = [
+        begun(1),
+        measured(1),
+        begun(2), // the device has the next before the host makes the answer
+        vec![1],
+        measured(2),
+        begun(3),
+        vec![2],
+        measured(3),
+        vec![3],
+    ];
+    assert_eq!(order, expected);
     assert_eq!(waiting.map(|ticket| score(ticket.wait())), [Ok(1.0), Ok(2.0), Ok(3.0)]);
     assert_eq!(rig.worker.pending(), 0);
 }
@@ -251,13 +280,26 @@ fn a_device_that_works_by_itself_has_the_next_batch_before_the_last_is_answered(
 fn a_panic_while_a_batch_is_sent_answers_what_is_under_way_too() {
     let rig = Rig::ahead();
     let first = rig.submit(1, 0);
-    assert_eq!((rig.began.recv().unwrap(), rig.began.recv().unwrap()), (vec![BEGUN, 0], vec![0]));
+    (0..3).for_each(|_| drop(rig.began.recv().unwrap()));
     let [under_way, early, after] = [1, PANIC_EARLY, 2].map(|pixel| rig.submit(1, pixel));
     rig.open(2); // of the first and of the last: the model is not asked in between
     assert_eq!(score(first.wait()), Ok(0.0));
     let panicked = Err(Failure::Panicked("told to panic".into()));
     assert_eq!([score(under_way.wait()), score(early.wait())], [panicked.clone(), panicked]);
     assert_eq!(score(after.wait()), Ok(2.0), "opened anew, it goes on");
+}
+
+#[test]
+fn a_panic_while_the_device_is_waited_for_is_of_its_batch_alone() {
+    let rig = Rig::ahead();
+    let first = rig.submit(1, 0);
+    (0..3).for_each(|_| drop(rig.began.recv().unwrap()));
+    let [late, after] = [PANIC_LATE, 2].map(|pixel| rig.submit(1, pixel));
+    rig.open(2);
+    assert_eq!(score(first.wait()), Ok(0.0));
+    assert_eq!(score(late.wait()), Err(Failure::Panicked("told to panic".into())));
+    assert_eq!(score(after.wait()), Ok(2.0), "opened anew, it goes on");
+    assert_eq!(rig.worker.stats().panics, 1);
 }
 
 #[test]

@@ -119,10 +119,12 @@ impl DiadFilter {
             info,
             buffer,
         });
-        if frame_id.is_multiple_of(u64::from(settings.inference_interval)) {
-            self.ask(&mut frame, &session, &lens, passing)?;
+        let wanted = frame_id.is_multiple_of(u64::from(settings.inference_interval));
+        let asked = if wanted { self.ask(&mut frame, &session, &lens, passing) } else { Ok(()) };
+        if let Err(error) = asked.and_then(|()| self.secure(&mut frame.buffer, &settings)) {
+            self.tally.uninspected("flushed", 1); // it came and never leaves
+            return Err(error);
         }
-        frame.buffer = self.safe(frame.buffer, &settings)?;
         if frame.is_asked() {
             self.asked.fetch_add(1, Ordering::AcqRel);
         }
@@ -165,20 +167,20 @@ impl DiadFilter {
         Ok(())
     }
 
-    /// The frame, copied if somebody may write over it while it waits.
-    fn safe(&self, buffer: gst::Buffer, settings: &Settings) -> Result<gst::Buffer, gst::FlowError> {
+    /// Copies a frame that somebody may write over while it waits.
+    fn secure(&self, buffer: &mut gst::Buffer, settings: &Settings) -> Result<(), gst::FlowError> {
         let copy = match settings.copy_frames {
-            CopyFrames::Auto => !is_pooled(&buffer),
+            CopyFrames::Auto => !is_pooled(buffer),
             CopyFrames::Always => true,
             CopyFrames::Never => false,
         };
-        if !copy {
-            return Ok(buffer);
+        if copy {
+            *buffer = buffer.copy_deep().map_err(|error| {
+                gst::error!(CAT, imp = self, "a frame cannot be copied: {error}");
+                gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("a frame cannot be copied: {error}"));
+                gst::FlowError::Error
+            })?;
         }
-        buffer.copy_deep().map_err(|error| {
-            gst::error!(CAT, imp = self, "a frame cannot be copied: {error}");
-            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("a frame cannot be copied: {error}"));
-            gst::FlowError::Error
-        })
+        Ok(())
     }
 }

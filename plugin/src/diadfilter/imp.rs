@@ -148,10 +148,15 @@ impl DiadFilter {
     }
 
     fn change(&self, name: &str, value: &glib::Value) {
+        while !self.try_change(name, value) {}
+    }
+
+    /// Whether that is done with; not if another thread has changed another property meanwhile.
+    fn try_change(&self, name: &str, value: &glib::Value) -> bool {
         let (mut settings, version) = self.settings();
         if let Err(error) = settings.set(name, value) {
             gst::error!(CAT, imp = self, "{name}: {error}");
-            return;
+            return true;
         }
         let session = self.session();
         let fits = |session: &Arc<Session>| match lock(&self.inlet).info.clone() {
@@ -163,14 +168,21 @@ impl DiadFilter {
             && let Some(Err(words)) = session.as_ref().map(fits)
         {
             gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{words}; {name} stays as it was"));
-            return;
+            return true;
         }
-        *lock(&self.settings) = (settings, version + 1);
+        {
+            let mut current = lock(&self.settings);
+            if current.1 != version {
+                return false;
+            }
+            *current = (settings, version + 1);
+        }
         match (name, session) {
             ("model", Some(session)) => self.swap_model(session),
             ("latency", Some(_)) => self.update_latency(),
             _ => {}
         }
+        true
     }
 
     /// Everything that waits is given up.

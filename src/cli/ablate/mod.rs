@@ -1,6 +1,6 @@
 //! `diad ablate`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::bundle::sha256_hex;
 use crate::config::{CalibrationConfig, Config, DetectionConfig};
 use crate::data::{self, Dataset};
 use crate::detector::Detector;
-use crate::device::Place;
+use crate::device::{Place, Target};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::{Ablation, AblationRow};
@@ -26,6 +26,34 @@ mod rows;
 
 use rows::{ROWS, Row};
 
+/// What a row's figures come from, beside its configuration: digests of it all.
+struct Sources {
+    /// What is trained on, with what, and where.
+    training: String,
+    /// What is measured on, and how.
+    test: String,
+}
+
+impl Sources {
+    fn of(args: &AblateArgs, data: &Dataset, target: Target) -> Result<Self> {
+        let weights = data::data_sha256(args.backbone.as_slice())?;
+        let (mut training, mut test) = (format!("{target} {weights}"), format!("{}", args.class_known));
+        for category in &data.categories {
+            let name = &category.name;
+            training += &format!(" {name} {}", data::data_sha256(&category.train)?);
+            let mut labels: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+            for sample in &category.test {
+                labels.entry(format!("{:?}", sample.label)).or_default().push(sample.path.clone());
+                labels.entry(format!("{:?} masks", sample.label)).or_default().extend(sample.mask.clone());
+            }
+            for (label, files) in labels {
+                test += &format!(" {name} {label} {}", data::data_sha256(&files)?);
+            }
+        }
+        Ok(Self { training, test })
+    }
+}
+
 /// A row and the configuration that it stands for.
 struct Work {
     group: String,
@@ -33,7 +61,7 @@ struct Work {
     /// What it changes, as one would type it.
     set: Vec<String>,
     config: Config,
-    /// Names the result; another configuration or other data give another key.
+    /// Names the result; another configuration or other sources give another key.
     key: String,
     /// Names what has to be trained; rows that differ in detection only share it.
     fit_key: String,
@@ -65,15 +93,15 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     }
     let data = Dataset::scan(root, &args.classes)?;
     data::check_trainable(&data)?;
-    let place = args.place.find()?.open()?;
+    let target = args.place.find()?;
+    let place = target.open()?;
     if data.categories.iter().all(|category| category.test.is_empty()) {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(root, expected));
     }
-    let images = data.categories.iter().flat_map(|c| c.train.iter().chain(c.test.iter().map(|s| &s.path)).cloned());
-    let images = data::data_sha256(&images.collect::<Vec<PathBuf>>())?;
-    let grid = rows.into_iter().map(|row| Work::of_row(row, &base, &images));
-    let files = args.with.iter().map(|file| Work::of_file(file, &args.config.set, &images));
+    let sources = Sources::of(args, &data, target)?;
+    let grid = rows.into_iter().map(|row| Work::of_row(row, &base, &sources));
+    let files = args.with.iter().map(|file| Work::of_file(file, &args.config.set, &sources));
     let works = grid.chain(files).collect::<Result<Vec<_>>>()?;
     works.iter().try_for_each(|work| train::check_rates(&work.config, &data))?;
     for folder in [out.clone(), out.join("rows"), out.join("weights")] {
@@ -129,7 +157,7 @@ fn stem(file: &Path) -> String {
 
 impl Work {
     /// A row of the grid changes the configuration that all start from.
-    fn of_row(row: Row, base: &Config, images: &str) -> Result<Self> {
+    fn of_row(row: Row, base: &Config, sources: &Sources) -> Result<Self> {
         let mut config = base.clone();
         let named = |error: Error| match error {
             Error::Config { mistakes, .. } => Error::Config { origin: format!("row {}", row.name), mistakes },
@@ -137,23 +165,27 @@ impl Work {
         };
         config.assign(row.set).map_err(named)?;
         let set = row.set.iter().map(|&set| set.to_owned()).collect();
-        Self::new(row.group.to_owned(), row.name.to_owned(), set, config, images)
+        Self::new(row.group.to_owned(), row.name.to_owned(), set, config, sources)
     }
 
     /// A file is a configuration of its own; only `--set` is stronger.
-    fn of_file(file: &Path, set: &[String], images: &str) -> Result<Self> {
+    fn of_file(file: &Path, set: &[String], sources: &Sources) -> Result<Self> {
         let mut config = Config::from_file(file)?;
         config.assign(set)?;
         let typed = vec![format!("--config {}", file.display())];
-        Self::new("file".to_owned(), stem(file), typed, config, images)
+        Self::new("file".to_owned(), stem(file), typed, config, sources)
     }
 
-    fn new(group: String, name: String, set: Vec<String>, config: Config, images: &str) -> Result<Self> {
-        let key = |config: &Config| {
+    fn new(group: String, name: String, set: Vec<String>, config: Config, sources: &Sources) -> Result<Self> {
+        let mask: Vec<PathBuf> = config.input.mask.iter().map(PathBuf::from).collect();
+        let mask = data::data_sha256(&mask)?;
+        let key = |config: &Config, test: &str| {
             let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
-            Ok::<_, Error>(sha256_hex(format!("{} {images} {text}", env!("CARGO_PKG_VERSION")).as_bytes()))
+            let all = [env!("CARGO_PKG_VERSION"), &sources.training, &mask, &text, test];
+            Ok::<_, Error>(sha256_hex(all.join("\n").as_bytes()))
         };
-        Ok(Self { group, name, set, key: key(&config)?, fit_key: key(&trained(&config))?, config })
+        let (own, fit_key) = (key(&config, &sources.test)?, key(&trained(&config), "")?);
+        Ok(Self { group, name, set, key: own, fit_key, config })
     }
 }
 

@@ -90,6 +90,9 @@ FUNCTION float load(number f) { return f; }
 FUNCTION number round_to(float f) { return f; }
 #endif
 
+// Not a number stays one: a network that is broken must not look like one that finds nothing.
+FUNCTION float within(float v, float lowest, float highest) { return v < lowest ? lowest : v > highest ? highest : v; }
+
 // The shape of a depthwise convolution of x [B, H, W, C] with w [K, K, C] to y [B, OH, OW, C].
 #define DEPTHWISE int height, int width, int channels, int kernel, int stride, int top, int left, int out_h, int out_w
 
@@ -111,7 +114,7 @@ KERNEL depthwise(const number *x, const number *w, const number *bias, number *y
                 sum += load(image[((long long)iy * width + ix) * channels]) * load(w[(ky * kernel + kx) * channels + c]);
             }
         }
-        y[i] = round_to(fminf(fmaxf(sum, lowest), highest));
+        y[i] = round_to(within(sum, lowest, highest));
     }
 }
 
@@ -137,23 +140,22 @@ KERNEL depthwise_grad_x(const number *g, const number *w, number *gx, long long 
     }
 }
 
-// gw = d(sum of g * depthwise(x, w)) / dw: n = K K C elements of w, over `batch` samples.
-KERNEL depthwise_grad_w(const number *g, const number *x, number *gw, long long n, DEPTHWISE, int batch) {
+// gw = d(sum of g * depthwise(x, w)) / dw for each sample by itself: n = B K K C elements, to be summed over the samples.
+KERNEL depthwise_grad_w(const number *g, const number *x, number *gw, long long n, DEPTHWISE) {
     ELEMENTS(i, n) {
         int c = (int)(i % channels);
         int kx = (int)(i / channels % kernel);
-        int ky = (int)(i / channels / kernel);
+        int ky = (int)(i / channels / kernel % kernel);
+        long long b = i / channels / kernel / kernel;
         float sum = 0.0f;
-        for (int b = 0; b < batch; b++) {
-            for (int oy = 0; oy < out_h; oy++) {
-                int iy = oy * stride + ky - top;
-                if (iy < 0 || iy >= height) continue;
-                for (int ox = 0; ox < out_w; ox++) {
-                    int ix = ox * stride + kx - left;
-                    if (ix < 0 || ix >= width) continue;
-                    sum += load(g[(((long long)b * out_h + oy) * out_w + ox) * channels + c]) *
-                           load(x[(((long long)b * height + iy) * width + ix) * channels + c]);
-                }
+        for (int oy = 0; oy < out_h; oy++) {
+            int iy = oy * stride + ky - top;
+            if (iy < 0 || iy >= height) continue;
+            for (int ox = 0; ox < out_w; ox++) {
+                int ix = ox * stride + kx - left;
+                if (ix < 0 || ix >= width) continue;
+                sum += load(g[((b * out_h + oy) * out_w + ox) * channels + c]) *
+                       load(x[((b * height + iy) * width + ix) * channels + c]);
             }
         }
         gw[i] = round_to(sum);
@@ -180,7 +182,7 @@ KERNEL modulated_norm(const number *x, const number *m, number *y, long long n, 
 
 // y = clamp(x + bias) over n elements of c channels.
 KERNEL bias_clamp(const number *x, const number *bias, number *y, long long n, int c, float lowest, float highest) {
-    ELEMENTS(i, n) y[i] = round_to(fminf(fmaxf(load(x[i]) + load(bias[i % c]), lowest), highest));
+    ELEMENTS(i, n) y[i] = round_to(within(load(x[i]) + load(bias[i % c]), lowest, highest));
 }
 
 // y = gelu(x + bias), the approximation by tanh (Hendrycks & Gimpel 2016).

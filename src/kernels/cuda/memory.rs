@@ -21,13 +21,16 @@ pub fn gpus() -> std::result::Result<Vec<String>, DriverError> {
     (0..result::device::get_count()?).map(|i| result::device::get_name(result::device::get(i)?)).collect()
 }
 
-/// Lets the pool of a GPU keep what is freed, where the default is to give it back to the driver whenever a result is waited
-/// for: then no batch after the first allocates.
+/// Sets a GPU up for batch after batch. Its pool keeps what is freed, where the default is to give it back to the driver
+/// whenever a result is waited for: then no batch after the first allocates. And no events are recorded around every tensor:
+/// they order streams, and all work of a model goes through one.
 ///
 /// # Errors
-/// In the driver's words.
-#[allow(unsafe_code, reason = "two calls of the driver with handles that it has just given")]
-pub fn keep(index: usize) -> Result<()> {
+/// In the driver's words, when the pool cannot be told.
+#[allow(unsafe_code, reason = "calls of the driver with handles that it has just given; one stream, as said above")]
+pub fn tune(device: &Device, index: usize) -> Result<()> {
+    // SAFETY: every tensor of a device is made and read on the stream of the thread that opened it.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
     let index = i32::try_from(index).map_err(|_| candle_core::Error::Msg(format!("no GPU {index}")))?;
     let mut threshold = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
@@ -68,11 +71,11 @@ impl Staging {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let Ring { buffers, next } = rings.entry(len).or_default();
         let at = *next % BUFFERS;
-        *next += 1;
         if buffers.len() <= at {
             // SAFETY: all of it is written below, before it is read.
             buffers.push(unsafe { device.cuda_stream().context().alloc_pinned::<u8>(len).w()? });
         }
+        *next += 1;
         let mut rest = buffers[at].as_mut_slice().w()?; // waits for the copy that used it last
         for part in parts {
             let (head, tail) = rest.split_at_mut(part.len());

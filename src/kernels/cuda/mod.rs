@@ -6,7 +6,7 @@
 
 mod memory;
 
-pub use memory::{Staging, gpus, keep};
+pub use memory::{Staging, gpus, tune};
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

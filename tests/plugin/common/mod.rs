@@ -11,7 +11,7 @@ use diad::bundle::Card;
 use diad::config::Config;
 use diad::data::draw::{DatasetSpec, Kind, write_dataset};
 use diad::data::{Dataset, read_frame};
-use diad::detector::{Detection, Detector, Seen};
+use diad::detector::{Detection, Detector, Measured, Seen};
 use diad::device::Target;
 use diad::error::Result;
 use diad::frame::Frame;
@@ -99,7 +99,11 @@ impl<F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send> Detect for S
         self.model.card()
     }
 
-    fn detect(&mut self, jobs: &[&Job], _: Option<Seen>) -> Vec<Result<Detection>> {
+    fn measure(&mut self, _: &[&Job], _: Seen) -> Result<Measured> {
+        Ok(Measured::default()) // nothing is begun with
+    }
+
+    fn detect(&mut self, jobs: &[&Job], _: Option<Measured>) -> Vec<Result<Detection>> {
         (self.answer)(jobs, &self.model)
     }
 

@@ -359,3 +359,21 @@ fn the_device_that_was_chosen_is_said() {
         "{chosen} in the log, {device} here"
     );
 }
+
+/// Threads that set a property each: none undoes what another did.
+#[test]
+fn properties_set_at_the_same_time_are_all_set() {
+    let element = filter(&shop());
+    let set = |name: &'static str| {
+        let element = element.clone();
+        let all = move || {
+            for value in 1..=1000u32 {
+                element.set_property(name, value);
+                assert_eq!(element.property::<u32>(name), value, "{name}");
+            }
+        };
+        std::thread::Builder::new().spawn(all).unwrap()
+    };
+    let threads = ["inference-interval", "confirm-window", "ddim-steps"].map(set);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}

@@ -1,10 +1,12 @@
 //! What goes in comes out: in order, with its timestamps, counted, and with the bits that `diad predict` gives.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use diad::detector::{Choice, Detector, Verdict};
+use diad::detector::{Ask, Choice, Detector, Limits, Verdict};
 use diad::error::Error;
+use diad::worker::Job;
 
 use super::common::*;
 use super::*;
@@ -222,6 +224,45 @@ fn a_flush_gives_up_what_waits_and_the_stream_goes_on() {
     assert_eq!(harness.pull().unwrap().pts(), Some(MS * 280), "nothing of before the flush comes after it");
     assert_eq!(stat(&element, "uninspected-flushed"), 3);
     assert_all_counted(&element);
+}
+
+/// One that waits for room in the worker's queue is in no line yet, and counts all the same.
+#[test]
+fn a_flush_counts_the_frame_that_the_worker_has_no_room_for() {
+    let shop = shop();
+    let (open, closed) = gate();
+    let (tell, began) = gate();
+    (0..4).for_each(|_| open.send(()).unwrap());
+    let held = scripted(&shop, "full", 1, move |jobs, model| {
+        let _ = tell.send(());
+        let _ = closed.recv();
+        truly(jobs, model)
+    });
+    (0..4).for_each(|_| began.recv().unwrap()); // the warm-up
+    let element = filter(&shop);
+    element.set_property("model-instance-id", "full");
+    let _harness = harness(&element, 64, 64);
+
+    // Another stream fills the queue while the model is at its first frame.
+    let (worker, detector) = (held.worker(), Detector::open(&shop.model).unwrap());
+    let frame = &shop.frames("washer/test/good")[0];
+    let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(detector.card()), mask: None };
+    let job = Job { prepared: detector.network().preprocess().apply(frame).unwrap(), ask: Arc::new(ask) };
+    let submit = || worker.submit(u64::MAX, job.clone(), Duration::ZERO).ok();
+    let first = submit().unwrap();
+    began.recv().unwrap();
+    let _waiting: Vec<_> = std::iter::from_fn(submit).collect();
+
+    let (pad, one) = (element.static_pad("sink").unwrap(), buffer(frame, 0));
+    let pusher = std::thread::Builder::new().spawn(move || pad.chain(one)).unwrap();
+    while stat(&element, "frames") == 0 {
+        std::thread::yield_now();
+    }
+    assert!(element.static_pad("sink").unwrap().send_event(gst::event::FlushStart::new()));
+    assert_eq!(pusher.join().unwrap(), Err(gst::FlowError::Flushing));
+    assert_eq!(stat(&element, "uninspected-flushed"), 1);
+    assert_all_counted(&element);
+    drop((first, open));
 }
 
 #[test]

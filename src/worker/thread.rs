@@ -1,0 +1,274 @@
+//! The thread's side of the worker: batches to the model, answers to the tickets.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::batcher::{Batcher, Next};
+use super::{Answer, Detect, Entry, Failure, Job, Open, State, nanoseconds};
+use crate::detector::{Detection, Measured, Seen};
+use crate::error::{Error, Result};
+
+/// Batches that the warm-up runs.
+pub(super) const WARM_UP: usize = 4;
+
+/// The model opened and warmed up.
+pub(super) fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
+    let mut model = open()?;
+    match warm_up(model.as_mut(), size, state) {
+        Ok(()) => Ok(model),
+        Err(error) => {
+            if matches!(error, Error::Lost(_)) {
+                abandon(model);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn warm_up(model: &mut dyn Detect, size: usize, state: &State) -> Result<()> {
+    let jobs = model.warm_up(size)?;
+    for round in 0..WARM_UP {
+        let started = Instant::now();
+        let jobs: Vec<&Job> = jobs.iter().collect();
+        let seen = model.begin(&jobs)?;
+        let measured = seen.map(|seen| model.measure(&jobs, seen)).transpose()?;
+        for outcome in model.detect(&jobs, measured) {
+            outcome?;
+        }
+        if round > 0 {
+            state.batches().add(started.elapsed()); // the first touches every page for the first time
+        }
+    }
+    Ok(())
+}
+
+/// Gives up a model whose device is lost, without letting go of what it has there: the handles of libraries on a spoiled device
+/// cannot be given back, and panic when they are.
+fn abandon(model: Box<dyn Detect>) {
+    std::mem::forget(model);
+}
+
+/// The model, and what has happened to it.
+pub(super) struct Bench {
+    open: Open,
+    digest: String,
+    model: Result<Box<dyn Detect>, Failure>,
+    rebuilt: bool,
+    /// Batches were halved, for want of memory.
+    halved: bool,
+    state: Arc<State>,
+}
+
+/// A batch that the model has begun with, and how far it is; nothing where the device does not work by itself.
+struct UnderWay<T> {
+    entries: Vec<Entry>,
+    started: Instant,
+    so_far: Result<Option<T>, Failure>,
+}
+
+impl Bench {
+    /// With a model that is open.
+    pub(super) fn new(open: Open, model: Box<dyn Detect>, state: Arc<State>) -> Self {
+        let digest = model.card().digest();
+        Self { open, digest, model: Ok(model), rebuilt: false, halved: false, state }
+    }
+
+    /// Until nobody can submit any more and everything is answered. Where the device works by itself, the next batch is
+    /// sent there as soon as it is done with the last, before the host makes its answers: two are under way.
+    pub(super) fn serve(&mut self, inbox: &Receiver<Entry>, mut batcher: Batcher<Entry>) {
+        let epoch = Instant::now();
+        let now = || nanoseconds(epoch.elapsed());
+        let mut under_way: Option<UnderWay<Seen>> = None;
+        loop {
+            let busy = under_way.is_some();
+            let mut measured = under_way.take().map(|batch| self.measure(batch));
+            if let Some(failed) = measured.take_if(|batch| batch.so_far.is_err()) {
+                self.finish(failed, &mut batcher); // before the next: the model may have to be opened anew
+            }
+            for entry in inbox.try_iter() {
+                batcher.push(entry.stream, entry, now());
+            }
+            let next = batcher.next(now());
+            let begun = if next == Next::Ready { self.begin(batcher.take()) } else { None };
+            if let Some(batch) = measured {
+                self.finish(batch, &mut batcher);
+            }
+            match begun {
+                Some(batch) if matches!(batch.so_far, Ok(Some(_))) => under_way = Some(batch),
+                Some(batch) => {
+                    let batch = self.measure(batch);
+                    self.finish(batch, &mut batcher);
+                }
+                None => {}
+            }
+            if busy || next == Next::Ready {
+                continue;
+            }
+            let received = match next {
+                Next::WaitUntil(time) => inbox.recv_deadline(epoch + Duration::from_nanos(time)),
+                Next::Idle | Next::Ready => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match received {
+                Ok(entry) => batcher.push(entry.stream, entry, now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return, // what still waits is answered as it is dropped
+            }
+        }
+    }
+
+    /// Sends a batch on its way, without what nobody waits for any more.
+    fn begin(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay<Seen>> {
+        let before = entries.len();
+        entries.retain(|entry| entry.wanted.strong_count() > 0);
+        self.state.stats().abandoned += (before - entries.len()) as u64;
+        if entries.is_empty() {
+            return None;
+        }
+        let started = Instant::now();
+        let so_far = self.ask(&entries, |model, jobs| model.begin(jobs));
+        Some(UnderWay { entries, started, so_far })
+    }
+
+    /// Waits for the device to be done with a batch.
+    fn measure(&mut self, batch: UnderWay<Seen>) -> UnderWay<Measured> {
+        let UnderWay { entries, started, so_far } = batch;
+        let so_far = match so_far {
+            Ok(Some(seen)) => self.ask(&entries, |model, jobs| model.measure(jobs, seen)).map(Some),
+            Ok(None) => Ok(None),
+            Err(failure) => Err(failure),
+        };
+        UnderWay { entries, started, so_far }
+    }
+
+    /// Asks the model something about a batch. If it panics it is given up until it is opened anew.
+    fn ask<T>(
+        &mut self,
+        entries: &[Entry],
+        question: impl FnOnce(&mut dyn Detect, &[&Job]) -> Result<T>,
+    ) -> Result<T, Failure> {
+        let jobs: Vec<&Job> = entries.iter().map(|entry| &entry.job).collect();
+        let model = self.model.as_mut().map_err(|failure| failure.clone())?;
+        match catch_unwind(AssertUnwindSafe(|| question(model.as_mut(), &jobs))) {
+            Ok(answer) => answer.map_err(failure),
+            Err(panic) => {
+                let failure = panicked(&*panic);
+                self.model = Err(failure.clone());
+                Err(failure)
+            }
+        }
+    }
+
+    /// Answers a batch.
+    fn finish(&mut self, batch: UnderWay<Measured>, batcher: &mut Batcher<Entry>) {
+        let UnderWay { entries, started, so_far } = batch;
+        let (outcomes, panicked) = self.detect(&entries, so_far);
+        let infer = started.elapsed();
+        let failures = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+        let short_of_memory = failures().any(|failure| matches!(failure, Failure::Memory(_)));
+        if let Some(lost) = failures().find(|failure| matches!(failure, Failure::Lost(_)))
+            && let Ok(model) = std::mem::replace(&mut self.model, Err(lost.clone()))
+        {
+            abandon(model);
+        }
+
+        let (size, errors) = (entries.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
+        if errors == 0 {
+            self.state.batches().add(infer);
+        }
+        {
+            let mut stats = self.state.stats();
+            stats.batches += 1;
+            stats.frames += size as u64;
+            stats.errors += errors as u64;
+            stats.panics += u64::from(panicked);
+            for entry in &entries {
+                stats.queue.add(started - entry.submitted);
+                stats.infer.add(infer);
+                stats.total.add(entry.submitted.elapsed());
+            }
+        }
+        for (entry, outcome) in entries.into_iter().zip(outcomes) {
+            let queue = started - entry.submitted;
+            entry.answer(Answer { outcome, queue, infer, batch: size });
+        }
+        if panicked {
+            self.rebuild();
+        }
+        if short_of_memory && !self.halved && batcher.size() > 1 {
+            self.halved = true;
+            batcher.halve();
+            tracing::warn!(batch_size = batcher.size(), "the device is out of memory: batches are halved");
+        }
+    }
+
+    /// One outcome per entry, and whether the model panicked over this batch.
+    fn detect(
+        &mut self,
+        batch: &[Entry],
+        measured: Result<Option<Measured>, Failure>,
+    ) -> (Vec<Result<Detection, Failure>>, bool) {
+        let outcomes = match (measured, &self.model) {
+            (Err(failure), _) => Err(failure),
+            // Given up over another batch.
+            (Ok(_), Err(failure)) => return (vec![Err(failure.clone()); batch.len()], false),
+            (Ok(measured), Ok(_)) => self.ask(batch, |model, jobs| Ok(model.detect(jobs, measured))),
+        };
+        let failed = match outcomes {
+            Ok(outcomes) if outcomes.len() == batch.len() => {
+                return (outcomes.into_iter().map(|outcome| outcome.map_err(failure)).collect(), false);
+            }
+            Ok(outcomes) => {
+                let (got, expected) = (outcomes.len(), batch.len());
+                Failure::Failed(format!("internal error: {got} answers for {expected} frames"))
+            }
+            Err(failure) => failure,
+        };
+        let panicked = matches!(failed, Failure::Panicked(_));
+        (vec![Err(failed); batch.len()], panicked)
+    }
+
+    /// After a panic the model's state is not to be trusted: it is opened again, once.
+    fn rebuild(&mut self) {
+        let no_more = |words: String| Err(Failure::Failed(words));
+        if self.rebuilt {
+            self.model = no_more("the model panicked again after it was opened anew; it is not used any more".into());
+            return;
+        }
+        self.rebuilt = true;
+        let opened = catch_unwind(AssertUnwindSafe(|| (self.open)()));
+        self.model = match opened {
+            Ok(Ok(model)) if model.card().digest() == self.digest => Ok(model),
+            Ok(Ok(_)) => no_more("the model panicked, and its file holds another model by now".into()),
+            Ok(Err(error)) => no_more(format!("the model panicked and could not be opened anew: {error}")),
+            Err(panic) => no_more(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
+        };
+        match &self.model {
+            Ok(_) => tracing::warn!("the model was opened anew after a panic"),
+            Err(reason) => tracing::error!(%reason),
+        }
+    }
+}
+
+/// What an error means for a job.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Memory(words) => Failure::Memory(words),
+        Error::Lost(words) => Failure::Lost(words),
+        other => Failure::Failed(other.to_string()),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let words = words(panic);
+    tracing::error!(words, "the model panicked");
+    Failure::Panicked(words)
+}
+
+/// What a panic said.
+pub(super) fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without words").to_owned()
+}
