@@ -23,30 +23,35 @@
 //! | frames to the device, MB | 0.2 | 3.1 | 0.8 | 12.6 | 0.8 | 12.6 |
 //! | backbone, GFLOP | 0.64 | 10.2 | 2.5 | 40.7 | 2.5 | 40.7 |
 //! | one evaluation, GFLOP | 0.37 | 5.9 | 12.3 | 197 | 38.3 | 613 |
-//! | backbone, MB read and written (f32) | 106 | 1690 | 422 | 6750 | 422 | 6750 |
-//! | one evaluation, MB (f32) | 23 | 335 | 414 | 6330 | 846 | 12550 |
+//! | backbone, MB read and written (f32) | 131 | 2060 | 516 | 8220 | 516 | 8220 |
+//! | one evaluation, MB (f32) | 26 | 370 | 580 | 8950 | 1110 | 16770 |
 //! | statistics of one class, MB | 17 | 17 | 268 | 268 | 268 | 268 |
-//! | launches: backbone and features | 104 | 104 | 104 | 104 | 104 | 104 |
+//! | launches: backbone and features | 95 | 99 | 95 | 99 | 95 | 99 |
 //! | launches: one evaluation | 43 | 54 | 81 | 102 | 119 | 150 |
-//! | launches: all | 156 | 167 | 360 | 423 | 474 | 567 |
+//! | launches: all | 147 | 162 | 349 | 416 | 463 | 560 |
 //! | floor by arithmetic, f32 / f16, ms | 0.02 / 0.00 | 0.24 / 0.02 | 0.6 / 0.04 | 9.4 / 0.6 | 1.8 / 0.1 | 28 / 1.9 |
-//! | floor by memory, f32, ms | 0.04 | 0.6 | 0.6 | 7.8 | 1.0 | 13.3 |
+//! | floor by memory, f32, ms | 0.05 | 0.7 | 0.8 | 10.5 | 1.2 | 17.6 |
 //! | floor by the link, ms | 0.00 | 0.06 | 0.02 | 0.25 | 0.02 | 0.25 |
-//! | floor by launches, GPU / thread, ms | 0.4 / 0.8 | 0.4 / 0.8 | 0.9 / 1.8 | 1.1 / 2.1 | 1.2 / 2.4 | 1.4 / 2.8 |
+//! | floor by launches, GPU / thread, ms | 0.4 / 0.7 | 0.4 / 0.8 | 0.9 / 1.7 | 1.0 / 2.1 | 1.2 / 2.3 | 1.4 / 2.8 |
 //!
 //! An evaluation of the denoiser launches 7 kernels per block (6 for a batch of 1, whose modulation needs no copy), 15 per
-//! attention (14), 5 around them, and one per layer to repeat the condition for a batch. A block of the backbone is 5 (3 without
-//! expansion, 1 more with a residual), its stem 15, bringing the taps to the grid 20, normalising them 5.
+//! attention (14), 5 around them, and one per layer to repeat the condition for a batch. A block of the backbone is 5 (3
+//! without expansion, 1 more with a residual), its stem 15, bringing the taps to the grid 20 (16), normalising them 5. The
+//! attention's weights are written and read four times and are nearly half of the bytes of an evaluation of size m. Not in the
+//! table: candle uploads the strides of every operation on a tensor that is not contiguous, an allocation and a copy of a few
+//! bytes each on the thread's side.
 //!
-//! So a single frame of size s is bound by launches: 0.8 ms at best, and a CUDA graph would be worth most there; candle gives no
-//! hold on one that survives its allocations. Batches of 16 are bound by memory between the kernels in f32; `precision=f16`
-//! halves that. What the design does about it: frames travel as bytes at the model's size (resized where they enter, as on the
-//! CPU: one code for eleven formats, the same bits on every device, and a 5-megapixel frame would be 75 times the bytes) through
+//! So single frames are bound by launches, whatever the size, and batches of 16 of size s just as well; sizes m and l are
+//! bound by memory and arithmetic alike in f32, and `precision=f16` takes from both. A CUDA graph would be worth most for
+//! single frames: candle keeps its uploads for a capture, but whether its allocations can be captured only a GPU will tell.
+//! What the design does about the rest: frames travel as bytes at the model's size (resized where they enter, as on the CPU:
+//! one code for eleven formats, the same bits on every device, and a 5-megapixel frame would be 75 times the bytes) through
 //! page-locked buffers that are used again; bias, activation and gate are one kernel each with their neighbours; conditions,
-//! noises and statistics stay on the device; the driver's pool keeps what is freed; the next batch is sent before the answers
-//! of the last are made, so the host's part (smoothing, score, regions) overlaps. Copies run in the stream of the kernels, not
-//! beside them: a second stream would make cudarc record events around every launch, which costs more than the 4 us per frame
-//! that it could hide.
+//! noises and statistics stay on the device; the driver's pool keeps what is freed; no event is recorded around a tensor. The
+//! next batch is sent as soon as the device is done with the last: its backbone runs while the host smooths, scores and
+//! answers. Between the backbone and the evaluations the device waits once for the host, which finds the classes that are
+//! near. Copies run in the stream of the kernels, not beside them: a second stream would bring those events back, which cost
+//! more than the 4 us per frame that it could hide.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
