@@ -301,6 +301,45 @@ fn values_that_do_not_go_together_are_refused() {
             &["detection.guidance=2"],
             "detection.guidance = 2.0, detection.condition = \"none\": expected guidance to be",
         ),
+        (
+            &[
+                "features.backbone=resnet50",
+                "features.dim=1024",
+                "input.size=1024",
+                "features.grid=128",
+                "denoiser.attention_every=0",
+            ],
+            "features.grid = 128, features.dim = 1024: expected grid^2 x dim^2 to be at most",
+        ),
+        (
+            &["features.space=pixel", "features.grid=128"],
+            "features.grid = 128, denoiser.levels = 1, denoiser.attention_every = 3: expected at most 64x64 cells",
+        ),
+        (
+            &["diffusion.log_snr_max=0", "detection.start_alpha_bar=0.5"],
+            "detection.start_alpha_bar = 0.5, diffusion.log_snr_min = -3.0, diffusion.log_snr_max = 0.0: expected",
+        ),
+        (
+            &["diffusion.schedule=cosine", "diffusion.timesteps=3", "detection.score=sum", "detection.start=pure"],
+            "detection.diffusion_alpha_bars = [0.8, 0.5, 0.2], diffusion.schedule = \"cosine\", diffusion.timesteps = 3",
+        ),
+        (&["training.class_drop=0"], "training.class_drop = 0.0, detection.condition = \"none\", detection.guidance ="),
+        (
+            &["training.class_drop=0", "detection.condition=class", "detection.guidance=2"],
+            "training.class_drop = 0.0, detection.condition = \"class\", detection.guidance = 2.0: expected class_drop",
+        ),
+        (
+            &["training.class_drop=1", "detection.condition=class"],
+            "training.class_drop = 1.0, detection.condition = \"class\": expected class_drop to be less than 1",
+        ),
+        (
+            &["diffusion.prediction=epsilon", "diffusion.schedule=cosine"],
+            "diffusion.min_snr_floor = 0.3, diffusion.prediction = \"epsilon\", diffusion.schedule = \"cosine\", diffusion",
+        ),
+        (
+            &["diffusion.prediction=epsilon", "diffusion.weighting=uniform"],
+            "training.mask = 0.3, training.shuffle = 0.15, diffusion.prediction = \"epsilon\", diffusion.weighting =",
+        ),
     ] {
         let found = mistakes(Config::default().assign(assignments).unwrap_err());
         assert!(found.len() == 1 && found[0].starts_with(message), "{found:?} not {message}");
@@ -342,6 +381,21 @@ fn grids_that_fit_are_taken() {
     }
     for (size, grid) in [(64, 6), (224, 16), (320, 16), (320, 32), (96, 4)] {
         assert!(try_grid(size, grid).is_err(), "{size} {grid}");
+    }
+}
+
+/// What a choice makes meaningless is not held against it.
+#[test]
+fn keys_that_say_nothing_contradict_nothing() {
+    for assignments in [
+        &["diffusion.schedule=cosine", "diffusion.log_snr_center=19", "diffusion.log_snr_min=5"][..],
+        &["detection.start=pure", "diffusion.log_snr_min=0", "diffusion.log_snr_center=1"],
+        &["features.space=pixel", "features.grid=32", "features.dim=1024"],
+        &["training.class_drop=0", "detection.condition=class"],
+        &["training.class_drop=0", "denoiser.classes=heads"],
+        &["diffusion.prediction=epsilon", "diffusion.schedule=cosine", "diffusion.min_snr_floor=0"],
+    ] {
+        Config::default().assign(assignments).unwrap_or_else(|error| panic!("{assignments:?}: {error}"));
     }
 }
 

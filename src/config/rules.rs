@@ -231,6 +231,16 @@ pub(super) const TOGETHER: &[Condition] = &[
                 explained by noise, and the less noise the more it would count",
     },
     Condition {
+        keys: &["diffusion.min_snr_floor", "diffusion.prediction", "diffusion.schedule", "diffusion.log_snr_min"],
+        holds: |c| {
+            let weighted = c.diffusion.prediction == Prediction::Epsilon && c.diffusion.weighting == Weighting::MinSnr;
+            let noisiest = c.diffusion.process().and_then(|process| process.noisiest());
+            !weighted || noisiest.is_ok_and(|level| c.diffusion.min_snr_floor <= 100.0 * level.snr())
+        },
+        words: "min_snr_floor to be at most 100 times the SNR of the noisiest level, such as 0, with prediction \"epsilon\": \
+                the loss of that level would outweigh all others",
+    },
+    Condition {
         keys: &["diffusion.min_snr_floor", "diffusion.min_snr_gamma"],
         holds: |c| c.diffusion.min_snr_floor <= c.diffusion.min_snr_gamma,
         words: "min_snr_floor to be at most min_snr_gamma",

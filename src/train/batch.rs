@@ -227,7 +227,7 @@ mod tests {
             [("x0", "log-snr"), ("epsilon", "log-snr"), ("v", "log-snr"), ("epsilon", "linear"), ("v", "cosine")]
         {
             let set = [format!("diffusion.prediction={prediction}"), format!("diffusion.schedule={schedule}")];
-            let plain = ["training.mask=0", "training.shuffle=0", set[0].as_str(), set[1].as_str()];
+            let plain = ["training.mask=0", "training.shuffle=0", "diffusion.min_snr_floor=0", &set[0], &set[1]];
             let config = config(&plain);
             let process = config.diffusion.process().unwrap();
             let batch = draw(&config, &process, &cache, &images, 1).unwrap();

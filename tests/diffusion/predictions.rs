@@ -91,8 +91,6 @@ proptest! {
             };
             prop_assert!((error / (factor * x0_error) - 1.0).abs() < 1e-9, "{prediction:?}");
             let loss = min_snr_weight(prediction, at, gamma, floor).unwrap() * error;
-            // What epsilon counts for at noisy levels needs no floor.
-            let floor = if prediction == Prediction::Epsilon { 0.0 } else { floor };
             let expected = at.snr().min(gamma).max(floor) * x0_error;
             prop_assert!((loss / expected - 1.0).abs() < 1e-9, "{prediction:?}");
         }
@@ -125,9 +123,7 @@ fn min_snr_weights_have_their_limits_and_refuse_nonsense() {
     assert_close(min_snr_weight(Prediction::X0, level(0.2), 5.0, 0.3).unwrap(), 0.3, 1e-12);
     assert_eq!(ALL.map(|p| weight(p, NoiseLevel::CLEAN)), [5.0, 0.0, 0.0]);
     assert_eq!(ALL.map(|p| weight(p, level(0.0))), [0.0, 1.0, 0.0]);
-    assert_eq!(min_snr_weight(Prediction::Epsilon, level(0.0), 5.0, 0.3).unwrap(), 1.0);
-    let last = Schedule::cosine(1000).unwrap().level(999).unwrap();
-    assert_eq!(min_snr_weight(Prediction::Epsilon, last, 5.0, 0.3).unwrap(), 1.0, "no level outweighs all others");
+    assert_refused(min_snr_weight(Prediction::Epsilon, level(0.0), 5.0, 0.3), "SNR 0");
     for gamma in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert_refused(min_snr_weight(Prediction::X0, level(0.4), gamma, 0.0), "gamma is");
     }
