@@ -26,8 +26,6 @@ pub mod device;
 pub mod files;
 pub mod frame;
 
-pub mod data;
-
 pub mod kernels;
 pub mod ops;
 
@@ -37,18 +35,27 @@ pub mod diffusion;
 
 pub mod calibrate;
 pub mod features;
-pub mod metrics;
+pub mod heatmap;
 pub mod regions;
 pub mod score;
 pub mod space;
 
 pub mod bundle;
 pub mod detector;
-pub mod train;
 pub mod worker;
 
+#[cfg(feature = "train")]
 pub mod baselines;
+#[cfg(feature = "train")]
+pub mod data;
+#[cfg(feature = "train")]
+pub mod metrics;
+#[cfg(feature = "train")]
 pub mod report;
+#[cfg(feature = "train")]
+pub mod train;
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod synthetic;

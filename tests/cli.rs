@@ -305,7 +305,7 @@ fn a_model_is_evaluated_asked_calibrated_and_inspected() {
         }
     }
     assert_eq!(names(&at("heat")).len(), 6);
-    let picture = diad::data::read_frame(&at("heat").join(&names(&at("heat"))[0])).unwrap();
+    let picture = diad::frame::read_frame(&at("heat").join(&names(&at("heat"))[0])).unwrap();
     assert_eq!((picture.width(), picture.height()), (64, 64));
 
     // One image alone gets the score it got among others, and as the evaluation saw it.
@@ -422,7 +422,7 @@ fn the_demo_leaves_what_it_promises_and_may_be_repeated() {
         assert_eq!(names(&out), expected);
         assert_eq!(names(&out.join("heatmaps")).len(), 3 * (1 + 7));
     }
-    let sheet = diad::data::read_frame(&out.join("contact-sheet.png")).unwrap();
+    let sheet = diad::frame::read_frame(&out.join("contact-sheet.png")).unwrap();
     assert!(sheet.width() > 1000 && sheet.height() > 500);
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("data:image/png;base64,"));

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use candle_core::{DType, Tensor, Var};
 use diad::config::{Config, DenoiserConfig};
-use diad::data::{Dataset, read_frame};
+use diad::data::Dataset;
 use diad::detector::{Ask, Choice, Detection, Detector, Limits};
 use diad::device::{Device, Place, Precision, Target};
-use diad::frame::{Frame, Prepared};
+use diad::frame::{Frame, Prepared, read_frame};
 use diad::model::denoiser::{Denoiser, DenoiserShape};
 use diad::model::{self, Backbone};
 use diad::train::{self, Event, Observer, Options, Stop};

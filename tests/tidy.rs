@@ -75,7 +75,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("diffusion", &["error"]),
     ("config", &["diffusion", "error", "files"]),
     ("frame", &["config", "error"]),
-    ("data", &["config", "error", "files", "frame"]),
+    ("heatmap", &["frame"]),
+    ("data", &["error", "files", "frame"]),
+    ("synthetic", &["data", "error", "frame"]),
     ("model", &["config", "device", "error", "files", "kernels", "ops"]),
     ("score", &["error", "kernels"]),
     ("features", &["error", "kernels", "model", "score"]),
@@ -121,7 +123,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("worker", &["bundle", "calibrate", "config", "detector", "device", "error", "frame", "regions"]),
     ("baselines", &["config", "data", "detector", "error", "features", "frame", "kernels", "model", "score"]),
-    ("report", &["error", "files", "frame", "metrics", "regions"]),
+    ("report", &["error", "files", "frame", "heatmap", "metrics", "regions"]),
 ];
 
 #[test]

@@ -1,7 +1,7 @@
 //! From a result to what is drawn on the frame; `diadfilter` and `diadoverlay` draw through here.
 
 use diad::detector::{Detection, Verdict};
-use diad::report::HeatScale;
+use diad::heatmap::HeatScale;
 use gst_video::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 

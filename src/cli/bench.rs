@@ -12,13 +12,13 @@ use serde::Serialize;
 use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, frames};
-use crate::data::draw::{Kind, draw_part};
 use crate::detector::{Ask, Choice, Detector, Limits};
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::{Frame, Preprocess};
 use crate::report::Latency;
+use crate::synthetic::{Kind, draw_part};
 use crate::worker::{self, Job, Ticket, Worker};
 
 /// Share of the frames that are run before the clock counts.

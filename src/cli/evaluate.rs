@@ -9,10 +9,11 @@ use super::table::{Align, Table, figure};
 use super::train::warn_ignored;
 use super::truth::{Part, side, truth};
 use super::{Context, baselines, words};
-use crate::data::{Category, Dataset, Sample, read_mask};
+use crate::data::{Category, Dataset, Sample};
 use crate::detector::{Choice, ClassSource, Detector, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
+use crate::frame::read_mask;
 use crate::metrics::PixelSet;
 use crate::report::{
     ClassReport, Curves, Gallery, ImageResult, Latency, Metrics, Page, Picture, Report, Thresholds, Unreadable,

@@ -15,8 +15,9 @@ use crate::detector::{ClassSource, Detection, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
+use crate::heatmap::{HeatScale, MapView};
 use crate::regions::Region;
-use crate::report::{heatmap, png};
+use crate::report::png;
 
 /// Cells per side of the map that is painted over an image, at most; it is smooth, more would show nothing.
 const PAINTED: usize = 512;
@@ -112,8 +113,8 @@ pub(super) fn painted(seen: &Seen) -> Frame {
     let scale = (PAINTED as f64 / largest as f64).min(1.0);
     let side = |pixels: usize| ((pixels as f64 * scale).round() as usize).max(1);
     let (width, height) = (side(frame.width()), side(frame.height()));
-    let map = detection.map.over_frame(width, height);
-    heatmap(frame, &map, width, height, detection.pixel_threshold)
+    let values = detection.map.over_frame(width, height);
+    HeatScale::new(detection.pixel_threshold).paint(frame, MapView { values: &values, width, height })
 }
 
 /// File names of the pictures: `part_heat.png`, or `part_jpg_heat.png` where `part.png` and `part.jpg` would collide.

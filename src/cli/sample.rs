@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Context;
 use super::args::SampleArgs;
+use super::demo::sheet;
 use super::frames::{self, in_groups};
-use super::{Context, sheet};
-use crate::data::{Dataset, read_frame};
+use crate::data::Dataset;
 use crate::detector::{Choice, Network, Sampling};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::Frame;
+use crate::frame::{Frame, read_frame};
 use crate::report::png;
 
 /// Good images whose patches stand for features, at most.

@@ -1,8 +1,8 @@
 //! Where the defects are, on the pixels of the model's input: there maps and masks are compared.
 
-use crate::data::{Sample, read_mask};
+use crate::data::Sample;
 use crate::error::Result;
-use crate::frame::Geometry;
+use crate::frame::{Geometry, read_mask};
 
 /// The ground truth over the model's input `[size, size]`, where it is known: good parts have no defect anywhere.
 ///

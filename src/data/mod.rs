@@ -1,18 +1,14 @@
-//! Images on disk: where they are ([`Dataset`]), what they hold ([`read`]), which are held out ([`split`]),
-//! how many are read at once ([`stream`]), and parts drawn by the project itself ([`draw`]).
+//! Images on disk: where they are ([`Dataset`]), which are held out ([`split`]), how many are read at once ([`stream`]).
 //! Knows nothing of models.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-pub mod draw;
-pub mod read;
 mod scan;
 pub mod split;
 pub mod stream;
 
-pub use read::{decode_frame, read_frame, read_mask};
 pub use scan::images_in;
 pub use split::{Split, data_sha256, hold_out};
 pub use stream::read_all;

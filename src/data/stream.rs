@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-use super::read_frame;
 use crate::error::{Error, Result};
-use crate::frame::Frame;
+use crate::frame::{Frame, read_frame};
 
 /// How long a wait for the next frame lasts before `stop` is asked again.
 const STOP_CHECK: Duration = Duration::from_millis(50);

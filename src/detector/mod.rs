@@ -27,6 +27,7 @@ pub use limits::{Limits, Overrides};
 pub use mask::Mask;
 pub use network::{Choice, Inspection, Measured, Network, Question, Seen, mean_token};
 pub use program::{Look, Program, Sampling};
+#[cfg(feature = "train")]
 pub(crate) use program::{needs_noise, seeded_noise};
 pub use store::{expected_tensors, save};
 

@@ -3,8 +3,10 @@
 use crate::config::Fit;
 use crate::error::{Error, Result};
 
+pub mod read;
 mod view;
 
+pub use read::{decode_frame, read_frame, read_mask};
 pub use view::{Plane, View, Yuv};
 
 /// An owned 8-bit RGB image, rows without padding.

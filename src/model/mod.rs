@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 
 pub mod denoiser;
 mod efficientnet;
+#[cfg(feature = "train")]
 pub mod import;
 mod resnet;
 

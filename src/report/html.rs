@@ -7,10 +7,10 @@ use crate::error::Result;
 use crate::metrics::{CurvePoint, Ranking};
 
 use super::gallery::{Case, Gallery, Kind, Picture};
-use super::heatmap::{HeatScale, MapView};
 use super::png::{base64, png, png_rgba};
 use super::svg::{Histogram, Line, chart, legend, outline, short};
 use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
+use crate::heatmap::{HeatScale, MapView};
 
 pub(super) const STYLE: &str = include_str!("page.css");
 /// Points of a drawn curve: more than the chart has pixels.

@@ -5,7 +5,6 @@
 
 mod ablation;
 mod gallery;
-mod heatmap;
 mod html;
 mod png;
 mod summary;
@@ -21,7 +20,6 @@ use crate::metrics::{PRO_LIMIT, Ranking};
 pub use crate::files::{check_writable, write_atomic};
 pub use ablation::{Ablation, AblationRow};
 pub use gallery::{Case, Gallery, Kind, Picture};
-pub use heatmap::{HeatScale, MapView, heatmap};
 pub use html::{Curves, Page};
 pub use png::png;
 pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};

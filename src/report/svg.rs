@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::metrics::CurvePoint;
 
-use super::heatmap::HeatScale;
+use crate::heatmap::HeatScale;
 
 /// One line of a chart.
 pub(super) struct Line<'a> {

@@ -17,7 +17,7 @@ use crate::detector::Mask;
 use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::features::FeatureSpace;
-use crate::frame::{Frame, Preprocess};
+use crate::frame::{Frame, Preprocess, read_frame};
 use crate::model::{self, Weights};
 use crate::space::{Features, Pixels, Space, raw_features};
 
@@ -244,7 +244,7 @@ fn backbone_weights(config: &Config, file: Option<&Path>) -> Result<Weights> {
 /// The mask that the configuration names.
 fn mask(config: &Config) -> Result<Option<Mask>> {
     let Some(path) = &config.input.mask else { return Ok(None) };
-    let image = data::read_frame(Path::new(path))?;
+    let image = read_frame(Path::new(path))?;
     let mask = Mask::new(&image, &preprocess(config), config.features.grid);
     mask.map(Some).map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))
 }

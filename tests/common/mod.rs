@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use candle_core::{Device, Tensor};
-use diad::data::draw::{DatasetSpec, Kind, write_dataset};
 use diad::model::{Weights, weight_shapes};
+use diad::synthetic::{DatasetSpec, Kind, write_dataset};
 
 /// The program under test.
 pub(crate) const DIAD: &str = env!("CARGO_BIN_EXE_diad");

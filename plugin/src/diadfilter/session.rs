@@ -124,7 +124,7 @@ impl Session {
 }
 
 fn mask(path: &str, info: &VideoInfo, preprocess: &Preprocess, card: &Card) -> Result<Mask, String> {
-    let image = diad::data::read_frame(Path::new(path)).map_err(|error| format!("mask-location = {error}"))?;
+    let image = diad::frame::read_frame(Path::new(path)).map_err(|error| format!("mask-location = {error}"))?;
     let (width, height) = (info.width() as usize, info.height() as usize);
     if (image.width(), image.height()) != (width, height) {
         return Err(format!(

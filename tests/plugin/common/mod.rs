@@ -9,12 +9,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use diad::bundle::Card;
 use diad::config::Config;
-use diad::data::draw::{DatasetSpec, Kind, write_dataset};
-use diad::data::{Dataset, read_frame};
+use diad::data::Dataset;
 use diad::detector::{Detection, Detector, Measured, Seen};
 use diad::device::Target;
 use diad::error::Result;
-use diad::frame::Frame;
+use diad::frame::{Frame, read_frame};
+use diad::synthetic::{DatasetSpec, Kind, write_dataset};
 use diad::train::{Event, Observer, Options, Stop, train};
 use diad::worker::{self, Detect, Job, Shared, Worker};
 use gst::prelude::*;

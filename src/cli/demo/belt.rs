@@ -7,9 +7,10 @@ use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-use crate::data::{Dataset, Label, read_frame};
+use crate::data::{Dataset, Label};
 use crate::detector::{Choice, Detector};
 use crate::error::{Error, Result};
+use crate::frame::read_frame;
 
 /// Frames per second of the video: slow enough to read.
 const RATE: usize = 4;
@@ -52,7 +53,7 @@ impl Belt {
         order.sort_by_key(|i| i * 7919 % 10_007);
         parts = order.into_iter().map(|i| parts[i].clone()).collect();
         let place = folder.join("line");
-        super::predict::prepare_folder(&place)?;
+        super::super::predict::prepare_folder(&place)?;
         for (number, (path, _)) in parts.iter().enumerate() {
             let target = place.join(format!("part_{number:03}.png"));
             std::fs::copy(path, &target).map_err(|error| Error::io(&target, "cannot write", error))?;

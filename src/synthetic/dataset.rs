@@ -204,7 +204,8 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::data::{Dataset, Label, read_frame, read_mask};
+    use crate::data::{Dataset, Label};
+    use crate::frame::{read_frame, read_mask};
 
     fn spec() -> DatasetSpec {
         DatasetSpec {

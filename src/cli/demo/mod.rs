@@ -4,21 +4,26 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod belt;
+pub(super) mod sheet;
+
+use belt::{Belt, Passed};
+use sheet::Sheet;
+
 use super::args::DemoArgs;
 use super::evaluate::{Settings, evaluate};
 use super::frames::{Seen, inspect_all};
-use super::line::{Belt, Passed};
-use super::sheet::Sheet;
 use super::train::{configuration, teach};
 use super::{Context, predict, words};
 use crate::config::Config;
-use crate::data::draw::{DatasetSpec, Kind, write_dataset};
-use crate::data::{Dataset, Label, Sample, read_mask};
+use crate::data::{Dataset, Label, Sample};
 use crate::detector::{Choice, Detector, Verdict};
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::frame::read_mask;
 use crate::report::png;
+use crate::synthetic::{DatasetSpec, Kind, write_dataset};
 use crate::train::Options;
 
 /// Says that a folder was made by the demo, so that the demo may write there again.

@@ -9,8 +9,8 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use super::Frame;
 use crate::error::{Error, Result};
-use crate::frame::Frame;
 
 /// Longest side of an image that is read, in pixels.
 pub const MAX_SIDE: u32 = 16_384;

@@ -48,13 +48,6 @@ pub struct HeatScale {
     levels: Vec<[u8; 4]>, // RGBA, straight alpha; BELOW + ABOVE of them
 }
 
-/// `frame` with `map` over it: bilinear between the map's cells, transparent below half of `pixel_threshold`.
-///
-/// A map whose length is not `map_w * map_h`, or that is empty, shows nothing.
-pub fn heatmap(frame: &Frame, map: &[f32], map_w: usize, map_h: usize, pixel_threshold: f32) -> Frame {
-    HeatScale::new(pixel_threshold).paint(frame, MapView { values: map, width: map_w, height: map_h })
-}
-
 impl HeatScale {
     /// The scale that hangs on `pixel_threshold`.
     ///
@@ -95,7 +88,9 @@ impl HeatScale {
         self.levels[if value > self.threshold { level.clamp(BELOW, BELOW + ABOVE - 1) } else { level.min(BELOW - 1) }]
     }
 
-    /// `frame` with `map` over it.
+    /// `frame` with `map` over it: bilinear between the map's cells, transparent below half of the threshold.
+    ///
+    /// A map whose length is not width times height, or that is empty, shows nothing.
     pub fn paint(&self, frame: &Frame, map: MapView<'_>) -> Frame {
         let mut rgb = frame.rgb().to_vec();
         let mut pixels = rgb.chunks_exact_mut(3);
@@ -183,6 +178,10 @@ fn plasma(position: f32) -> [u8; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn heatmap(frame: &Frame, values: &[f32], width: usize, height: usize, pixel_threshold: f32) -> Frame {
+        HeatScale::new(pixel_threshold).paint(frame, MapView { values, width, height })
+    }
 
     fn grey(width: usize, height: usize) -> Frame {
         Frame::new(width, height, vec![100; width * height * 3]).unwrap()

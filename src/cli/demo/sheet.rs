@@ -74,7 +74,7 @@ fn colour(verdict: Verdict) -> [u8; 3] {
 }
 
 /// Pictures of one size beside each other in an almost square grid.
-pub(super) fn grid(pictures: &[Frame]) -> Result<Frame> {
+pub(in crate::cli) fn grid(pictures: &[Frame]) -> Result<Frame> {
     let (w, h) = pictures.first().map_or((1, 1), |first| (first.width(), first.height()));
     let columns = (1..).find(|n| n * n >= pictures.len()).unwrap_or(1).max(1);
     let rows = pictures.len().div_ceil(columns).max(1);
