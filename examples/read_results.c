@@ -14,10 +14,12 @@ static GstPadProbeReturn on_frame (GstPad *pad, GstPadProbeInfo *info, gpointer 
   if (meta == NULL) /* meta=result is switched off */
     return GST_PAD_PROBE_OK;
 
-  GstStructure *result = gst_custom_meta_get_structure (meta);
+  GstStructure *all = gst_custom_meta_get_structure (meta);
+  const GValue *results = gst_structure_get_value (all, "results"); /* one per diadfilter; here there is one */
+  const GstStructure *result = gst_value_get_structure (gst_value_array_get_value (results, 0));
   guint64 frame = 0;
   gst_structure_get_uint64 (result, "frame-id", &frame);
-  g_print ("frame %" G_GUINT64_FORMAT ": %s", frame, gst_structure_get_string (result, "verdict"));
+  g_print ("frame %" G_GUINT64_FORMAT ": %s", frame, gst_structure_get_string (all, "verdict"));
 
   gdouble score, threshold;
   if (gst_structure_get_double (result, "score", &score) && gst_structure_get_double (result, "threshold", &threshold))

@@ -41,15 +41,16 @@ def main(model, images):
     seen = 0
     while sample := sink.emit("pull-sample"):
         buffer = sample.get_buffer()
-        result = fields(buffer.get_custom_meta("DiadResult").get_structure())
-        regions = [] if buffer.get_custom_meta("DiadMap") is None else result.get("regions", [])
-        print(result["frame-id"], result["verdict"], result.get("class"), result.get("score"), len(regions), "regions")
+        frame = fields(buffer.get_custom_meta("DiadResult").get_structure())
+        for result in frame["results"]:  # one per diadfilter that the frame has passed
+            regions = [] if buffer.get_custom_meta("DiadMap") is None else result.get("regions", [])
+            print(result["frame-id"], frame["verdict"], result.get("class"), result.get("score"), len(regions), "regions")
         seen += 1
         while message := bus.pop_filtered(Gst.MessageType.ELEMENT | Gst.MessageType.ERROR):
             if message.type == Gst.MessageType.ERROR:
                 sys.exit(message.parse_error().gerror.message)
             if message.get_structure().get_name() == "diad-result":
-                print("  rejected: frame", message.get_structure().get_value("frame-id"))
+                print("  rejected:", message.get_structure().to_string())
     pipeline.set_state(Gst.State.NULL)
     if seen == 0:
         error = bus.pop_filtered(Gst.MessageType.ERROR)

@@ -33,8 +33,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let callbacks = gst_app::AppSinkCallbacks::builder().new_sample(|sink| {
         let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
         if let Some(result) = sample.buffer().and_then(meta::result_of) {
-            let regions = result.finding.as_ref().map_or(0, |finding| finding.regions.len());
-            println!("frame {}: {}, {regions} regions", result.frame_id, result.verdict);
+            // One inspection per diadfilter that the frame has passed; the verdict is the worst of theirs.
+            for inspection in &result.results {
+                let regions = inspection.finding.as_ref().map_or(0, |finding| finding.regions.len());
+                println!("frame {}: {}, {regions} regions", inspection.frame_id, result.verdict);
+            }
         }
         Ok(gst::FlowSuccess::Ok)
     });
@@ -46,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         match message.view() {
             MessageView::Element(element) => {
                 if let Some(Ok(result)) = element.structure().map(DiadResult::try_from) {
-                    println!("  REJECT the part of frame {} ({:?})", result.frame_id, result.part_id);
+                    println!("  REJECT the part at {:?} ns ({:?})", result.pts, result.part_id);
                 }
             }
             MessageView::Eos(_) => break,

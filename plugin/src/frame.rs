@@ -2,7 +2,7 @@
 
 use diad::frame::{Plane, Prepared, Preprocess, View, Yuv};
 use gst_video::prelude::*;
-use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo};
+use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, VideoInterlaceMode};
 
 /// Formats that are taken, best first.
 pub(crate) const FORMATS: [VideoFormat; 11] = [
@@ -60,22 +60,75 @@ pub(crate) fn colorimetry(info: &VideoInfo) -> (f64, f64, bool) {
     (kr, kb, colorimetry.range() == VideoColorRange::Range0_255)
 }
 
-/// The model's input.
+/// Video whose lines are all of one moment. Of interlaced video, half of the lines show the part where it was a field earlier.
+///
+/// # Errors
+/// When the caps are interlaced or not video; the message says what to do.
+pub(crate) fn progressive(caps: &gst::CapsRef) -> Result<VideoInfo, String> {
+    let info = VideoInfo::from_caps(caps).map_err(|error| format!("caps {caps}: {error}"))?;
+    match info.interlace_mode() {
+        VideoInterlaceMode::Progressive => Ok(info),
+        mode => {
+            Err(format!("interlace-mode = {}: expected progressive video; put deinterlace in front", mode.to_str()))
+        }
+    }
+}
+
+/// A buffer comes back to its pool when the last holder lets go; one without a pool may be wrapped around memory that its owner
+/// writes again whenever it likes (aravissrc does).
+#[allow(unsafe_code, reason = "the bindings have no accessor for GstBuffer::pool; a valid buffer's field is read")]
+pub(crate) fn is_pooled(buffer: &gst::BufferRef) -> bool {
+    // SAFETY: a `&BufferRef` points to a live GstBuffer; the field is set before a buffer leaves its pool.
+    unsafe { !(*buffer.as_ptr()).pool.is_null() }
+}
+
+/// Where the picture lies in a buffer: its left upper corner. A decoder may hand on the whole coded picture and say in a
+/// `GstVideoCropMeta` which part of it the caps speak of.
+///
+/// # Errors
+/// When the picture of the size in `caps` does not lie in the buffer of the size in `coded`.
+pub(crate) fn corner(buffer: &gst::BufferRef, coded: &VideoInfo, caps: &VideoInfo) -> Result<[usize; 2], String> {
+    let (width, height) = (caps.width(), caps.height());
+    let crop = buffer.meta::<gst_video::VideoCropMeta>().map(|crop| crop.rect());
+    let (x, y, w, h) = crop.unwrap_or((0, 0, width, height));
+    let inside = |start: u32, length: u32, side: u32| start.checked_add(length).is_some_and(|end| end <= side);
+    if (w, h) != (width, height) || !inside(x, w, coded.width()) || !inside(y, h, coded.height()) {
+        let (coded_w, coded_h) = (coded.width(), coded.height());
+        return Err(format!(
+            "the picture of {w}x{h} at {x},{y} in a buffer of {coded_w}x{coded_h} is not the {width}x{height} of the caps"
+        ));
+    }
+    Ok([x as usize, y as usize])
+}
+
+/// Bytes from the start of a plane to the sample of the pixel at `x`, `y`.
+pub(crate) fn offset(info: &VideoInfo, plane: usize, stride: usize, [x, y]: [usize; 2]) -> usize {
+    let format = info.format_info();
+    // In each of FORMATS the component with the number of a plane is the plane's first.
+    let (right, down) = (format.w_sub()[plane], format.h_sub()[plane]);
+    (y >> down) * stride + (x >> right) * format.pixel_stride()[plane] as usize
+}
+
+/// The model's input from the picture that `caps` speak of.
 ///
 /// # Errors
 /// When the frame's planes are not what its info says, or the region of interest has no pixel in it.
 pub(crate) fn prepare(
     frame: &VideoFrameRef<&gst::BufferRef>,
+    caps: &VideoInfo,
     preprocess: &Preprocess,
 ) -> Result<Prepared, Box<dyn std::error::Error>> {
-    let (width, height) = (frame.width() as usize, frame.height() as usize);
+    let corner = corner(frame.buffer(), frame.info(), caps)?;
+    let (width, height) = (caps.width() as usize, caps.height() as usize);
     let plane = |index: u32, halved: bool| -> Result<Plane<'_>, Box<dyn std::error::Error>> {
         let side = |n: usize| if halved { n.div_ceil(2) } else { n };
         let stride = usize::try_from(frame.plane_stride()[index as usize])?;
-        Ok(Plane { data: frame.plane_data(index)?, width: side(width), height: side(height), stride })
+        let start = offset(frame.info(), index as usize, stride, corner);
+        let data = frame.plane_data(index)?.get(start..).ok_or("a plane is shorter than its rows")?;
+        Ok(Plane { data, width: side(width), height: side(height), stride })
     };
     let yuv = || {
-        let (kr, kb, full_range) = colorimetry(frame.info());
+        let (kr, kb, full_range) = colorimetry(caps);
         Yuv { kr, kb, full_range }
     };
     let view = match (packed(frame.format()), frame.format()) {
@@ -103,8 +156,90 @@ mod tests {
             let fill = |i: usize| if video && i < info.offset()[1] { 126 } else { 128 };
             let buffer = gst::Buffer::from_slice((0..info.size()).map(fill).collect::<Vec<u8>>());
             let frame = VideoFrameRef::from_buffer_ref_readable(&buffer, &info).unwrap();
-            let prepared = prepare(&frame, &Preprocess { size: 64, fit: Fit::Stretch, roi: None }).unwrap();
+            let prepared = prepare(&frame, &info, &Preprocess { size: 64, fit: Fit::Stretch, roi: None }).unwrap();
             assert!(prepared.frame.rgb().iter().all(|&v| v == 128), "{format:?}: {:?}", &prepared.frame.rgb()[..3]);
+        }
+    }
+
+    /// A picture in the middle of a larger buffer with rows of its own length, as a decoder hands it on.
+    #[test]
+    fn the_cropped_part_of_a_padded_buffer_is_the_picture() {
+        gst::init().unwrap();
+        let (width, height, x, y) = (18u32, 16u32, 6u32, 4u32);
+        for format in FORMATS {
+            let caps = VideoInfo::builder(format, width, height).build().unwrap();
+            let coded = VideoInfo::builder(format, 32, 24).build().unwrap();
+            // Every row has 16 bytes more than it needs, and the first plane starts at byte 8.
+            let planes = coded.n_planes() as usize;
+            let strides: Vec<i32> = coded.stride().iter().take(planes).map(|stride| stride + 16).collect();
+            let rows = |plane: usize| if plane == 0 { 24 } else { 12 };
+            let offsets: Vec<usize> =
+                (0..planes).map(|p| 8 + (0..p).map(|q| strides[q] as usize * rows(q)).sum::<usize>()).collect();
+            let size = offsets[planes - 1] + strides[planes - 1] as usize * rows(planes - 1);
+            let mut bytes = vec![7u8; size]; // what no one may see
+            let sample = |plane: usize, row: usize, byte: usize| (40 + plane * 50 + row * 3 + byte) as u8;
+            let mut tight = vec![0u8; caps.size()];
+            for plane in 0..planes {
+                let info = caps.format_info();
+                let (right, down, step) =
+                    (info.w_sub()[plane], info.h_sub()[plane], info.pixel_stride()[plane] as usize);
+                let (columns, lines) = ((width >> right) as usize * step, (height >> down) as usize);
+                let corner =
+                    offsets[plane] + (y >> down) as usize * strides[plane] as usize + (x >> right) as usize * step;
+                for row in 0..lines {
+                    for byte in 0..columns {
+                        bytes[corner + row * strides[plane] as usize + byte] = sample(plane, row, byte);
+                        tight[caps.offset()[plane] + row * caps.stride()[plane] as usize + byte] =
+                            sample(plane, row, byte);
+                    }
+                }
+            }
+            let mut buffer = gst::Buffer::from_slice(bytes);
+            {
+                let buffer = buffer.make_mut();
+                gst_video::VideoMeta::add_full(
+                    buffer,
+                    gst_video::VideoFrameFlags::empty(),
+                    format,
+                    32,
+                    24,
+                    &offsets,
+                    &strides,
+                )
+                .unwrap();
+                gst_video::VideoCropMeta::add(buffer, (x, y, width, height));
+            }
+            let preprocess = Preprocess { size: 32, fit: Fit::Stretch, roi: None };
+            let cropped = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps).unwrap();
+            let tight = gst::Buffer::from_slice(tight);
+            let plain = VideoFrameRef::from_buffer_ref_readable(&tight, &caps).unwrap();
+            let expected = prepare(&plain, &caps, &preprocess).unwrap();
+            assert_eq!(prepare(&cropped, &caps, &preprocess).unwrap().frame, expected.frame, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_picture_outside_of_its_buffer_is_refused() {
+        gst::init().unwrap();
+        let info = |width, height| VideoInfo::builder(VideoFormat::Gray8, width, height).build().unwrap();
+        let mut buffer = gst::Buffer::with_size(64 * 64).unwrap();
+        assert_eq!(corner(&buffer, &info(64, 64), &info(32, 32)), Ok([0, 0]));
+        assert!(corner(&buffer, &info(32, 32), &info(64, 64)).unwrap_err().contains("not the 64x64 of the caps"));
+        gst_video::VideoCropMeta::add(buffer.make_mut(), (40, 0, 32, 32));
+        assert!(corner(&buffer, &info(64, 64), &info(32, 32)).unwrap_err().contains("32x32 at 40,0"));
+    }
+
+    #[test]
+    fn interlaced_video_is_refused_with_what_helps() {
+        gst::init().unwrap();
+        let caps = |mode: &str| {
+            let caps = format!("video/x-raw,format=I420,width=64,height=64,framerate=25/1,interlace-mode={mode}");
+            progressive(&caps.parse::<gst::Caps>().unwrap())
+        };
+        assert!(caps("progressive").is_ok());
+        for mode in ["interleaved", "mixed"] {
+            let words = caps(mode).unwrap_err();
+            assert!(words.contains(mode) && words.contains("deinterlace"), "{words}");
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | `diadselect` | passes on frames by their verdict |
 //! | `diadmeta2json` | one JSON object per frame from the metadata |
 //!
-//! No model code is here: frames go as tickets to [`diad::worker`].
+//! Both elements with a queue (`diadfilter`, `diadmeta2json`) follow the rules in `stream`. No model code is here: frames go as tickets to [`diad::worker`].
 
 #![warn(missing_docs)]
 
@@ -20,12 +20,11 @@ pub mod diadfilter;
 pub mod diadmeta2json;
 pub mod diadoverlay;
 pub mod diadselect;
-mod draw;
 mod frame;
-mod line;
 mod log;
-mod pool;
-mod scene;
+pub mod overlay;
+mod queue;
+mod stream;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     meta::register();
@@ -47,7 +46,7 @@ mod definition {
         "Apache 2.0",
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_NAME"),
-        "https://crates.io/crates/gst-plugin-diad",
+        env!("CARGO_PKG_NAME"), // the origin: there is no page
         env!("BUILD_REL_DATE")
     );
 }

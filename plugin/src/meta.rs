@@ -1,16 +1,18 @@
-//! Metadata on buffers: `DiadResult`, `DiadMap`, and a region-of-interest meta per defect.
+//! Metadata on buffers: `DiadResult`, `DiadMap`, `DiadDrawn`, and a region-of-interest meta per defect.
 
 use std::ops::ControlFlow;
 
 use gst::buffer::BufferMetaForeachAction;
 use gst::prelude::*;
 
-use crate::result::DiadResult;
+use crate::result::{DiadResult, Inspection};
 
 /// Name of the custom meta with the result.
 pub const RESULT: &str = "DiadResult";
 /// Name of the custom meta with the anomaly map.
 pub const MAP: &str = "DiadMap";
+/// Name of the custom meta that says that the frame was drawn on.
+pub const DRAWN: &str = "DiadDrawn";
 /// Type of the region-of-interest metas.
 pub const REGION: &str = "anomaly";
 
@@ -30,6 +32,8 @@ pub struct DiadMap {
     pub scale: f64,
     /// The part of the frame that the map covers: x, y, width, height as fractions of the frame.
     pub shown: [f64; 4],
+    /// The `diadfilter` whose map it is, by name.
+    pub element: String,
 }
 
 /// Registers the metas; once per process.
@@ -37,11 +41,16 @@ pub(crate) fn register() {
     // A result is about what the frame shows: it stays true through conversion and scaling. A map is about where: its tags
     // make elements that crop, scale or convert drop it. (videoflip of GStreamer 1.22 keeps metas whatever their tags.)
     gst::meta::CustomMeta::register(RESULT, &["video"]);
+    gst::meta::CustomMeta::register(DRAWN, &["video"]);
     gst::meta::CustomMeta::register(MAP, &["video", "orientation", "size"]);
 }
 
-/// Puts `result` on `buffer`.
-pub fn add_result(buffer: &mut gst::BufferRef, result: &DiadResult) {
+/// Puts `result` on `buffer`, in place of one that is there.
+pub fn set_result(buffer: &mut gst::BufferRef, result: &DiadResult) {
+    buffer.foreach_meta_mut(|meta| {
+        let old = meta.try_as_custom_meta().is_some_and(|custom| custom.has_name(RESULT));
+        ControlFlow::Continue(if old { BufferMetaForeachAction::Remove } else { BufferMetaForeachAction::Keep })
+    });
     if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, RESULT) {
         result.write(meta.mut_structure());
     }
@@ -53,28 +62,28 @@ pub fn result_of(buffer: &gst::BufferRef) -> Option<DiadResult> {
     DiadResult::try_from(meta.structure()).ok()
 }
 
-/// Takes away a result, map and regions that an element before us has left.
-pub fn remove(buffer: &mut gst::BufferRef) {
-    buffer.foreach_meta_mut(|mut meta| {
-        let ours = match meta.try_as_custom_meta() {
-            Some(custom) => custom.has_name(RESULT) || custom.has_name(MAP),
-            None => {
-                meta.downcast_ref::<gst_video::VideoRegionOfInterestMeta>().is_some_and(|roi| roi.roi_type() == REGION)
-            }
-        };
-        ControlFlow::Continue(if ours { BufferMetaForeachAction::Remove } else { BufferMetaForeachAction::Keep })
-    });
+/// Says on `buffer` that `element` has drawn on it: its pixels are no longer what the camera saw.
+pub fn set_drawn(buffer: &mut gst::BufferRef, element: &str) {
+    if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, DRAWN) {
+        meta.mut_structure().set("element", element);
+    }
 }
 
-/// Puts a region-of-interest meta on `buffer` per region of `result`. Their parameter `detection` is what other consumers of
-/// such metas read: `confidence` (peak over pixel threshold, as a share of four times it), `label`, `label_id`.
-pub fn add_regions(buffer: &mut gst::BufferRef, result: &DiadResult) {
-    let Some(finding) = &result.finding else { return };
+/// The first element that has drawn on `buffer`.
+pub fn drawn_by(buffer: &gst::BufferRef) -> Option<String> {
+    let meta = gst::meta::CustomMeta::from_buffer(buffer, DRAWN).ok()?;
+    Some(meta.structure().get("element").unwrap_or_default())
+}
+
+/// Puts a region-of-interest meta on `buffer` per region that `inspection` found. Their parameter `detection` is what other
+/// consumers of such metas read: `confidence` (peak over pixel threshold, as a share of four times it), `label`, `label_id`.
+pub fn add_regions(buffer: &mut gst::BufferRef, inspection: &Inspection) {
+    let Some(finding) = &inspection.finding else { return };
     for (id, region) in finding.regions.iter().enumerate() {
         let rect = (region.x, region.y, region.width, region.height);
         let mut meta = gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, rect);
         let ratio = f64::from(region.peak / finding.pixel_threshold);
-        let (width, height) = (f64::from(result.width), f64::from(result.height));
+        let (width, height) = (f64::from(inspection.width), f64::from(inspection.height));
         let detection = gst::Structure::builder("detection")
             .field("confidence", (ratio / 4.0).clamp(0.0, 1.0))
             .field("label", &finding.class)
@@ -86,6 +95,7 @@ pub fn add_regions(buffer: &mut gst::BufferRef, result: &DiadResult) {
             .field("peak", f64::from(region.peak))
             .field("area", region.area)
             .field("number", id as u32)
+            .field("element", &inspection.element)
             .build();
         meta.add_param(detection);
     }
@@ -111,6 +121,7 @@ pub fn add_map(buffer: &mut gst::BufferRef, map: &DiadMap) {
         structure.set("map", sample);
         structure.set("threshold-level", u32::from(THRESHOLD_LEVEL));
         structure.set("scale", map.scale);
+        structure.set("element", &map.element);
         let shown = map.shown.map(|v| v.to_send_value());
         structure.set("shown", gst::Array::new(shown));
     }
@@ -121,17 +132,24 @@ fn stride(width: usize) -> usize {
     width.next_multiple_of(4)
 }
 
-/// The map on `buffer`.
-pub fn map_of(buffer: &gst::BufferRef) -> Option<DiadMap> {
-    let meta = gst::meta::CustomMeta::from_buffer(buffer, MAP).ok()?;
-    let structure = meta.structure();
+/// The maps on `buffer`, one per `diadfilter` that has put its own there.
+pub fn maps_of(buffer: &gst::BufferRef) -> Vec<DiadMap> {
+    let custom = buffer.iter_meta::<gst::Meta>().filter_map(|meta| {
+        let custom = meta.try_as_custom_meta()?;
+        if custom.has_name(MAP) { map(custom.structure()) } else { None }
+    });
+    custom.collect()
+}
+
+fn map(structure: &gst::StructureRef) -> Option<DiadMap> {
     let sample = structure.get::<gst::Sample>("map").ok()?;
     let info = gst_video::VideoInfo::from_caps(sample.caps()?).ok()?;
     let (width, height) = (info.width() as usize, info.height() as usize);
     let bytes = sample.buffer()?.map_readable().ok()?;
     let levels: Vec<u8> = bytes.chunks_exact(stride(width)).flat_map(|row| &row[..width]).copied().collect();
     let shown: Vec<f64> = structure.get::<gst::Array>("shown").ok()?.iter().filter_map(|v| v.get().ok()).collect();
-    let map = DiadMap { width, height, levels, scale: structure.get("scale").ok()?, shown: shown.try_into().ok()? };
+    let (scale, element) = (structure.get("scale").ok()?, structure.get("element").ok()?);
+    let map = DiadMap { width, height, levels, scale, shown: shown.try_into().ok()?, element };
     (map.levels.len() == width * height).then_some(map)
 }
 
@@ -140,15 +158,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_map_survives_a_buffer_and_is_removed() {
+    fn maps_survive_a_buffer_beside_each_other() {
         gst::init().unwrap();
         register();
-        let map = DiadMap { width: 5, height: 3, levels: (0..15).collect(), scale: 0.5, shown: [0.25, 0.0, 0.5, 1.0] };
+        let map = DiadMap {
+            width: 5,
+            height: 3,
+            levels: (0..15).collect(),
+            scale: 0.5,
+            shown: [0.25, 0.0, 0.5, 1.0],
+            element: "cap".into(),
+        };
+        let other = DiadMap { width: 1, height: 2, levels: vec![7, 8], element: "label".into(), ..map.clone() };
         let mut buffer = gst::Buffer::new();
+        assert!(maps_of(&buffer).is_empty());
         add_map(buffer.make_mut(), &map);
-        assert_eq!(map_of(&buffer), Some(map.clone()));
-        assert_eq!(map_of(&buffer.copy()), Some(map));
-        remove(buffer.make_mut());
-        assert_eq!((map_of(&buffer), result_of(&buffer)), (None, None));
+        add_map(buffer.make_mut(), &other);
+        assert_eq!(maps_of(&buffer.copy()), [map, other]);
+    }
+
+    #[test]
+    fn a_buffer_has_one_result() {
+        gst::init().unwrap();
+        register();
+        let mut buffer = gst::Buffer::new();
+        let mut result = DiadResult::unseen(None);
+        set_result(buffer.make_mut(), &result);
+        result.part_id = Some("P-17".into());
+        set_result(buffer.make_mut(), &result);
+        assert_eq!(buffer.iter_meta::<gst::Meta>().count(), 1);
+        assert_eq!(result_of(&buffer), Some(result));
     }
 }

@@ -1,5 +1,7 @@
-//! What the element says of a frame: one type for metas, bus messages and JSON lines, and the way to `gst::Structure` and
-//! back.
+//! What is said of a frame: one type for metas, bus messages and JSON lines, and the way to `gst::Structure` and back.
+//!
+//! Several `diadfilter` in a row may look at one frame: each adds an [`Inspection`], and the frame's verdict is the worst of
+//! theirs.
 
 use diad::detector::{ClassSource, Detection, Verdict};
 use diad::regions::Region;
@@ -8,13 +10,36 @@ use gst::prelude::*;
 use serde::Serialize;
 
 /// Version of the fields, in structures and in JSON.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
-/// Everything about one frame that passed `diadfilter`.
+/// Everything that is known of one frame.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DiadResult {
     /// Version of these fields.
     pub schema: u32,
+    /// The worst verdict of the inspections (`ok` < `warn` < `uninspected` < `error` < `ng`); `uninspected` where there is none.
+    pub verdict: Verdict,
+    /// When the frame came into its first `diadfilter`: RFC 3339, UTC, milliseconds. Absent where it came into none.
+    pub utc: Option<String>,
+    /// Presentation time of the frame in ns.
+    pub pts: Option<u64>,
+    /// The production line.
+    pub line: Option<String>,
+    /// Number of the frame on its line, without gaps and never used twice.
+    pub sequence: Option<u64>,
+    /// The part that the frame shows, as told by property or event.
+    pub part_id: Option<String>,
+    /// The challenge that the part belongs to: a part known to be bad, shown to prove that the line still finds it.
+    pub challenge: Option<String>,
+    /// What each `diadfilter` has found, in the order in which the frame passed them.
+    pub results: Vec<Inspection>,
+}
+
+/// What one `diadfilter` says of a frame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inspection {
+    /// Name of the element.
+    pub element: String,
     /// The verdict. `ng` is confirmed by the last frames if the element is told to confirm.
     pub verdict: Verdict,
     /// The verdict of this frame alone.
@@ -30,16 +55,25 @@ pub struct DiadResult {
     pub height: u32,
     /// Number of the frame since the element started, from 0.
     pub frame_id: u64,
-    /// Presentation time of the frame in ns.
-    pub pts: Option<u64>,
-    /// When the frame came in: ns since 1970, UTC.
-    pub utc: u64,
-    /// The part that the frame shows, as told by property or event.
-    pub part_id: Option<String>,
     /// Digest of the model.
     pub model: String,
+    /// What the model computed in: `f32`, `f16` or `bf16`.
+    pub precision: String,
+    /// How the part lay, where the model aligns parts.
+    pub pose: Option<Pose>,
     /// Where the time went.
     pub timing: Timing,
+}
+
+/// Where a part lay against where it lies on average.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Pose {
+    /// Shift to the right, in pixels of the frame.
+    pub dx: f64,
+    /// Shift downwards, in pixels of the frame.
+    pub dy: f64,
+    /// Turn against the clock, in degrees.
+    pub turn: f64,
 }
 
 /// What the model found.
@@ -93,7 +127,46 @@ impl From<&Detection> for Finding {
     }
 }
 
+/// How bad a verdict is: what nobody has looked at is worse than a warning, and only a defect that was found is worse than an
+/// inspection that failed.
+fn severity(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Ok => 0,
+        Verdict::Warn => 1,
+        Verdict::Uninspected => 2,
+        Verdict::Error => 3,
+        Verdict::Ng => 4,
+    }
+}
+
 impl DiadResult {
+    /// That of a frame that no `diadfilter` has seen: such a frame is never good.
+    pub fn unseen(pts: Option<gst::ClockTime>) -> Self {
+        Self {
+            schema: SCHEMA,
+            verdict: Verdict::Uninspected,
+            utc: None,
+            pts: pts.map(gst::ClockTime::nseconds),
+            line: None,
+            sequence: None,
+            part_id: None,
+            challenge: None,
+            results: Vec::new(),
+        }
+    }
+
+    /// Adds what one more `diadfilter` says, and judges the frame anew.
+    pub fn add(&mut self, inspection: Inspection) {
+        self.results.push(inspection);
+        let worst = self.results.iter().map(|result| result.verdict).max_by_key(|verdict| severity(*verdict));
+        self.verdict = worst.unwrap_or(Verdict::Uninspected);
+    }
+
+    /// The inspection that the frame's verdict comes from, the first of several.
+    pub fn worst(&self) -> Option<&Inspection> {
+        self.results.iter().find(|result| result.verdict == self.verdict)
+    }
+
     /// The fields as a structure called `name` (`DiadResult` as a meta, `diad-result` as a message). Absent values are absent
     /// fields.
     pub fn to_structure(&self, name: &str) -> gst::Structure {
@@ -105,6 +178,21 @@ impl DiadResult {
     /// Writes the fields into `structure`.
     pub fn write(&self, structure: &mut gst::StructureRef) {
         structure.set("schema", self.schema);
+        structure.set("verdict", self.verdict.to_string());
+        structure.set_if_some("utc", self.utc.as_deref());
+        structure.set_if_some("pts", self.pts);
+        structure.set_if_some("line", self.line.as_deref());
+        structure.set_if_some("sequence", self.sequence);
+        structure.set_if_some("part-id", self.part_id.as_deref());
+        structure.set_if_some("challenge", self.challenge.as_deref());
+        structure.set("results", gst::Array::new(self.results.iter().map(|r| r.to_structure().to_send_value())));
+    }
+}
+
+impl Inspection {
+    fn to_structure(&self) -> gst::Structure {
+        let mut structure = gst::Structure::new_empty("inspection");
+        structure.set("element", &self.element);
         structure.set("verdict", self.verdict.to_string());
         structure.set("frame-verdict", self.frame_verdict.to_string());
         structure.set_if_some("reason", self.reason.as_deref());
@@ -121,15 +209,19 @@ impl DiadResult {
         structure.set("width", self.width);
         structure.set("height", self.height);
         structure.set("frame-id", self.frame_id);
-        structure.set_if_some("pts", self.pts);
-        structure.set("utc", self.utc);
-        structure.set_if_some("part-id", self.part_id.as_deref());
         structure.set("model", &self.model);
+        structure.set("precision", &self.precision);
+        if let Some(Pose { dx, dy, turn }) = self.pose {
+            structure.set("pose-dx", dx);
+            structure.set("pose-dy", dy);
+            structure.set("pose-turn", turn);
+        }
         structure.set("time-pre", self.timing.pre);
         structure.set("time-queue", self.timing.queue);
         structure.set("time-infer", self.timing.infer);
         structure.set("time-total", self.timing.total);
         structure.set("batch", self.timing.batch);
+        structure
     }
 }
 
@@ -145,85 +237,120 @@ impl std::fmt::Display for NotAResult {
 
 impl std::error::Error for NotAResult {}
 
+/// Reads fields of a structure; every mistake names the structure and the field.
+struct Fields<'a>(&'a gst::StructureRef);
+
+impl<'a> Fields<'a> {
+    fn wrong(&self, error: impl std::fmt::Display) -> NotAResult {
+        NotAResult(format!("{}: {error}", self.0.name()))
+    }
+
+    fn get<T: glib::value::FromValue<'a>>(&self, field: &str) -> Result<T, NotAResult> {
+        self.0.get(field).map_err(|error| self.wrong(error))
+    }
+
+    /// `None` where the field is absent.
+    fn optional<T: glib::value::FromValue<'a>>(&self, field: &str) -> Result<Option<T>, NotAResult> {
+        self.0.get_optional(field).map_err(|error| self.wrong(error))
+    }
+
+    /// One of `all`, by what it is called.
+    fn named<T: Copy>(&self, field: &str, all: &[T], name: impl Fn(T) -> String) -> Result<T, NotAResult> {
+        let found: String = self.get(field)?;
+        let known = all.iter().copied().find(|value| name(*value) == found);
+        known.ok_or_else(|| {
+            let names = all.iter().map(|value| name(*value)).collect::<Vec<_>>().join(", ");
+            self.wrong(format!("{field} = {found:?}: expected one of {names}"))
+        })
+    }
+
+    fn verdict(&self, field: &str) -> Result<Verdict, NotAResult> {
+        self.named(field, &VERDICTS, |verdict| verdict.to_string())
+    }
+
+    fn each<T>(&self, field: &str, read: impl Fn(Fields<'_>) -> Result<T, NotAResult>) -> Result<Vec<T>, NotAResult> {
+        let array: gst::Array = self.get(field)?;
+        let item = |value: &glib::SendValue| {
+            let structure: gst::Structure = value.get().map_err(|error| self.wrong(format!("{field}: {error}")))?;
+            read(Fields(&structure))
+        };
+        array.iter().map(item).collect()
+    }
+}
+
 impl TryFrom<&gst::StructureRef> for DiadResult {
     type Error = NotAResult;
 
     fn try_from(structure: &gst::StructureRef) -> Result<Self, NotAResult> {
-        let wrong = |error: &dyn std::fmt::Display| NotAResult(format!("{}: {error}", structure.name()));
-        let schema: u32 = structure.get("schema").map_err(|e| wrong(&e))?;
+        let fields = Fields(structure);
+        let schema: u32 = fields.get("schema")?;
         if schema != SCHEMA {
-            return Err(wrong(&format!("schema {schema}, expected {SCHEMA}")));
+            return Err(fields.wrong(format!("schema {schema}, expected {SCHEMA}")));
         }
-        let text = |field: &str| structure.get::<String>(field).map_err(|e| wrong(&e));
-        let number = |field: &str| structure.get::<f64>(field).map_err(|e| wrong(&e));
-        let count = |field: &str| structure.get::<u64>(field).map_err(|e| wrong(&e));
-        let small = |field: &str| structure.get::<u32>(field).map_err(|e| wrong(&e));
-        let optional = |field: &str| structure.get_optional::<String>(field).map_err(|e| wrong(&e));
-        let verdict = |field: &str| {
-            let name = text(field)?;
-            verdict_named(&name).ok_or_else(|| wrong(&format!("{field} = {name:?} is no verdict")))
-        };
-        let finding = if structure.has_field("score") {
-            let source = text("class-source")?;
-            let regions = structure.get::<gst::Array>("regions").map_err(|e| wrong(&e))?;
-            Some(Finding {
-                score: number("score")? as f32,
-                threshold: number("threshold")? as f32,
-                warn_threshold: number("warn-threshold")? as f32,
-                percentile: number("percentile")?,
-                class: text("class")?,
-                class_source: source_named(&source)
-                    .ok_or_else(|| wrong(&format!("class-source = {source:?} is none")))?,
-                pixel_threshold: number("pixel-threshold")? as f32,
-                regions: regions.iter().map(region).collect::<Option<_>>().ok_or_else(|| wrong(&"a region is none"))?,
-            })
-        } else {
-            None
-        };
         Ok(Self {
             schema,
-            verdict: verdict("verdict")?,
-            frame_verdict: verdict("frame-verdict")?,
-            reason: optional("reason")?,
-            finding,
-            width: small("width")?,
-            height: small("height")?,
-            frame_id: count("frame-id")?,
-            pts: structure.get_optional("pts").map_err(|e| wrong(&e))?,
-            utc: count("utc")?,
-            part_id: optional("part-id")?,
-            model: text("model")?,
-            timing: Timing {
-                pre: count("time-pre")?,
-                queue: count("time-queue")?,
-                infer: count("time-infer")?,
-                total: count("time-total")?,
-                batch: small("batch")?,
-            },
+            verdict: fields.verdict("verdict")?,
+            utc: fields.optional("utc")?,
+            pts: fields.optional("pts")?,
+            line: fields.optional("line")?,
+            sequence: fields.optional("sequence")?,
+            part_id: fields.optional("part-id")?,
+            challenge: fields.optional("challenge")?,
+            results: fields.each("results", inspection)?,
         })
     }
 }
 
-const VERDICTS: [Verdict; 5] = [Verdict::Ok, Verdict::Warn, Verdict::Ng, Verdict::Uninspected, Verdict::Error];
-const SOURCES: [ClassSource; 4] =
-    [ClassSource::Known, ClassSource::Only, ClassSource::Chosen, ClassSource::UnknownProduct];
-
-fn verdict_named(name: &str) -> Option<Verdict> {
-    VERDICTS.into_iter().find(|verdict| verdict.to_string() == name)
+fn inspection(fields: Fields<'_>) -> Result<Inspection, NotAResult> {
+    let finding = if fields.0.has_field("score") { Some(finding(&fields)?) } else { None };
+    let pose = match fields.optional("pose-dx")? {
+        Some(dx) => Some(Pose { dx, dy: fields.get("pose-dy")?, turn: fields.get("pose-turn")? }),
+        None => None,
+    };
+    Ok(Inspection {
+        element: fields.get("element")?,
+        verdict: fields.verdict("verdict")?,
+        frame_verdict: fields.verdict("frame-verdict")?,
+        reason: fields.optional("reason")?,
+        finding,
+        width: fields.get("width")?,
+        height: fields.get("height")?,
+        frame_id: fields.get("frame-id")?,
+        model: fields.get("model")?,
+        precision: fields.get("precision")?,
+        pose,
+        timing: Timing {
+            pre: fields.get("time-pre")?,
+            queue: fields.get("time-queue")?,
+            infer: fields.get("time-infer")?,
+            total: fields.get("time-total")?,
+            batch: fields.get("batch")?,
+        },
+    })
 }
 
-/// As in JSON.
-fn source_name(source: ClassSource) -> &'static str {
-    match source {
-        ClassSource::Known => "known",
-        ClassSource::Only => "only",
-        ClassSource::Chosen => "chosen",
-        ClassSource::UnknownProduct => "unknown-product",
-    }
+fn finding(fields: &Fields<'_>) -> Result<Finding, NotAResult> {
+    Ok(Finding {
+        score: fields.get::<f64>("score")? as f32,
+        threshold: fields.get::<f64>("threshold")? as f32,
+        warn_threshold: fields.get::<f64>("warn-threshold")? as f32,
+        percentile: fields.get("percentile")?,
+        class: fields.get("class")?,
+        class_source: fields.named("class-source", &SOURCES, |source| source_name(source).to_owned())?,
+        pixel_threshold: fields.get::<f64>("pixel-threshold")? as f32,
+        regions: fields.each("regions", region)?,
+    })
 }
 
-fn source_named(name: &str) -> Option<ClassSource> {
-    SOURCES.into_iter().find(|source| source_name(*source) == name)
+fn region(fields: Fields<'_>) -> Result<Region, NotAResult> {
+    Ok(Region {
+        x: fields.get("x")?,
+        y: fields.get("y")?,
+        width: fields.get("width")?,
+        height: fields.get("height")?,
+        area: fields.get("area")?,
+        peak: fields.get::<f64>("peak")? as f32,
+    })
 }
 
 fn region_structure(region: &Region) -> glib::SendValue {
@@ -238,25 +365,35 @@ fn region_structure(region: &Region) -> glib::SendValue {
     structure.to_send_value()
 }
 
-fn region(value: &glib::SendValue) -> Option<Region> {
-    let structure = value.get::<gst::Structure>().ok()?;
-    Some(Region {
-        x: structure.get("x").ok()?,
-        y: structure.get("y").ok()?,
-        width: structure.get("width").ok()?,
-        height: structure.get("height").ok()?,
-        area: structure.get("area").ok()?,
-        peak: structure.get::<f64>("peak").ok()? as f32,
-    })
+const VERDICTS: [Verdict; 5] = [Verdict::Ok, Verdict::Warn, Verdict::Ng, Verdict::Uninspected, Verdict::Error];
+const SOURCES: [ClassSource; 4] =
+    [ClassSource::Known, ClassSource::Only, ClassSource::Chosen, ClassSource::UnknownProduct];
+
+/// As in JSON.
+fn source_name(source: ClassSource) -> &'static str {
+    match source {
+        ClassSource::Known => "known",
+        ClassSource::Only => "only",
+        ClassSource::Chosen => "chosen",
+        ClassSource::UnknownProduct => "unknown-product",
+    }
+}
+
+/// The present, as results state it.
+pub(crate) fn utc_now() -> String {
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
+    let text = glib::DateTime::from_unix_utc(seconds).and_then(|time| time.format("%Y-%m-%dT%H:%M:%S"));
+    text.map(|text| format!("{text}.{:03}Z", since_1970.subsec_millis())).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn result() -> DiadResult {
-        DiadResult {
-            schema: SCHEMA,
+    fn inspection() -> Inspection {
+        Inspection {
+            element: "cap".into(),
             verdict: Verdict::Warn,
             frame_verdict: Verdict::Ng,
             reason: None,
@@ -273,27 +410,44 @@ mod tests {
             width: 640,
             height: 480,
             frame_id: u64::MAX,
-            pts: Some(40_000_000),
-            utc: 1_700_000_000_000_000_000,
-            part_id: Some("P-17".into()),
             model: "ab".into(),
+            precision: "f32".into(),
+            pose: Some(Pose { dx: 1.5, dy: -2.0, turn: 0.25 }),
             timing: Timing { pre: 1, queue: 2, infer: 3, total: 4, batch: 5 },
         }
+    }
+
+    fn uninspected() -> Inspection {
+        Inspection {
+            verdict: Verdict::Uninspected,
+            frame_verdict: Verdict::Uninspected,
+            reason: Some("overload".into()),
+            finding: None,
+            pose: None,
+            ..inspection()
+        }
+    }
+
+    fn result() -> DiadResult {
+        let mut result = DiadResult {
+            utc: Some(utc_now()),
+            line: Some("7".into()),
+            sequence: Some(u64::MAX),
+            part_id: Some("P-17".into()),
+            challenge: Some("red rabbit".into()),
+            ..DiadResult::unseen(Some(gst::ClockTime::from_mseconds(40)))
+        };
+        result.add(inspection());
+        result
     }
 
     #[test]
     fn a_result_survives_a_structure() {
         gst::init().unwrap();
-        let uninspected = DiadResult {
-            verdict: Verdict::Uninspected,
-            frame_verdict: Verdict::Uninspected,
-            reason: Some("overload".into()),
-            finding: None,
-            pts: None,
-            part_id: None,
-            ..result()
-        };
-        for result in [result(), uninspected] {
+        let mut two = DiadResult::unseen(None);
+        two.add(inspection());
+        two.add(uninspected());
+        for result in [result(), two, DiadResult::unseen(None)] {
             let structure = result.to_structure("diad-result");
             assert_eq!(DiadResult::try_from(structure.as_ref()).unwrap(), result);
             // And the text of gst-launch -m and of logs.
@@ -303,23 +457,48 @@ mod tests {
     }
 
     #[test]
+    fn the_frame_gets_the_worst_verdict_whatever_the_order() {
+        let order = [Verdict::Ok, Verdict::Warn, Verdict::Uninspected, Verdict::Error, Verdict::Ng];
+        assert_eq!(DiadResult::unseen(None).verdict, Verdict::Uninspected);
+        for (i, first) in order.into_iter().enumerate() {
+            for (j, second) in order.into_iter().enumerate() {
+                let mut result = DiadResult::unseen(None);
+                for verdict in [first, second] {
+                    result.add(Inspection { verdict, ..inspection() });
+                }
+                assert_eq!(result.verdict, order[i.max(j)], "{first} and {second}");
+                assert_eq!(result.worst().unwrap().verdict, result.verdict);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_result_is_refused_by_field() {
         gst::init().unwrap();
         let mut structure = result().to_structure("DiadResult");
+        let refusal = |structure: &gst::Structure| DiadResult::try_from(structure.as_ref()).unwrap_err().to_string();
         structure.set("verdict", "fine");
-        assert!(DiadResult::try_from(structure.as_ref()).unwrap_err().to_string().contains("verdict = \"fine\""));
-        structure.set("schema", 2u32);
-        assert!(DiadResult::try_from(structure.as_ref()).unwrap_err().to_string().contains("schema 2"));
+        assert_eq!(
+            refusal(&structure),
+            "DiadResult: verdict = \"fine\": expected one of ok, warn, ng, uninspected, error"
+        );
+        structure.set("schema", 1u32);
+        assert_eq!(refusal(&structure), "DiadResult: schema 1, expected 2");
         structure.remove_field("schema");
-        assert!(DiadResult::try_from(structure.as_ref()).is_err());
+        assert!(refusal(&structure).contains("schema"));
+        let mut structure = result().to_structure("DiadResult");
+        structure.set("results", gst::Array::new([gst::Structure::new_empty("inspection").to_send_value()]));
+        assert!(refusal(&structure).starts_with("inspection: "));
     }
 
     #[test]
     fn json_has_the_documented_fields() {
         let json = serde_json::to_value(result()).unwrap();
-        assert_eq!(json["verdict"], "warn");
-        assert_eq!(json["class_source"], "unknown-product");
-        assert_eq!(json["regions"][0]["area"], 5);
-        assert_eq!(json["timing"]["infer"], 3);
+        assert_eq!((&json["verdict"], &json["schema"]), (&"warn".into(), &2.into()));
+        assert_eq!(json["results"][0]["class_source"], "unknown-product");
+        assert_eq!(json["results"][0]["regions"][0]["area"], 5);
+        assert_eq!(json["results"][0]["timing"]["infer"], 3);
+        let utc = json["utc"].as_str().unwrap();
+        assert_eq!((utc.len(), &utc[10..11], &utc[19..20], &utc[23..]), (24, "T", ".", "Z"), "{utc}");
     }
 }

@@ -44,8 +44,8 @@ impl Limits {
     /// it as the card does; a warning never starts above the threshold.
     ///
     /// # Errors
-    /// When both a threshold and a rate are given, a warning threshold lies above the threshold, a value is not finite, or
-    /// a class has too few calibration scores for the rate.
+    /// When both a threshold and a rate are given, a value is not finite, or a class has too few calibration scores for the
+    /// rate.
     pub fn with(card: &Card, overrides: &Overrides) -> Result<Self> {
         let Overrides { threshold, warn_threshold, target_fpr, min_area } = overrides;
         let mut limits = Self::of(card);
@@ -81,13 +81,7 @@ impl Limits {
                 *limits = ClassLimits { ng, warn: (ng * share).min(ng), ..*limits };
             }
             if let Some(warn) = *warn_threshold {
-                if warn > limits.ng {
-                    return Err(Error::Usage(format!(
-                        "warn-threshold = {warn}: expected at most the threshold, {} for class {}",
-                        limits.ng, class.name
-                    )));
-                }
-                limits.warn = warn;
+                limits.warn = warn.min(limits.ng);
             }
         }
         limits.min_area = min_area.unwrap_or(limits.min_area);

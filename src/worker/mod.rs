@@ -76,7 +76,7 @@ use thread::{Bench, first, words};
 
 pub use batcher::{Batcher, Next};
 pub use model::open;
-pub use share::{Shared, instance_key};
+pub use share::{Shared, SharedKey};
 pub use stats::{Durations, Stats, Summary};
 
 /// Jobs that may wait in the channel; more than any sensible number of streams has under way.

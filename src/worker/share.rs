@@ -2,22 +2,32 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::Worker;
 use crate::error::{Error, Result};
 
 /// Everybody's workers. Entries of workers that are gone are removed when the next comes.
-static SHARED: LazyLock<Mutex<HashMap<String, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+static SHARED: LazyLock<Mutex<HashMap<SharedKey, Weak<Shared>>>> = LazyLock::new(Mutex::default);
 
-/// A worker under a key. All who hold it see the same worker, also after [`Shared::swap`].
-pub struct Shared {
-    key: String,
-    worker: Mutex<Arc<Worker>>,
+/// What users of one worker agree in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SharedKey {
+    /// A name that users give the worker: those with one never share with those without.
+    pub id: Option<String>,
+    /// Digest of the model.
+    pub digest: String,
+    /// Where it runs, and in which precision.
+    pub device: String,
+    /// Frames per batch, at most.
+    pub batch_size: usize,
+    /// How long a batch that is not full waits after its first frame.
+    pub batch_timeout: Duration,
 }
 
-/// The key of a worker that is shared by name, as `model-instance-id` names it.
-pub fn instance_key(id: &str) -> String {
-    format!("id {id}")
+/// A worker that others may use as well. It never becomes another worker or gets another model.
+pub struct Shared {
+    worker: Worker,
 }
 
 impl Shared {
@@ -25,63 +35,53 @@ impl Shared {
     /// that.
     ///
     /// # Errors
-    /// Those of `start`; when the worker under `key` runs another model than `digest`.
-    pub fn join(key: &str, digest: &str, start: impl FnOnce() -> Result<Worker>) -> Result<Arc<Self>> {
-        let found = find(&lock(&SHARED), key); // the lock ends here: what follows may end a worker
-        if let Some(found) = found {
-            return found.with(digest);
+    /// Those of `start`; when the model runs under the same id on another device or with other batches.
+    pub fn join(key: &SharedKey, start: impl FnOnce() -> Result<Worker>) -> Result<Arc<Self>> {
+        if let Some(found) = find(&lock(&SHARED), key)? {
+            return Ok(found);
         }
-        let worker = Arc::new(start()?);
-        let fresh = Arc::new(Self { key: key.to_owned(), worker: Mutex::new(worker) });
+        let fresh = Arc::new(Self { worker: start()? });
         let found = {
             let mut all = lock(&SHARED);
             all.retain(|_, shared| shared.strong_count() > 0);
             let found = find(&all, key);
-            if found.is_none() {
-                all.insert(key.to_owned(), Arc::downgrade(&fresh));
+            if matches!(found, Ok(None)) {
+                all.insert(key.clone(), Arc::downgrade(&fresh));
             }
             found
         };
-        // A worker that lost is dropped here, outside of the lock.
-        found.unwrap_or(fresh).with(digest)
-    }
-
-    fn with(self: Arc<Self>, digest: &str) -> Result<Arc<Self>> {
-        let worker = self.worker();
-        if worker.digest() == digest {
-            return Ok(self);
-        }
-        Err(Error::Usage(format!(
-            "model-instance-id = {:?}: is in use with another model ({}); expected the same model ({}) or another id",
-            self.key,
-            short(worker.digest()),
-            short(digest)
-        )))
+        Ok(found?.unwrap_or(fresh)) // one that lost ends here, outside of the lock
     }
 
     /// How many hold it.
-    pub fn users(self: &Arc<Self>) -> usize {
-        Arc::strong_count(self)
+    pub fn users(this: &Arc<Self>) -> usize {
+        Arc::strong_count(this)
     }
 
-    /// The worker of this moment.
-    pub fn worker(&self) -> Arc<Worker> {
-        lock(&self.worker).clone()
-    }
-
-    /// Another worker from now on; the old one answers what it has accepted.
-    pub fn swap(&self, worker: Arc<Worker>) -> Arc<Worker> {
-        std::mem::replace(&mut *lock(&self.worker), worker)
+    /// The worker.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
     }
 }
 
-fn find(all: &HashMap<String, Weak<Shared>>, key: &str) -> Option<Arc<Shared>> {
-    all.get(key).and_then(Weak::upgrade)
-}
-
-/// The first digits of a digest: enough to tell models apart by eye.
-fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
+fn find(all: &HashMap<SharedKey, Weak<Shared>>, key: &SharedKey) -> Result<Option<Arc<Shared>>> {
+    if let Some(found) = all.get(key).and_then(Weak::upgrade) {
+        return Ok(Some(found));
+    }
+    let Some(id) = &key.id else { return Ok(None) };
+    let same = |other: &&SharedKey| other.id == key.id && other.digest == key.digest && all[*other].strong_count() > 0;
+    let Some(other) = all.keys().find(same) else { return Ok(None) };
+    let milliseconds = |key: &SharedKey| key.batch_timeout.as_secs_f64() * 1e3;
+    let (what, there, here) = if other.device != key.device {
+        ("device and precision", other.device.clone(), key.device.clone())
+    } else if other.batch_size != key.batch_size {
+        ("batch-size", other.batch_size.to_string(), key.batch_size.to_string())
+    } else {
+        ("batch-timeout", format!("{} ms", milliseconds(other)), format!("{} ms", milliseconds(key)))
+    };
+    Err(Error::Usage(format!(
+        "model-instance-id = {id:?}: its worker has {what} {there}, this element asks for {here}; expected the same, or another id"
+    )))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

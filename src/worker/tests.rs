@@ -420,21 +420,39 @@ fn one_key_is_one_worker_for_as_long_as_somebody_holds_it() {
         };
         Worker::start(Box::new(open), Options { name: "shared".into(), batch_size: 1, batch_timeout: NOW })
     };
-    let digest = card().digest();
-    let a = Shared::join("key", &digest, start).unwrap();
-    let b = Shared::join("key", &digest, || panic!("there is one")).unwrap();
-    assert!(Arc::ptr_eq(&a.worker(), &b.worker()));
-    let other = Shared::join("other", &digest, start).unwrap();
-    assert!(!Arc::ptr_eq(&a.worker(), &other.worker()));
-    let error = Shared::join("key", &"f".repeat(64), start).err().unwrap();
-    assert!(error.to_string().contains("another model"), "{error}");
-    let old = a.swap(other.worker());
-    assert!(Arc::ptr_eq(&b.worker(), &other.worker()), "a swap is for all who share");
-    drop((a, b, old));
-    assert!(
-        Shared::join("key", &"f".repeat(64), || Err(Error::Usage("opened".into())))
-            .is_err_and(|e| e.to_string() == "opened")
-    );
+    let key = SharedKey { id: None, digest: card().digest(), device: "cpu".into(), batch_size: 1, batch_timeout: NOW };
+    let a = Shared::join(&key, start).unwrap();
+    let b = Shared::join(&key, || panic!("there is one")).unwrap();
+    assert!(Arc::ptr_eq(&a, &b) && Shared::users(&a) == 2);
+    // Whoever differs in anything gets a worker of their own,
+    let named = SharedKey { id: Some("line".into()), ..key.clone() };
+    let different = [
+        SharedKey { digest: "f".repeat(64), ..key.clone() },
+        SharedKey { device: "cuda:0".into(), ..key.clone() },
+        SharedKey { batch_size: 2, ..key.clone() },
+        SharedKey { batch_timeout: Duration::from_millis(1), ..key.clone() },
+        named.clone(),
+    ];
+    let workers: Vec<_> = different.iter().map(|key| Shared::join(key, start).unwrap()).collect();
+    assert!(workers.iter().all(|worker| !Arc::ptr_eq(worker, &a) && Shared::users(worker) == 1));
+    // but under one id and with one model all have to agree.
+    for (other, what) in [
+        (
+            SharedKey { device: "cuda:0".into(), ..named.clone() },
+            "device and precision cpu, this element asks for cuda:0",
+        ),
+        (SharedKey { batch_size: 2, ..named.clone() }, "batch-size 1, this element asks for 2"),
+        (
+            SharedKey { batch_timeout: Duration::from_millis(3), ..named.clone() },
+            "batch-timeout 0 ms, this element asks for 3 ms",
+        ),
+    ] {
+        let error = Shared::join(&other, || panic!("it must not be started")).err().unwrap().to_string();
+        assert!(error.contains("model-instance-id = \"line\"") && error.contains(what), "{error}");
+    }
+    Shared::join(&SharedKey { digest: "e".repeat(64), ..named }, start).expect("another model under the same id");
+    drop((a, b));
+    assert!(Shared::join(&key, || Err(Error::Usage("opened".into()))).is_err_and(|e| e.to_string() == "opened"));
 }
 
 proptest! {

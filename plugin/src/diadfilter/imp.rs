@@ -1,6 +1,6 @@
-//! The GObject: properties, pads, states, events, queries.
+//! The GObject: properties, states, and changes of the model.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
-use super::enter::{Inlet, Waiting};
-use super::leave::Outlet;
-use super::pace::{self, Load};
-use super::session::Session;
+use super::chain::{Frame, SinkState};
+use super::latency::{Latency, Load};
+use super::model::{FrameContext, ModelHandle};
+use super::push::{SrcState, nanoseconds};
 use super::settings::{SPECS, Settings};
-use super::tally::Tally;
+use super::stats::Stats;
 use crate::frame;
-use crate::line::{Item, Line};
+use crate::stream::Stream;
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("diadfilter", gst::DebugColorFlags::empty(), Some("Finds defects in video frames"))
@@ -25,26 +25,40 @@ pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 /// Numbers of streams, for the worker's turns.
 static STREAMS: AtomicU64 = AtomicU64::new(0);
 
-/// The element. Locks are taken one at a time and never held across model work, pushes, messages or waits.
+/// The element. Locks are taken one at a time and never held while a file is read, a model works, something is pushed or posted, or
+/// anybody is waited for.
 pub struct DiadFilter {
-    pub(super) sinkpad: gst::Pad,
-    pub(super) srcpad: gst::Pad,
-    /// The properties and how often they have changed.
-    settings: Mutex<(Settings, u64)>,
-    session: Mutex<Option<Arc<Session>>>,
-    pub(super) line: Line<Box<Waiting>, gst::Event>,
-    pub(super) tally: Tally,
+    pub(super) stream: Stream<Box<Frame>>,
+    config: Mutex<Configured>,
+    loader: Mutex<Loader>,
+    stats: Mutex<Arc<Stats>>,
     /// What the sink side remembers between frames.
-    pub(super) inlet: Mutex<Inlet>,
+    pub(super) sink: Mutex<SinkState>,
     /// What the source side remembers between frames.
-    pub(super) outlet: Mutex<Outlet>,
-    /// What LATENCY is answered with.
-    latency: Mutex<Duration>,
-    /// Frames of this element that are with the worker.
-    pub(super) asked: AtomicUsize,
-    pub(super) stream: u64,
-    /// Loads a model while the old one works.
-    swap: Mutex<Option<JoinHandle<()>>>,
+    pub(super) src: Mutex<SrcState>,
+    latency: Mutex<Latency>,
+    pub(super) number: u64,
+}
+
+/// What is set at a moment.
+#[derive(Clone, Default)]
+pub(super) struct Configured {
+    pub(super) settings: Arc<Settings>,
+    /// From READY on.
+    pub(super) model: Option<Arc<ModelHandle>>,
+    /// Counts the changes of the two above.
+    version: u64,
+    /// Counts the requests for another model: one that is not the last is given up.
+    requests: u64,
+}
+
+/// The thread that loads models while the old one works. There is one at a time.
+#[derive(Default)]
+struct Loader {
+    /// What is to be loaded next, and the number of that request.
+    wanted: Option<(Option<String>, u64)>,
+    runs: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -53,45 +67,33 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DiadFilter {
-    /// The properties of this moment, and their version.
-    pub(super) fn settings(&self) -> (Settings, u64) {
-        lock(&self.settings).clone()
+    pub(super) fn configured(&self) -> Configured {
+        lock(&self.config).clone()
     }
 
-    pub(super) fn session(&self) -> Option<Arc<Session>> {
-        lock(&self.session).clone()
+    pub(super) fn stats(&self) -> Arc<Stats> {
+        lock(&self.stats).clone()
     }
 
     /// What LATENCY is answered with.
-    pub(super) fn latency(&self) -> Duration {
+    pub(super) fn latency(&self) -> Latency {
         *lock(&self.latency)
-    }
-
-    /// How busy the worker is with this and other streams.
-    pub(super) fn load(&self, session: &Session) -> Load {
-        let worker = session.shared.worker();
-        Load {
-            batch_time: worker.batch_time().p99,
-            batch_timeout: worker.options().batch_timeout,
-            batch_size: worker.options().batch_size,
-            streams: session.shared.users(),
-            own: self.tally.own(),
-        }
     }
 
     /// Measures again what LATENCY has to say, and posts a message if that has changed.
     pub(super) fn update_latency(&self) {
-        let Some(session) = self.session() else { return };
-        let asked = Duration::from_nanos(self.settings().0.latency);
+        let Configured { settings, model: Some(model), .. } = self.configured() else { return };
+        let worker = model.worker();
+        let load = Load {
+            batch_time: worker.batch_time().p99,
+            batch_timeout: worker.options().batch_timeout,
+            batch_size: worker.options().batch_size,
+            streams: model.users(),
+            own: self.stats().own(),
+        };
         let changed = {
-            let needed = if asked.is_zero() { self.load(&session).latency() } else { asked };
             let mut latency = lock(&self.latency);
-            let off = if asked.is_zero() { pace::is_off(*latency, needed) } else { *latency != needed };
-            if off {
-                // Some room, so that it is not off again with the next frame.
-                *latency = if asked.is_zero() { needed * 5 / 4 } else { needed };
-            }
-            off.then_some(*latency)
+            latency.update(load, Duration::from_nanos(settings.latency)).then_some(latency.answered)
         };
         if let Some(latency) = changed {
             gst::info!(CAT, imp = self, "latency is now {latency:?}");
@@ -99,201 +101,239 @@ impl DiadFilter {
         }
     }
 
+    /// The property `stats`.
+    pub(super) fn stats_structure(&self) -> gst::Structure {
+        let mut structure = self.stats().counts().clone().structure();
+        structure.set("queued", self.stream.queue.len() as u64);
+        structure.set("latency", nanoseconds(self.latency().answered));
+        if let Some(model) = self.configured().model {
+            let worker = model.worker();
+            let stats = worker.stats();
+            structure.set("model", worker.digest());
+            structure.set("device", model.target.to_string());
+            structure.set("worker-batches", stats.batches);
+            structure.set("worker-frames", stats.frames);
+            structure.set("worker-mean-batch", stats.mean_batch());
+            structure.set("worker-errors", stats.errors);
+            structure.set("worker-panics", stats.panics);
+            structure.set("worker-pending", worker.pending() as u64);
+        }
+        structure
+    }
+
+    /// Opens the model that the settings name.
     fn open(&self) -> Result<(), gst::ErrorMessage> {
-        let (settings, _) = self.settings();
-        let wrong = |words: String| gst::error_msg!(gst::ResourceError::Settings, ("{}", words));
-        settings.check().map_err(wrong)?;
-        let session = Session::open(&settings).map_err(wrong)?;
-        gst::info!(CAT, imp = self, "model {} on {}", session.shared.worker().digest(), session.target);
-        *lock(&self.session) = Some(Arc::new(session));
+        let settings = self.configured().settings;
+        let opened = settings.roi().and_then(|_| ModelHandle::open(&settings));
+        let model = opened.map_err(|words| gst::error_msg!(gst::ResourceError::Settings, ("{}", words)))?;
+        gst::info!(CAT, imp = self, "model {} on {}", model.worker().digest(), model.target);
+        let old = {
+            let mut config = lock(&self.config);
+            config.version += 1;
+            config.model.replace(Arc::new(model))
+        };
+        drop(old);
         Ok(())
     }
 
-    /// Loads the model that the settings name by now, on a thread of its own, and says how that went.
-    fn swap_model(&self, session: Arc<Session>) {
-        let (settings, _) = self.settings();
-        let element = self.obj().downgrade();
-        let body = move || {
-            let outcome = session.swap(&settings);
-            let Some(element) = element.upgrade() else { return };
-            let mut structure = gst::Structure::builder("diad-model")
-                .field("model", &settings.model)
-                .field("loaded", outcome.is_ok())
-                .field("digest", session.shared.worker().digest())
-                .build();
-            if let Err(words) = outcome {
-                structure.set("error", &words);
-                gst::element_warning!(
-                    element,
-                    gst::ResourceError::Settings,
-                    ("{words}; the model before stays in place")
-                );
-            }
-            let _ = element.post_message(gst::message::Element::builder(structure).src(&element).build());
-            element.imp().update_latency();
+    /// Opens the model again if it runs otherwise than the properties ask by now: some may be changed in READY.
+    fn open_again_if_needed(&self) -> Result<(), gst::ErrorMessage> {
+        let Configured { settings, model, .. } = self.configured();
+        match model {
+            Some(model) if model.runs_as(&settings) => Ok(()),
+            _ => self.open(),
+        }
+    }
+
+    fn close(&self) {
+        let model = {
+            let mut config = lock(&self.config);
+            config.requests += 1; // whatever is being loaded comes too late
+            config.version += 1;
+            config.model.take()
         };
-        let spawned = std::thread::Builder::new().name("diad-swap".into()).spawn(body);
-        match spawned {
-            // One at a time: the last one wins, and is waited for.
-            Ok(handle) => {
-                let before = lock(&self.swap).replace(handle);
-                if let Some(before) = before.filter(|thread| thread.is_finished()) {
-                    let _ = before.join();
+        let thread = {
+            let mut loader = lock(&self.loader);
+            loader.wanted = None;
+            loader.thread.take()
+        };
+        if let Some(thread) = thread {
+            let _ = thread.join(); // a panic there has been logged
+        }
+        let mut sink = lock(&self.sink);
+        let context = std::mem::take(&mut *sink).context;
+        drop(sink);
+        drop((context, model)); // the last one ends the worker
+    }
+
+    /// Loads another model while the one at hand works on. Of several requests the last one wins; the others are told so.
+    fn request_model(&self, path: Option<String>) {
+        let request = {
+            let mut config = lock(&self.config);
+            config.requests += 1;
+            config.requests
+        };
+        let element = self.obj().downgrade();
+        let (superseded, failed) = {
+            let mut loader = lock(&self.loader);
+            let superseded = loader.wanted.replace((path, request));
+            let mut failed = None;
+            if !loader.runs {
+                let body = move || {
+                    if let Some(element) = element.upgrade() {
+                        element.imp().load_models();
+                    }
+                };
+                match std::thread::Builder::new().name("diad-load".into()).spawn(body) {
+                    Ok(thread) => (loader.runs, loader.thread) = (true, Some(thread)), // the one before has ended
+                    Err(error) => {
+                        failed = loader.wanted.take().zip(Some(format!("no thread to load a model: {error}")))
+                    }
                 }
             }
-            Err(error) => {
-                gst::element_imp_warning!(self, gst::ResourceError::Failed, ("no thread to load a model: {error}"))
+            (superseded, failed)
+        };
+        if let Some((path, _)) = superseded {
+            self.say_model(path.as_deref(), Err(SUPERSEDED.into()));
+        }
+        if let Some(((path, _), words)) = failed {
+            self.say_model(path.as_deref(), Err(words));
+        }
+    }
+
+    /// The loader's thread: until nothing is wanted any more.
+    fn load_models(&self) {
+        loop {
+            let (path, request) = {
+                let mut loader = lock(&self.loader);
+                match loader.wanted.take() {
+                    Some(wanted) => wanted,
+                    None => return loader.runs = false,
+                }
+            };
+            let outcome = self.load_model(path.clone(), request);
+            self.say_model(path.as_deref(), outcome);
+        }
+    }
+
+    /// Loads a model and, unless another one was asked for since, puts it in place of the old one. Property and model change
+    /// together, or not at all.
+    fn load_model(&self, path: Option<String>, request: u64) -> Result<(), String> {
+        let with_path = |settings: &Settings| Arc::new(Settings { model: path.clone(), ..settings.clone() });
+        let model = Arc::new(ModelHandle::open(&with_path(&self.configured().settings))?);
+        loop {
+            let now = self.configured();
+            if now.requests != request {
+                return Err(SUPERSEDED.into());
+            }
+            let settings = with_path(&now.settings);
+            let context = self.try_context(&model, &settings)?;
+            let old = {
+                let mut config = lock(&self.config);
+                if (config.version, config.requests) != (now.version, request) {
+                    continue; // another property was changed meanwhile: it has to fit, too
+                }
+                config.version += 1;
+                config.settings = settings;
+                config.model.replace(model)
+            };
+            self.use_context(context);
+            drop(old); // what it has accepted it still answers
+            return Ok(());
+        }
+    }
+
+    /// Says how a change of the model went.
+    fn say_model(&self, path: Option<&str>, outcome: Result<(), String>) {
+        let element = self.obj();
+        let mut structure = gst::Structure::builder("diad-model").field("loaded", outcome.is_ok()).build();
+        structure.set_if_some("model", path);
+        structure.set_if_some("digest", self.configured().model.map(|model| model.worker().digest().to_owned()));
+        match outcome {
+            Ok(()) => element.notify("model"),
+            Err(words) => {
+                structure.set("error", &words);
+                if words == SUPERSEDED {
+                    gst::info!(CAT, imp = self, "model = {path:?} {words}");
+                } else {
+                    gst::element_warning!(
+                        element,
+                        gst::ResourceError::Settings,
+                        ("{words}; the model before stays in place")
+                    );
+                }
             }
         }
+        let _ = element.post_message(gst::message::Element::builder(structure).src(&*element).build());
+        self.update_latency();
     }
 
-    fn change(&self, name: &str, value: &glib::Value) {
-        while !self.try_change(name, value) {}
+    /// What the frames of this moment would be looked at with; nothing where none has come yet.
+    fn try_context(&self, model: &Arc<ModelHandle>, settings: &Arc<Settings>) -> Result<Option<FrameContext>, String> {
+        let info = lock(&self.sink).info.clone();
+        match info {
+            Some(info) => FrameContext::new(model.clone(), settings.clone(), &info).map(Some),
+            None => model.check(settings).map(|()| None),
+        }
     }
 
-    /// Whether that is done with; not if another thread has changed another property meanwhile.
-    fn try_change(&self, name: &str, value: &glib::Value) -> bool {
-        let (mut settings, version) = self.settings();
-        if let Err(error) = settings.set(name, value) {
-            gst::error!(CAT, imp = self, "{name}: {error}");
-            return true;
+    /// Made on this thread so that the streaming thread need not.
+    fn use_context(&self, context: Option<FrameContext>) {
+        if let Some(context) = context {
+            let old = lock(&self.sink).context.replace(Arc::new(context));
+            drop(old);
         }
-        let session = self.session();
-        let fits = |session: &Arc<Session>| match lock(&self.inlet).info.clone() {
-            // Made only to see whether it can be: the next frame makes its own.
-            Some(info) => session.lens(None, &settings, version + 1, &info).map(drop),
-            None => settings.check().and_then(|()| session.check(&settings)),
-        };
-        if name != "model"
-            && let Some(Err(words)) = session.as_ref().map(fits)
-        {
-            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{words}; {name} stays as it was"));
-            return true;
+    }
+
+    fn change(&self, spec: &glib::ParamSpec, value: &glib::Value) {
+        while !self.try_change(spec, value) {}
+    }
+
+    /// Whether that is done with; not if another thread has changed something else meanwhile.
+    fn try_change(&self, spec: &glib::ParamSpec, value: &glib::Value) -> bool {
+        let name = spec.name();
+        let now = self.configured();
+        let mut settings = Settings::clone(&now.settings);
+        settings.set(name, value);
+        let settings = Arc::new(settings);
+        let mut context = None;
+        if let Some(model) = &now.model {
+            if name == "model" {
+                self.request_model(settings.model.clone());
+                return true;
+            }
+            if !spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) && self.obj().current_state() > gst::State::Ready
+            {
+                let words = format!("{name} can be changed in READY only; it stays as it was");
+                gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{words}"));
+                return true;
+            }
+            match self.try_context(model, &settings) {
+                Ok(made) => context = made,
+                Err(words) => {
+                    gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{words}; {name} stays as it was"));
+                    return true;
+                }
+            }
         }
         {
-            let mut current = lock(&self.settings);
-            if current.1 != version {
+            let mut config = lock(&self.config);
+            if config.version != now.version {
                 return false;
             }
-            *current = (settings, version + 1);
+            config.version += 1;
+            config.settings = settings;
         }
-        match (name, session) {
-            ("model", Some(session)) => self.swap_model(session),
-            ("latency", Some(_)) => self.update_latency(),
-            _ => {}
+        self.use_context(context);
+        if name == "latency" {
+            self.update_latency();
         }
         true
-    }
-
-    /// Everything that waits is given up.
-    fn flush(&self) {
-        let dropped = self.line.stop();
-        self.count_dropped(dropped, "flushed");
-    }
-
-    /// Frames that will never leave.
-    pub(super) fn count_dropped(&self, dropped: Vec<Item<Box<Waiting>, gst::Event>>, reason: &'static str) {
-        let frames = dropped.iter().filter(|item| matches!(item, Item::Frame(_))).count();
-        let asked = dropped.iter().filter(|item| matches!(item, Item::Frame(frame) if frame.is_asked())).count();
-        self.asked.fetch_sub(asked, Ordering::AcqRel);
-        if frames > 0 {
-            self.tally.uninspected(reason, frames);
-        }
-    }
-
-    fn start_task(&self) -> Result<(), gst::LoggableError> {
-        let element = self.obj().downgrade();
-        let started = self.srcpad.start_task(move || {
-            if let Some(element) = element.upgrade() {
-                element.imp().leave_one();
-            }
-        });
-        started.map_err(|error| gst::loggable_error!(CAT, "no task: {error}"))
-    }
-
-    fn src_activate(&self, mode: gst::PadMode, active: bool) -> Result<(), gst::LoggableError> {
-        if mode != gst::PadMode::Push {
-            return Err(gst::loggable_error!(CAT, "only push mode"));
-        }
-        if active {
-            self.line.start();
-            self.start_task()
-        } else {
-            self.flush();
-            self.srcpad.stop_task().map_err(|error| gst::loggable_error!(CAT, "the task does not stop: {error}"))
-        }
-    }
-
-    fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
-        gst::log!(CAT, imp = self, "{event:?}");
-        match event.view() {
-            gst::EventView::FlushStart(_) => {
-                let passed = self.srcpad.push_event(event);
-                self.flush();
-                let _ = self.srcpad.pause_task();
-                return passed;
-            }
-            gst::EventView::FlushStop(_) => {
-                let passed = self.srcpad.push_event(event);
-                lock(&self.inlet).flushed();
-                *lock(&self.outlet) = Outlet::default();
-                self.line.start();
-                return self.start_task().is_ok() && passed;
-            }
-            gst::EventView::Caps(caps) => {
-                if let Err(words) = self.set_caps(caps.caps()) {
-                    gst::element_imp_error!(self, gst::CoreError::Negotiation, ("{words}"));
-                    return false;
-                }
-            }
-            gst::EventView::CustomDownstream(custom) => {
-                if let Some(part) = custom.structure().filter(|structure| structure.name() == "diad-part") {
-                    lock(&self.inlet).part = part.get::<String>("part-id").ok();
-                }
-            }
-            _ => {}
-        }
-        if !event.is_serialized() {
-            return gst::Pad::event_default(pad, Some(&*self.obj()), event);
-        }
-        let is_eos = event.type_() == gst::EventType::Eos;
-        match self.line.push(Item::Event(event)) {
-            Ok(()) => true,
-            Err((error, _)) => {
-                if is_eos && !matches!(error, gst::FlowError::Flushing | gst::FlowError::Eos) {
-                    gst::element_imp_error!(self, gst::StreamError::Failed, ("the stream ended because of {error}"));
-                }
-                false
-            }
-        }
-    }
-
-    fn sink_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
-        if query.is_serialized() {
-            // It keeps its place: what came before it leaves first. Downstream answers for the frames that it will get.
-            return self.line.drain().is_ok() && self.srcpad.peer_query(query);
-        }
-        gst::Pad::query_default(pad, Some(&*self.obj()), query)
-    }
-
-    fn src_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
-        let gst::QueryViewMut::Latency(answer) = query.view_mut() else {
-            return gst::Pad::query_default(pad, Some(&*self.obj()), query);
-        };
-        let (live, min, max) = self.upstream_latency();
-        lock(&self.inlet).live = Some(live);
-        let own = gst::ClockTime::try_from(self.latency()).unwrap_or(gst::ClockTime::ZERO);
-        answer.set(live, min + own, max.map(|max| max + own));
-        true
-    }
-
-    /// Live, minimum and maximum latency of upstream. Who fails to answer is taken as live: frames that come without end and
-    /// must not be held up are the case where being wrong hurts.
-    pub(super) fn upstream_latency(&self) -> (bool, gst::ClockTime, Option<gst::ClockTime>) {
-        let mut query = gst::query::Latency::new();
-        if self.sinkpad.peer_query(&mut query) { query.result() } else { (true, gst::ClockTime::ZERO, None) }
     }
 }
+
+/// What becomes of a model that is not the last one that was asked for.
+const SUPERSEDED: &str = "was not used: another model was set after it";
 
 #[glib::object_subclass]
 impl ObjectSubclass for DiadFilter {
@@ -302,49 +342,15 @@ impl ObjectSubclass for DiadFilter {
     type ParentType = gst::Element;
 
     fn with_class(class: &Self::Class) -> Self {
-        let pad = |name: &str| {
-            let template = class.pad_template(name);
-            // Both templates are added below, from constants.
-            gst::Pad::builder_from_template(&template.unwrap_or_else(|| unreachable!("no template {name}")))
-        };
-        let sinkpad = pad("sink")
-            .chain_function(|_, parent, buffer| {
-                Self::catch_panic_pad_function(parent, || Err(gst::FlowError::Error), |this| this.enter(buffer))
-            })
-            .event_function(|pad, parent, event| {
-                Self::catch_panic_pad_function(parent, || false, |this| this.sink_event(pad, event))
-            })
-            .query_function(|pad, parent, query| {
-                Self::catch_panic_pad_function(parent, || false, |this| this.sink_query(pad, query))
-            })
-            .flags(gst::PadFlags::PROXY_CAPS)
-            .build();
-        let srcpad = pad("src")
-            .query_function(|pad, parent, query| {
-                Self::catch_panic_pad_function(parent, || false, |this| this.src_query(pad, query))
-            })
-            .activatemode_function(|_, parent, mode, active| {
-                Self::catch_panic_pad_function(
-                    parent,
-                    || Err(gst::loggable_error!(CAT, "panicked while activating")),
-                    |this| this.src_activate(mode, active),
-                )
-            })
-            .flags(gst::PadFlags::PROXY_CAPS | gst::PadFlags::FIXED_CAPS)
-            .build();
         Self {
-            sinkpad,
-            srcpad,
-            settings: Mutex::default(),
-            session: Mutex::default(),
-            line: Line::default(),
-            tally: Tally::default(),
-            inlet: Mutex::default(),
-            outlet: Mutex::default(),
+            stream: Stream::new::<Self>(|name| class.pad_template(name)),
+            config: Mutex::default(),
+            loader: Mutex::default(),
+            stats: Mutex::default(),
+            sink: Mutex::default(),
+            src: Mutex::default(),
             latency: Mutex::default(),
-            asked: AtomicUsize::new(0),
-            stream: STREAMS.fetch_add(1, Ordering::Relaxed),
-            swap: Mutex::default(),
+            number: STREAMS.fetch_add(1, Ordering::Relaxed),
         }
     }
 }
@@ -355,24 +361,22 @@ impl ObjectImpl for DiadFilter {
     }
 
     fn set_property(&self, _: usize, value: &glib::Value, spec: &glib::ParamSpec) {
-        self.change(spec.name(), value);
+        self.change(spec, value);
     }
 
     fn property(&self, _: usize, spec: &glib::ParamSpec) -> glib::Value {
         match spec.name() {
-            "stats" => self.stats().to_value(),
-            name => self.settings().0.get(name).unwrap_or_else(|| spec.default_value().clone()),
+            "stats" => self.stats_structure().to_value(),
+            name => self.configured().settings.get(name).unwrap_or_else(|| spec.default_value().clone()),
         }
     }
 
     fn constructed(&self) {
         self.parent_constructed();
-        let element = self.obj();
-        for pad in [&self.sinkpad, &self.srcpad] {
-            if let Err(error) = element.add_pad(pad) {
-                gst::error!(CAT, imp = self, "{error}");
-            }
+        for pad in [&self.stream.sinkpad, &self.stream.srcpad] {
+            pad.set_pad_flags(gst::PadFlags::PROXY_CAPS);
         }
+        self.stream.add_to(&*self.obj());
     }
 }
 
@@ -397,30 +401,25 @@ impl ElementImpl for DiadFilter {
     }
 
     fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
-        match transition {
-            gst::StateChange::NullToReady => {
-                if let Err(error) = self.open() {
-                    self.post_error_message(error);
-                    return Err(gst::StateChangeError);
-                }
-            }
-            gst::StateChange::ReadyToPaused => {
-                self.tally.reset();
-                *lock(&self.inlet) = Inlet::default();
-                *lock(&self.outlet) = Outlet::default();
-                *lock(&self.latency) = Duration::ZERO;
-                self.asked.store(0, Ordering::Release);
-                self.update_latency();
-            }
-            _ => {}
+        let ready = match transition {
+            gst::StateChange::NullToReady => self.open(),
+            gst::StateChange::ReadyToPaused => self.open_again_if_needed(),
+            _ => Ok(()),
+        };
+        if let Err(error) = ready {
+            self.post_error_message(error);
+            return Err(gst::StateChangeError);
+        }
+        if transition == gst::StateChange::ReadyToPaused {
+            *lock(&self.stats) = Arc::default();
+            *lock(&self.sink) = SinkState::default();
+            *lock(&self.src) = SrcState::default();
+            *lock(&self.latency) = Latency::default();
+            self.update_latency();
         }
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
-            let (swap, session) = (lock(&self.swap).take(), lock(&self.session).take());
-            if let Some(swap) = swap {
-                let _ = swap.join();
-            }
-            drop(session); // the last one ends the worker
+            self.close();
         }
         Ok(success)
     }

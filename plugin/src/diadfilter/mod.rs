@@ -1,34 +1,36 @@
 //! `diadfilter`: inspects video frames and passes every one on, annotated, with verdict, score, regions and map as metadata.
 //!
 //! ```text
-//! sink chain:  prepare the model's input -> submit to the worker -> line of frames and events
+//! sink chain:  prepare the model's input -> submit to the worker -> queue of frames and events
 //! worker:      batch -> model -> answer (shared by elements, see diad::worker)
-//! source task: head of the line: wait for its answer -> draw -> attach metadata -> push
+//! source task: head of the queue: wait for its answer -> draw -> attach metadata -> push
 //! ```
 //!
 //! | file | owns |
 //! | --- | --- |
-//! | `settings` | properties and their defaults |
-//! | `imp` | the GObject: pads, states, events, queries |
-//! | `enter` | a frame's way in |
-//! | `leave` | a frame's way out |
-//! | `session` | the worker of this element and what its frames are asked |
-//! | `line`, `pace`, `tally` | order; time; counts. They know neither pads nor models |
+//! | `settings`, `enums` | properties and their defaults |
+//! | `imp` | the GObject: states, changes of properties and of the model |
+//! | `pads` | what happens on the pads, by the rules of [`crate::stream`] |
+//! | `chain` | the sink side: a frame's way in |
+//! | `push` | the source side: what comes of a frame |
+//! | `model` | the model of this element, and what its frames are looked at with |
+//! | `latency`, `stats` | time; counts. They know neither pads nor models |
 
 use gst::glib;
 use gst::prelude::*;
 
-mod enter;
+mod chain;
 mod enums;
 mod imp;
-mod leave;
-
-mod pace;
-mod session;
+mod latency;
+mod model;
+mod pads;
+mod push;
 mod settings;
-mod tally;
+mod stats;
 
-pub use enums::{CopyFrames, MetaFlags, OnError, OverlayFlags, OverloadPolicy, PostMessages};
+use crate::overlay::OverlayFlags;
+pub use enums::{CopyFrames, MetaFlags, OnError, OverloadPolicy, PostMessages};
 
 glib::wrapper! {
     /// The element.

@@ -1,5 +1,6 @@
 //! An in-place transform: find the metadata, draw.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use gst::glib;
@@ -8,8 +9,7 @@ use gst::subclass::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::VideoInfo;
 
-use crate::diadfilter::OverlayFlags;
-use crate::scene::{self, Style};
+use crate::overlay::{self, OverlayFlags, Style};
 use crate::{frame, meta};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -20,6 +20,8 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 pub struct DiadOverlay {
     style: Mutex<Style>,
     info: Mutex<Option<VideoInfo>>,
+    /// The frame before could not be drawn on.
+    undrawn: AtomicBool,
 }
 
 const ALPHA: f64 = 0.6;
@@ -39,7 +41,7 @@ impl ObjectSubclass for DiadOverlay {
     type ParentType = gst_base::BaseTransform;
 
     fn new() -> Self {
-        Self { style: Mutex::new(DEFAULT), info: Mutex::default() }
+        Self { style: Mutex::new(DEFAULT), info: Mutex::default(), undrawn: AtomicBool::new(false) }
     }
 }
 
@@ -113,6 +115,7 @@ impl BaseTransformImpl for DiadOverlay {
 
     fn set_caps(&self, incaps: &gst::Caps, _: &gst::Caps) -> Result<(), gst::LoggableError> {
         let info = VideoInfo::from_caps(incaps).map_err(|error| gst::loggable_error!(CAT, "{incaps}: {error}"))?;
+        self.undrawn.store(false, Ordering::Relaxed);
         *lock(&self.info) = Some(info);
         Ok(())
     }
@@ -123,11 +126,14 @@ impl BaseTransformImpl for DiadOverlay {
         let Some(result) = meta::result_of(buffer).filter(|_| !style.overlay.is_empty()) else {
             return Ok(gst::FlowSuccess::Ok);
         };
-        let map = meta::map_of(buffer);
-        scene::draw(buffer, &info, &result, map.as_ref(), style).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Failed, ("a frame cannot be drawn on: {error}"));
-            gst::FlowError::Error
-        })?;
+        let maps = meta::maps_of(buffer);
+        let drawn = overlay::draw(buffer, &info, &result, &maps, style, &self.obj().name());
+        // As in diadfilter: the frame passes, and the bus is told when that begins.
+        if !self.undrawn.swap(drawn.is_err(), Ordering::Relaxed)
+            && let Err(error) = drawn
+        {
+            overlay::warn_undrawn(&*self.obj(), &*error);
+        }
         Ok(gst::FlowSuccess::Ok)
     }
 }

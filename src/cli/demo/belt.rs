@@ -31,6 +31,11 @@ pub(super) struct Passed {
 #[derive(Deserialize)]
 struct Line {
     verdict: String,
+    results: Vec<Found>,
+}
+
+#[derive(Deserialize)]
+struct Found {
     score: Option<f32>,
 }
 
@@ -135,7 +140,9 @@ impl Belt {
             *passed.verdicts.entry(line.verdict.clone()).or_default() += 1;
             passed.right += usize::from((line.verdict == "ng") == *defect);
             let expected = detector.detect(&[read_frame(path)?], Choice::Auto).pop();
-            let same = expected.and_then(Result::ok).is_some_and(|found| line.score == Some(found.score));
+            let same = expected
+                .and_then(Result::ok)
+                .is_some_and(|found| matches!(&line.results[..], [Found { score }] if *score == Some(found.score)));
             passed.same_bits += usize::from(same);
         }
         Ok(passed)

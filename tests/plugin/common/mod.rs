@@ -16,7 +16,7 @@ use diad::error::Result;
 use diad::frame::{Frame, read_frame};
 use diad::synthetic::{DatasetSpec, Kind, write_dataset};
 use diad::train::{Event, Observer, Options, Stop, train};
-use diad::worker::{self, Detect, Job, Shared, Worker};
+use diad::worker::{self, Detect, Job, Shared, SharedKey, Worker};
 use gst::prelude::*;
 
 /// GStreamer with the elements, once per process.
@@ -112,8 +112,23 @@ impl<F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send> Detect for S
     }
 }
 
-/// A worker under `model-instance-id = id` with a scripted model; elements use it for as long as it is held.
-pub(crate) fn scripted<F>(shop: &Shop, id: &str, batch_size: usize, answer: F) -> Arc<Shared>
+/// A worker with a scripted model; elements use it for as long as it is held.
+pub(crate) struct ScriptedWorker {
+    pub(crate) shared: Arc<Shared>,
+    key: SharedKey,
+}
+
+impl ScriptedWorker {
+    /// Lets an element with the shop's model use it.
+    pub(crate) fn serve(&self, element: &gst::Element) {
+        element.set_property("model-instance-id", self.key.id.as_deref());
+        element.set_property("batch-size", self.key.batch_size as u32);
+        element.set_property("batch-timeout", 0u64);
+    }
+}
+
+/// A worker under `model-instance-id = id` with a scripted model.
+pub(crate) fn scripted<F>(shop: &Shop, id: &str, batch_size: usize, answer: F) -> ScriptedWorker
 where
     F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send + Clone + 'static,
 {
@@ -123,7 +138,14 @@ where
         Ok(Box::new(Scripted { model: Detector::open(&path)?, answer: answer.clone() }))
     };
     let options = worker::Options { name: "scripted".into(), batch_size, batch_timeout: Duration::ZERO };
-    Shared::join(&worker::instance_key(id), &digest, || Worker::start(Box::new(open), options)).unwrap()
+    let key = SharedKey {
+        id: Some(id.into()),
+        digest,
+        device: Target::CPU.to_string(),
+        batch_size,
+        batch_timeout: Duration::ZERO,
+    };
+    ScriptedWorker { shared: Shared::join(&key, || Worker::start(Box::new(open), options)).unwrap(), key }
 }
 
 /// What the true model says of each job.

@@ -7,7 +7,7 @@ use super::common::*;
 use super::*;
 
 /// Results of `frames` through the element, one by one.
-fn results(harness: &mut Harness, frames: &[Frame]) -> Vec<DiadResult> {
+fn results(harness: &mut Harness, frames: &[Frame]) -> Vec<Inspection> {
     let each = |(n, frame)| {
         harness.push(buffer(frame, n as u64)).unwrap();
         result(&harness.pull().unwrap())
@@ -104,7 +104,10 @@ fn parts_are_named_by_event_and_property_and_messages_follow() {
     let bus = with_bus(&element);
     let mut harness = harness(&element, 64, 64);
     let frame = shop.frames("washer/test/good").remove(0);
-    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0);
+    let push = |harness: &mut Harness| {
+        harness.push(buffer(&frame, 0)).unwrap();
+        frame_result(&harness.pull().unwrap())
+    };
     assert_eq!(push(&mut harness).part_id.as_deref(), Some("default"));
     let part = gst::Structure::builder("diad-part").field("part-id", "P-17").build();
     assert!(harness.push_event(gst::event::CustomDownstream::new(part)));
@@ -122,88 +125,6 @@ fn parts_are_named_by_event_and_property_and_messages_follow() {
     assert_eq!(posted[1], first, "the message says what the buffer says");
     let passed = std::iter::from_fn(|| harness.try_pull_event()).any(|e| e.type_() == gst::EventType::CustomDownstream);
     assert!(passed, "others may want to know the part too");
-}
-
-#[test]
-fn latency_is_upstreams_and_ours_and_changes_are_announced() {
-    let shop = shop();
-    let element = filter(&shop);
-    let bus = with_bus(&element);
-    let harness = harness(&element, 64, 64);
-    let ask = || {
-        let mut query = gst::query::Latency::new();
-        assert!(element.static_pad("src").unwrap().query(&mut query));
-        query.result()
-    };
-    let (live, measured, _) = ask();
-    assert!(live && measured > gst::ClockTime::ZERO, "measured while warming up: {measured}");
-    bus.set_flushing(true);
-    bus.set_flushing(false);
-    element.set_property("latency", 123_000_000u64);
-    message(&bus, |message| (message.type_() == gst::MessageType::Latency).then_some(()));
-    assert_eq!(ask().1, MS * 123);
-    drop(harness);
-}
-
-#[test]
-fn an_upstream_that_does_not_know_its_latency_is_taken_as_live() {
-    let shop = shop();
-    let element = filter(&shop);
-    element.set_property("latency", 50_000_000u64);
-    element.set_state(gst::State::Paused).unwrap();
-    let mut query = gst::query::Latency::new();
-    assert!(element.static_pad("src").unwrap().query(&mut query), "nobody is upstream, and still it answers");
-    assert_eq!(query.result(), (true, MS * 50, None));
-    element.set_state(gst::State::Null).unwrap();
-}
-
-#[test]
-fn another_model_takes_over_while_playing_and_a_wrong_one_does_not() {
-    let shop = shop();
-    let element = filter(&shop);
-    let bus = with_bus(&element);
-    let mut harness = harness(&element, 64, 64);
-    let frame = shop.frames("washer/test/good").remove(0);
-    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0);
-    let loaded = |bus: &gst::Bus| {
-        message(bus, |message| match message.view() {
-            MessageView::Element(element) => {
-                element.structure().filter(|s| s.name() == "diad-model").map(|s| s.get::<bool>("loaded").unwrap())
-            }
-            _ => None,
-        })
-    };
-    let before = push(&mut harness);
-    element.set_property("model", "/no/such/model.diad");
-    assert!(!loaded(&bus));
-    assert_eq!(push(&mut harness).model, before.model, "the old one stays");
-    element.set_property("model", shop.other.to_str().unwrap());
-    assert!(loaded(&bus));
-    let after = push(&mut harness);
-    let digest = diad::bundle::read_card(&shop.other).unwrap().digest();
-    assert_eq!((after.model.as_str(), after.finding.unwrap().class.as_str()), (digest.as_str(), "washer"));
-    let expected = Detector::open(&shop.other).unwrap().detect(std::slice::from_ref(&frame), Choice::Auto);
-    assert_eq!(push(&mut harness).finding.unwrap().score, expected[0].as_ref().unwrap().score);
-    assert_all_counted(&element);
-}
-
-#[test]
-fn a_model_that_is_set_takes_over_for_all_who_share_it() {
-    let shop = shop();
-    let frame = shop.frames("washer/test/good").remove(0);
-    let elements = [filter(&shop), filter(&shop)];
-    let buses = elements.each_ref().map(with_bus);
-    let mut harnesses = elements.each_ref().map(|element| {
-        element.set_property("model-instance-id", "line 1");
-        harness(element, 64, 64)
-    });
-    let push = |harness: &mut Harness| results(harness, std::slice::from_ref(&frame)).remove(0).model;
-    let before = harnesses.each_mut().map(push);
-    assert_eq!(before[0], before[1]);
-    elements[0].set_property("model", shop.other.to_str().unwrap());
-    message(&buses[0], |m| m.structure().filter(|s| s.name() == "diad-model").map(|_| ()));
-    let digest = diad::bundle::read_card(&shop.other).unwrap().digest();
-    assert_eq!(harnesses.each_mut().map(push), [digest.clone(), digest]);
 }
 
 #[test]
@@ -235,7 +156,7 @@ fn results_survive_conversion_and_scaling_and_maps_do_not_survive_what_would_mak
     let mut source = harness(&element, 64, 64);
     source.push(buffer(frame, 0)).unwrap();
     let inspected = source.pull().unwrap();
-    let (expected, map) = (result(&inspected), meta::map_of(&inspected).unwrap());
+    let (expected, maps) = (frame_result(&inspected), meta::maps_of(&inspected));
     for (converter, to, keeps) in [
         ("identity", caps("RGB", 64, 64), true),
         ("videoconvert", caps("I420", 64, 64), false),
@@ -250,7 +171,7 @@ fn results_survive_conversion_and_scaling_and_maps_do_not_survive_what_would_mak
         harness.push(inspected.clone()).unwrap();
         let out = harness.pull().unwrap();
         assert_eq!(meta::result_of(&out).as_ref(), Some(&expected), "{converter}");
-        assert_eq!(meta::map_of(&out), keeps.then(|| map.clone()), "{converter}");
+        assert_eq!(meta::maps_of(&out), if keeps { maps.clone() } else { vec![] }, "{converter}");
     }
 }
 
@@ -267,7 +188,7 @@ fn regions_and_the_map_travel_with_the_frame() {
         let rois: Vec<_> = out.iter_meta::<gst_video::VideoRegionOfInterestMeta>().map(|roi| roi.rect()).collect();
         let regions: Vec<_> = found.regions.iter().map(|r| (r.x, r.y, r.width, r.height)).collect();
         assert_eq!(rois, regions);
-        let map = gstdiad::meta::map_of(&out).unwrap();
+        let map = gstdiad::meta::maps_of(&out).remove(0);
         let highest = f64::from(*map.levels.iter().max().unwrap());
         let peak = found.regions.first().map_or(found.pixel_threshold, |region| region.peak);
         assert!(highest > 250.0 || (highest * map.scale - f64::from(peak)).abs() < 0.15 * f64::from(peak));

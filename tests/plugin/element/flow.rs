@@ -30,7 +30,7 @@ fn frames_leave_in_order_with_their_timestamps_and_results() {
         let out = harness.pull().unwrap();
         assert_eq!((out.pts(), out.duration(), out.offset()), (Some(MS * 40 * n), Some(MS * 40), n));
         let result = result(&out);
-        assert_eq!((result.frame_id, result.pts), (n, Some(n * 40_000_000)));
+        assert_eq!((result.frame_id, frame_result(&out).pts), (n, Some(n * 40_000_000)));
         assert_eq!((result.width, result.height), (64, 64));
         assert!(matches!(result.verdict, Verdict::Ok | Verdict::Warn | Verdict::Ng));
     }
@@ -143,7 +143,7 @@ fn four_streams_on_one_worker_get_what_each_gets_alone() {
 fn frames_in_are_the_sum_of_verdicts_whatever_happens() {
     let shop = shop();
     let calls = Arc::new(Mutex::new(0));
-    let _worker = scripted(&shop, "chaos", 2, {
+    let worker = scripted(&shop, "chaos", 2, {
         let calls = calls.clone();
         move |jobs, model| {
             let call = {
@@ -160,7 +160,7 @@ fn frames_in_are_the_sum_of_verdicts_whatever_happens() {
         }
     });
     let element = filter(&shop);
-    element.set_property("model-instance-id", "chaos");
+    worker.serve(&element);
     let bus = with_bus(&element);
     let mut harness = harness(&element, 64, 64);
     let frames = shop.frames("washer/test/good");
@@ -204,12 +204,12 @@ fn a_flush_gives_up_what_waits_and_the_stream_goes_on() {
     let shop = shop();
     let (open, closed) = gate();
     (0..4).for_each(|_| open.send(()).unwrap());
-    let _worker = scripted(&shop, "flush", 1, move |jobs, model| {
+    let worker = scripted(&shop, "flush", 1, move |jobs, model| {
         let _ = closed.recv();
         truly(jobs, model)
     });
     let element = filter(&shop);
-    element.set_property("model-instance-id", "flush");
+    worker.serve(&element);
     let mut harness = harness(&element, 64, 64);
     let frames = shop.frames("washer/test/good");
     for n in 0..3 {
@@ -240,11 +240,11 @@ fn a_flush_counts_the_frame_that_the_worker_has_no_room_for() {
     });
     (0..4).for_each(|_| began.recv().unwrap()); // the warm-up
     let element = filter(&shop);
-    element.set_property("model-instance-id", "full");
+    held.serve(&element);
     let _harness = harness(&element, 64, 64);
 
     // Another stream fills the queue while the model is at its first frame.
-    let (worker, detector) = (held.worker(), Detector::open(&shop.model).unwrap());
+    let (worker, detector) = (held.shared.worker(), Detector::open(&shop.model).unwrap());
     let frame = &shop.frames("washer/test/good")[0];
     let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(detector.card()), mask: None };
     let job = Job { prepared: detector.network().preprocess().apply(frame).unwrap(), ask: Arc::new(ask) };
@@ -270,12 +270,12 @@ fn a_live_stream_is_never_held_up_and_what_was_not_seen_is_not_ok() {
     let shop = shop();
     let (open, closed) = gate();
     (0..4).for_each(|_| open.send(()).unwrap());
-    let _worker = scripted(&shop, "slow", 1, move |jobs, model| {
+    let worker = scripted(&shop, "slow", 1, move |jobs, model| {
         let _ = closed.recv();
         truly(jobs, model)
     });
     let element = filter(&shop);
-    element.set_property("model-instance-id", "slow");
+    worker.serve(&element);
     element.set_property_from_str("overload-policy", "auto"); // a harness is live
     element.set_property("latency", 30_000_000u64);
     let bus = with_bus(&element);
@@ -357,7 +357,7 @@ fn segments_gaps_and_restarts_of_the_clock_keep_their_place() {
     assert!(harness.push_event(gst::event::Eos::new()));
     for pts in [Some(120), Some(200), Some(0), None] {
         let out = harness.pull().unwrap();
-        assert_eq!((out.pts(), result(&out).pts), (pts.map(|pts| MS * pts), pts.map(|pts| pts * 1_000_000)));
+        assert_eq!((out.pts(), frame_result(&out).pts), (pts.map(|pts| MS * pts), pts.map(|pts| pts * 1_000_000)));
         assert_ne!(result(&out).verdict, Verdict::Uninspected);
     }
     while harness.pull_event().unwrap().type_() != gst::EventType::Eos {}
@@ -383,7 +383,7 @@ fn stopping_does_not_wait_for_a_model_that_hangs() {
         truly(jobs, model)
     });
     let element = filter(&shop);
-    element.set_property("model-instance-id", "hang");
+    worker.serve(&element);
     element.set_property("max-size-buffers", 2u32);
     let mut harness = harness(&element, 64, 64);
     let frames = shop.frames("washer/test/good");

@@ -11,8 +11,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod buffers;
 mod control;
 mod flow;
+mod links;
+mod models;
+mod series;
 mod wrong;
 
 use common::{Shop, init};
@@ -20,7 +24,7 @@ use diad::frame::Frame;
 use gst::prelude::*;
 use gst_check::Harness;
 use gstdiad::meta;
-use gstdiad::result::DiadResult;
+use gstdiad::result::{DiadResult, Inspection};
 
 const MS: gst::ClockTime = gst::ClockTime::from_mseconds(1);
 
@@ -68,8 +72,17 @@ fn buffer(frame: &Frame, n: u64) -> gst::Buffer {
     buffer
 }
 
-fn result(buffer: &gst::Buffer) -> DiadResult {
+/// All that is said of a frame.
+fn frame_result(buffer: &gst::Buffer) -> DiadResult {
     meta::result_of(buffer).expect("a result on the buffer")
+}
+
+/// What the one filter says of a frame.
+fn result(buffer: &gst::Buffer) -> Inspection {
+    let frame = frame_result(buffer);
+    let [result] = <[Inspection; 1]>::try_from(frame.results).expect("the result of one filter");
+    assert_eq!(frame.verdict, result.verdict);
+    result
 }
 
 /// Messages on the bus of an element, waited for until one is accepted.

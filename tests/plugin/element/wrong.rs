@@ -61,8 +61,6 @@ fn properties_that_cannot_be_are_an_error_before_playing() {
         ("precision", "f64", vec!["f64", "bf16"]),
         ("device", "gpu", vec!["device = \"gpu\"", "expected auto, cpu, cuda or cuda:N"]),
         ("target-fpr", "0.001", vec!["target-fpr = 0.001", "999"]),
-        ("warn-threshold", "1e9", vec!["warn-threshold", "at most the threshold"]),
-        ("confirm-count", "2", vec!["confirm-count = 2", "confirm-window"]),
         ("roi", "0.5,0,0.6,1", vec!["roi = ", "0.5,0,0.6,1", "x,y,width,height"]),
     ] {
         let element = filter(&shop);
@@ -74,8 +72,11 @@ fn properties_that_cannot_be_are_an_error_before_playing() {
     element.set_state(gst::State::Ready).unwrap();
     let second = filter(&shop);
     second.set_property("model-instance-id", "taken");
-    second.set_property("model", shop.other.to_str().unwrap());
-    assert_says(&refusal(&second), &["model-instance-id", "taken", "another model"]);
+    second.set_property("batch-size", 3u32);
+    assert_says(&refusal(&second), &["model-instance-id = \"taken\"", "batch-size", "3"]);
+    second.set_property("batch-size", 0u32);
+    second.set_state(gst::State::Ready).unwrap();
+    second.set_state(gst::State::Null).unwrap();
     element.set_state(gst::State::Null).unwrap();
 }
 
@@ -159,12 +160,12 @@ fn an_error_ends_the_stream_only_where_that_is_asked_for() {
 #[test]
 fn a_lost_device_ends_the_stream_with_the_drivers_words() {
     let shop = shop();
-    let _worker = scripted(&shop, "bus", 1, |jobs, model| {
+    let worker = scripted(&shop, "bus", 1, |jobs, model| {
         // The warm-up of a scripted model has no jobs.
         if jobs.is_empty() { truly(jobs, model) } else { Error::Lost("fell off the bus".into()).for_all(jobs.len()) }
     });
     let element = filter(&shop);
-    element.set_property("model-instance-id", "bus");
+    worker.serve(&element);
     let bus = with_bus(&element);
     let mut harness = harness(&element, 64, 64);
     let frames = shop.frames("washer/test/good");

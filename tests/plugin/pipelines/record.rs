@@ -42,15 +42,44 @@ fn a_sequence_becomes_an_annotated_video_and_json_lines() {
         let start = frames[0].pts;
         for (n, (result, frame)) in results.iter().zip(&frames).enumerate() {
             assert_eq!(
-                (result["frame_id"].as_u64(), result["pts"].as_u64()),
+                (result["results"][0]["frame_id"].as_u64(), result["pts"].as_u64()),
                 (Some(n as u64), Some(n as u64 * 100_000_000))
             );
             assert!((frame.pts - start).abs_diff(n as u64 * 100_000_000) < 1_000_000, "{}", frame.pts);
             assert_eq!(frame.verdict(), result["verdict"].as_str().unwrap(), "{name}, frame {n}");
-            assert!(result["score"].is_number() && result["class"].is_string() && result["schema"] == 1);
+            let found = &result["results"][0];
+            assert!(found["score"].is_number() && found["class"].is_string() && result["schema"] == 2);
         }
         let verdicts: std::collections::BTreeSet<_> = frames.iter().map(video::Seen::verdict).collect();
         assert!(verdicts.len() > 1, "both good and bad parts went by: {verdicts:?}");
+    }
+}
+
+/// Sources that answer LATENCY late or never are recordings all the same: every frame is inspected.
+#[test]
+fn recordings_are_inspected_whole_wherever_they_come_from() {
+    init();
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let frames = "videotestsrc num-buffers=40 ! video/x-raw,width=320,height=240,format=RGB";
+    for segment in 0..3 {
+        let source = "videotestsrc num-buffers=30 ! video/x-raw,format=I420,width=64,height=64,framerate=30/1";
+        run(launch(&format!("{source} ! x264enc ! mp4mux ! filesink location=seg{segment}.mp4"), folder.path()));
+    }
+    for (source, rest, count) in [
+        ("splitmuxsrc location=seg*.mp4 ! h264parse ! openh264dec".to_owned(), String::new(), 90),
+        ("concat name=k".into(), format!("{frames} ! k.  {frames} ! k."), 80),
+        ("funnel name=k".into(), format!("{frames} ! k.  {frames} ! k."), 80),
+        ("input-selector name=k sync-streams=false".into(), format!("{frames} ! k."), 40),
+    ] {
+        let inspect = format!("diadfilter model={} overlay=0", shop.model.display());
+        run(launch(
+            &format!("{source} ! {inspect} ! diadmeta2json ! filesink location=results.jsonl  {rest}"),
+            folder.path(),
+        ));
+        let results = lines(&folder.path().join("results.jsonl"));
+        let uninspected = results.iter().filter(|result| result["verdict"] == "uninspected").count();
+        assert_eq!((results.len(), uninspected), (count, 0), "{source}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! What has become of the frames: counts and durations. Every frame that came in is in exactly one count.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diad::detector::Verdict;
@@ -9,7 +10,11 @@ use diad::worker::{Durations, Summary};
 
 /// Counts and durations since the element started.
 #[derive(Default)]
-pub(super) struct Tally(Mutex<Counts>);
+pub(super) struct Stats {
+    counts: Mutex<Counts>,
+    /// Frames that the worker has been given and that wait for its answer.
+    with_worker: AtomicUsize,
+}
 
 #[derive(Clone, Default)]
 pub(super) struct Counts {
@@ -25,32 +30,75 @@ pub(super) struct Counts {
     batches: u64,
 }
 
-impl Tally {
+/// A frame that came in. Dropped without a verdict, it counts as uninspected because of the last thing that happened to it.
+pub(super) struct Counted {
+    stats: Arc<Stats>,
+    /// Number of the frame since the element started.
+    pub(super) number: u64,
+    judged: bool,
+    /// Why it would be uninspected.
+    pub(super) lost: &'static str,
+}
+
+/// A frame that is with the worker, for as long as this lives.
+pub(super) struct WithWorker(Arc<Stats>);
+
+impl Drop for WithWorker {
+    fn drop(&mut self) {
+        self.0.with_worker.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Counted {
+    /// The frame has its verdict. Those that were not inspected are counted by `reason` as well.
+    pub(super) fn judge(mut self, verdict: Verdict, reason: Option<&'static str>) {
+        self.judged = true;
+        self.stats.judge(verdict, reason);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.judged {
+            let (verdict, reason) = match std::thread::panicking() {
+                true => (Verdict::Error, None),
+                false => (Verdict::Uninspected, Some(self.lost)),
+            };
+            self.stats.judge(verdict, reason);
+        }
+    }
+}
+
+impl Stats {
     pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // Counters are whole after every statement: a panic elsewhere does not make them wrong.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn reset(&self) {
-        *self.counts() = Counts::default();
-    }
-
-    /// A frame came in; its number.
-    pub(super) fn came(&self) -> u64 {
+    /// A frame comes in.
+    pub(super) fn enter(self: &Arc<Self>) -> Counted {
         let mut counts = self.counts();
         counts.frames += 1;
-        counts.frames - 1
+        Counted { stats: self.clone(), number: counts.frames - 1, judged: false, lost: "flushed" }
     }
 
-    /// A frame got its verdict.
-    pub(super) fn judged(&self, verdict: Verdict) {
-        self.counts().verdicts[verdict as usize] += 1;
+    /// A frame goes to the worker.
+    pub(super) fn to_worker(self: &Arc<Self>) -> WithWorker {
+        self.with_worker.fetch_add(1, Ordering::AcqRel);
+        WithWorker(self.clone())
     }
 
-    /// A frame was not inspected.
-    pub(super) fn uninspected(&self, reason: &'static str, frames: usize) {
+    /// Frames that are with the worker.
+    pub(super) fn with_worker(&self) -> usize {
+        self.with_worker.load(Ordering::Acquire)
+    }
+
+    fn judge(&self, verdict: Verdict, reason: Option<&'static str>) {
         let mut counts = self.counts();
-        counts.verdicts[Verdict::Uninspected as usize] += frames as u64;
-        *counts.reasons.entry(reason).or_default() += frames as u64;
+        counts.verdicts[verdict as usize] += 1;
+        if let Some(reason) = reason {
+            *counts.reasons.entry(reason).or_default() += 1;
+        }
     }
 
     /// What preparing and drawing take, in 99 % of frames.

@@ -3,34 +3,29 @@
 //! Knows nothing of where the annotation comes from, nor of GStreamer.
 #![forbid(unsafe_code)]
 
-mod heat;
-mod marks;
-mod planes;
-#[cfg(test)]
-mod tests;
-mod text;
-
-pub(crate) use heat::{Contour, Heat, Map};
-pub(crate) use marks::{Banner, BoxMark};
-pub(crate) use planes::{Canvas, Layout, Plane, Yuv};
+use super::heat;
+pub(super) use super::heat::{Contour, Heat, Map};
+use super::marks;
+pub(super) use super::marks::{Banner, BoxMark};
+pub(super) use super::planes::{Canvas, Layout, Plane, Yuv};
 
 /// Everything that is drawn on one frame, in the order in which it is laid one over the other.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Scene<'a> {
-    /// A map in colours, outlined, or both.
-    pub(crate) map: Option<Map<'a>>,
+pub(super) struct Scene<'a> {
+    /// Maps in colours, outlined, or both.
+    pub(super) maps: Vec<Map<'a>>,
     /// Boxes with their labels.
-    pub(crate) boxes: Vec<BoxMark>,
+    pub(super) boxes: Vec<BoxMark>,
     /// The line at the top left.
-    pub(crate) banner: Option<Banner>,
+    pub(super) banner: Option<Banner>,
     /// Further lines beneath it, in plain text. Frames less than 200 pixels wide go without them.
-    pub(crate) lines: Vec<String>,
+    pub(super) lines: Vec<String>,
 }
 
 /// Draws a scene. What lies outside the frame is left out.
-pub(crate) fn draw(canvas: &mut Canvas<'_>, scene: &Scene<'_>) {
+pub(super) fn draw(canvas: &mut Canvas<'_>, scene: &Scene<'_>) {
     let line = marks::line(canvas);
-    if let Some(map) = &scene.map {
+    for map in &scene.maps {
         if let Some(heat) = &map.heat {
             heat::tint(canvas, map, heat);
         }

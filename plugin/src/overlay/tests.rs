@@ -1,8 +1,8 @@
 //! Tests of the drawing as a whole, on frames of every format.
 
+use super::paint::{Banner, BoxMark, Canvas, Contour, Heat, Layout, Map, Plane, Scene, Yuv, draw};
 use super::planes::{Area, Ink};
 use super::text::Type;
-use super::{Banner, BoxMark, Canvas, Contour, Heat, Layout, Map, Plane, Scene, Yuv, draw};
 use proptest::prelude::*;
 
 const FORMATS: [&str; 11] = ["RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "RGBA", "BGRA", "GRAY8", "I420", "NV12"];
@@ -104,7 +104,7 @@ fn mark(x: i32, y: i32, width: u32, height: u32, text: &str) -> BoxMark {
 /// Boxes, a banner and lines, for a frame of 200x150 or more.
 fn marks() -> Scene<'static> {
     Scene {
-        map: None,
+        maps: Vec::new(),
         boxes: vec![mark(61, 81, 33, 25, "3.1x"), mark(140, 1, 31, 40, "9"), mark(183, 120, 90, 90, "edge")],
         banner: Some(Banner { text: "NG  1.25 > 1".into(), colour: [20, 60, 200] }),
         lines: vec!["bottle #1".into(), "20 °C".into()],
@@ -115,7 +115,7 @@ fn full<'a>(values: &'a [u8], colours: &'a [[u8; 4]; 256], width: usize, height:
     let heat = Some(Heat { colours, opacity: 0.9 });
     let contour = Some(Contour { threshold: 128, colour: [250, 250, 90] });
     let shown = [0.0, 0.0, width as f64, height as f64];
-    Scene { map: Some(Map { heat, contour, ..map(values, 16, shown) }), ..marks() }
+    Scene { maps: vec![Map { heat, contour, ..map(values, 16, shown) }], ..marks() }
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_fourth_byte_is_kept_or_made_opaque() {
     let colours = [[200, 100, 50, 128]; 256];
     let heat = Some(Heat { colours: &colours, opacity: 1.0 });
     let half = Map { heat, ..map(&[9], 1, [0.0, 0.0, 100.0, 150.0]) };
-    let scene = Scene { map: Some(half), ..marks() };
+    let scene = Scene { maps: vec![half], ..marks() };
     let drawn = |format| Frame::new(format, 201, 151, 0, [90; 3]).drawn(&scene);
     for (format, offset) in [("RGBx", 3), ("BGRx", 3), ("xRGB", 0), ("xBGR", 0)] {
         let frame = drawn(format);
@@ -194,7 +194,7 @@ fn subsampled_formats_show_the_picture_of_rgb() {
 fn solid_shapes_cover_whole_blocks() {
     let (values, colours) = (blob(16), fading());
     let mut scene = full(&values, &colours, 201, 151);
-    scene.map.as_mut().unwrap().heat = None;
+    scene.maps[0].heat = None;
     let frame = Frame::new("RGB", 201, 151, 0, [90; 3]).drawn(&scene);
     for (x, y) in (0..151).flat_map(|y| (0..201).map(move |x| (x, y))) {
         assert_eq!(frame.rgb(x, y), frame.rgb(x / 2 * 2, y / 2 * 2), "at {x}, {y}");
@@ -225,7 +225,10 @@ fn transparent_heat_leaves_every_byte() {
             colours.iter_mut().for_each(|colour| colour[3] = alpha);
             let heat = Some(Heat { colours: &colours, opacity });
             let map = Some(Map { heat, ..map(&values, 16, [0.0, 0.0, 63.0, 41.0]) });
-            assert!(frame.clone().drawn(&Scene { map, ..Scene::default() }) == frame, "{format}");
+            assert!(
+                frame.clone().drawn(&Scene { maps: map.into_iter().collect(), ..Scene::default() }) == frame,
+                "{format}"
+            );
         }
     }
 }
@@ -237,7 +240,7 @@ fn heat_is_bilinear_anchored_and_within_what_is_shown() {
     let colours = std::array::from_fn(|v| [v as u8, v as u8, v as u8, alpha(v)]);
     let draw = |values: &[u8], shown| {
         let map = Map { heat: Some(Heat { colours: &colours, opacity: 1.0 }), ..map(values, 2, shown) };
-        Frame::new("RGB", 64, 64, 0, [3; 3]).drawn(&Scene { map: Some(map), ..Scene::default() })
+        Frame::new("RGB", 64, 64, 0, [3; 3]).drawn(&Scene { maps: vec![map], ..Scene::default() })
     };
     let whole = [0.0, 0.0, 64.0, 64.0];
     // Cell centres at 16 and 48: between them, the block of pixel x has gone (x / 2 * 2 + 1 - 16) / 32 of the way.
@@ -270,7 +273,8 @@ fn contour_runs_just_inside_the_region() {
             let contour = Some(Contour { threshold: 127, colour: [250; 3] });
             let shown = [0.0, 0.0, columns, height as f64];
             let map = Some(Map { values, width, height: values.len() / width, shown, heat: None, contour });
-            let frame = Frame::new("RGB", 420, height, 0, [10; 3]).drawn(&Scene { map, ..Scene::default() });
+            let frame = Frame::new("RGB", 420, height, 0, [10; 3])
+                .drawn(&Scene { maps: map.into_iter().collect(), ..Scene::default() });
             let column = (0..height).filter(|&y| frame.rgb(210, y)[0] == 250).collect::<Vec<_>>();
             ((0..420).filter(|&x| frame.rgb(x, height / 4)[0] == 250).collect::<Vec<_>>(), column)
         };
@@ -421,7 +425,7 @@ proptest! {
         let contour = Some(Contour { threshold, colour: [250, 9, 9] });
         let map = Some(Map { heat, contour, ..map(&values, side, shown) });
         let banner = banner.map(|text| Banner { text, colour: [9, 99, 9] });
-        let frame = Frame::new(format, width, height, pad, [90; 3]).drawn(&Scene { map, boxes, banner, lines });
+        let frame = Frame::new(format, width, height, pad, [90; 3]).drawn(&Scene { maps: map.into_iter().collect(), boxes, banner, lines });
         prop_assert!(frame.padding_is_whole());
     }
 }
