@@ -111,7 +111,7 @@ fn a_branch_that_is_unlinked_and_linked_again_goes_on() {
     for element in elements(&shop) {
         let mut bench = Bench::new(&element);
         bench.src.push(buffer(frame, 0)).unwrap();
-        assert_eq!(bench.next().pts(), Some(MS * 0));
+        assert_eq!(bench.next().pts(), Some(gst::ClockTime::ZERO));
         for round in 1..4 {
             let srcpad = element.static_pad("src").unwrap();
             srcpad.unlink(&bench.sink).unwrap();
