@@ -1,12 +1,50 @@
-//! Files that appear whole or not at all.
+//! Reading files of a bounded size, and writing files that appear whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+
+/// Opens a regular file; `expected` says in the error what should have been there ("a model file").
+///
+/// # Errors
+/// [`Error::Io`] that names `path`, also for a folder, a pipe or a device: those are not opened, for a pipe would wait for
+/// somebody to write to it and a device may never end.
+pub fn open_regular(path: &Path, expected: &str) -> Result<File> {
+    let open = || {
+        let about = fs::metadata(path)?;
+        if !about.is_file() {
+            let kind = if about.is_dir() { "a folder" } else { "not a regular file" };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, expected {expected}")));
+        }
+        File::open(path)
+    };
+    open().map_err(|error| Error::io(path, "cannot read", error))
+}
+
+/// The whole of a regular file (see [`open_regular`]) of at most `limit` bytes.
+///
+/// # Errors
+/// [`Error::Io`] that names `path`.
+pub fn read_regular(path: &Path, limit: u64, expected: &str) -> Result<Vec<u8>> {
+    let file = open_regular(path, expected)?;
+    let read = || {
+        let length = file.metadata()?.len();
+        let mut bytes = Vec::with_capacity(length.min(limit) as usize);
+        // The file may grow while it is read.
+        if length <= limit && (&file).take(limit + 1).read_to_end(&mut bytes)? as u64 <= limit {
+            return Ok(bytes);
+        }
+        Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is larger than {limit} bytes, the most for {expected}"),
+        ))
+    };
+    read().map_err(|error| Error::io(path, "cannot read", error))
+}
 
 /// Writes `bytes` to `path`: into a temporary file of the same folder, synced, then renamed over `path`. A reader sees the
 /// old file or the new one; after a crash or on a full disk the old one is still there and nothing half-written stays.
@@ -117,6 +155,31 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn only_regular_files_up_to_the_limit_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, b"12345").unwrap();
+        assert_eq!(read_regular(&path, 5, "a test").unwrap(), b"12345");
+        let refused = |path: &Path, words: &str| {
+            let error = read_regular(path, 4, "a test").unwrap_err();
+            assert_eq!(
+                (error.to_string(), error.exit_code()),
+                (format!("{}: cannot read: {words}", path.display()), 1)
+            );
+        };
+        refused(&path, "it is larger than 4 bytes, the most for a test");
+        refused(folder.path(), "it is a folder, expected a test");
+        #[cfg(unix)]
+        {
+            refused(Path::new("/dev/zero"), "it is not a regular file, expected a test");
+            let pipe = folder.path().join("pipe");
+            assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            refused(&pipe, "it is not a regular file, expected a test");
+        }
+        assert!(matches!(read_regular(&folder.path().join("b"), 4, "a test"), Err(Error::Io { .. })));
     }
 
     #[test]

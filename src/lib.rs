@@ -20,6 +20,8 @@
 #![warn(missing_docs)]
 
 pub mod error;
+mod named;
+pub mod text;
 
 pub mod config;
 pub mod device;

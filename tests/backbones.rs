@@ -14,10 +14,11 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use diad::config::BACKBONE_NAMES;
 use diad::device::Place;
 use diad::error::{Error, Result};
 use diad::model::import::{PUBLISHED, Trunk};
-use diad::model::{NAMES, RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
+use diad::model::{RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
 use safetensors::SafeTensors;
 
 mod common;
@@ -182,8 +183,8 @@ mod resnet {
         assert!(error.contains("bn1.bias is missing, expected [64]"), "{error}");
         let error = backbone("resnet34", &weights, &Place::cpu()).err().unwrap();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains(&NAMES.join(", ")), "{error}");
-        assert_eq!(RESNET_NAMES.map(|name| NAMES.contains(&name)), [true; 3]);
+        assert!(error.to_string().contains(&BACKBONE_NAMES.join(", ")), "{error}");
+        assert_eq!(RESNET_NAMES.map(|name| BACKBONE_NAMES.contains(&name)), [true; 3]);
     }
 }
 

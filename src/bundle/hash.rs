@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::layout::TensorSpec;
+use crate::text::hex;
 
 /// Lowercase hexadecimal SHA-256 of `bytes`.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
@@ -12,15 +13,6 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
 /// Whether `text` could be one.
 pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Digest of tensors, fed in ascending order of their names.

@@ -14,6 +14,7 @@ use super::hash::{TensorsHash, sha256_hex};
 use super::layout::{LENGTH_BYTES, MAX_FILE, MAX_HEADER, RawHeader, Stored, TensorSpec};
 use super::{Contents, ModelFile};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 /// Values are read, hashed and converted in pieces of this size, so that only the tensors themselves take memory.
 const PIECE: usize = 1 << 18;
@@ -96,13 +97,7 @@ struct Opened {
 
 fn open(path: &Path) -> Result<Opened> {
     let io = |error| unreadable(path, error);
-    // Asked before opening, since opening a named pipe would wait for somebody to write to it.
-    let about = std::fs::metadata(path).map_err(io)?;
-    if !about.is_file() {
-        let kind = if about.is_dir() { "a folder" } else { "not a regular file" };
-        return Err(foreign(path, format!("is {kind}, expected a model file (.diad)")));
-    }
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = open_regular(path, "a model file (.diad)")?;
     let bytes = file.metadata().map_err(io)?.len();
     if bytes > MAX_FILE {
         return Err(foreign(path, format!("has {bytes} bytes, expected at most {MAX_FILE}")));

@@ -168,8 +168,7 @@ impl Bench<'_> {
         let (card, open) = worker::open(model, target)?;
         let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
         let worker = Worker::start(open, options)?;
-        let input = &card.config.input;
-        let prepared = Preprocess { size: input.size, fit: input.fit, roi: input.roi }.apply(self.frame)?;
+        let prepared = Preprocess::of(&card.config.input).apply(self.frame)?;
         let limits = Limits::of(&card);
         let job =
             Job { prepared, ask: Arc::new(Ask { choice: Choice::Auto, ddim_steps: Some(steps), limits, mask: None }) };

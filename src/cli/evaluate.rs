@@ -10,7 +10,7 @@ use super::train::warn_ignored;
 use super::truth::{Part, side, truth};
 use super::{Context, baselines, words};
 use crate::data::{Category, Dataset, Sample};
-use crate::detector::{Choice, ClassSource, Detector, Verdict};
+use crate::detector::{Choice, Detector, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::read_mask;
@@ -187,7 +187,7 @@ impl<'a> Class<'a> {
             verdict: detection.verdict.to_string(),
             rejected: detection.verdict == Verdict::Ng,
             class: Some(detection.class.clone()),
-            class_source: source(detection.class_source).to_owned(),
+            class_source: detection.class_source.to_string(),
         };
         gallery.offer(&image, || {
             Ok(Picture {
@@ -211,15 +211,6 @@ impl<'a> Class<'a> {
 
 fn unreadable(path: &Path, root: &Path, error: &Error) -> Unreadable {
     Unreadable { path: words::below(path, root), reason: error.to_string() }
-}
-
-fn source(source: ClassSource) -> &'static str {
-    match source {
-        ClassSource::Known => "known",
-        ClassSource::Only => "only",
-        ClassSource::Chosen => "chosen",
-        ClassSource::UnknownProduct => "unknown-product",
-    }
 }
 
 /// The thresholds that images of this category are held against: its own, or those of the model's only class.

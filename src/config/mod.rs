@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
+use crate::named::named;
 
 /// The backbones that can be asked for, with the channels that their taps deliver together.
 pub const BACKBONES: [(&str, usize); 6] = [
@@ -21,6 +22,22 @@ pub const BACKBONES: [(&str, usize); 6] = [
     ("resnet50", 1792),
     ("wide-resnet50", 1792),
 ];
+
+/// The names of [`BACKBONES`].
+pub const BACKBONE_NAMES: [&str; BACKBONES.len()] = {
+    let mut names = [""; BACKBONES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = BACKBONES[i].0;
+        i += 1;
+    }
+    names
+};
+
+/// Channels that the taps of a backbone deliver together, where the name is known.
+pub fn backbone_channels(name: &str) -> Option<usize> {
+    BACKBONES.iter().find(|(known, _)| *known == name).map(|&(_, channels)| channels)
+}
 
 /// The rate promised where `calibration.target_fpr` is absent and the held-out images support it.
 pub const DEFAULT_TARGET_FPR: f64 = 0.05;
@@ -59,24 +76,24 @@ pub struct InputConfig {
     pub mask: Option<String>,
 }
 
-/// How a frame that is not square becomes the model input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fit {
-    /// Width and height are scaled independently.
-    Stretch,
-    /// Scaled with its aspect, centred; the border repeats the edge and is not scored.
-    Pad,
+named! {
+    /// How a frame that is not square becomes the model input.
+    pub enum Fit: "fit" {
+        /// Width and height are scaled independently.
+        Stretch = "stretch",
+        /// Scaled with its aspect, centred; the border repeats the edge and is not scored.
+        Pad = "pad",
+    }
 }
 
-/// What is modelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SpaceKind {
-    /// Features of a frozen backbone.
-    Feature,
-    /// The picture itself, RGB.
-    Pixel,
+named! {
+    /// What is modelled.
+    pub enum SpaceKind: "space" {
+        /// Features of a frozen backbone.
+        Feature = "feature",
+        /// The picture itself, RGB.
+        Pixel = "pixel",
+    }
 }
 
 /// `[features]`
@@ -126,16 +143,16 @@ pub struct DenoiserConfig {
     pub classes: ClassStrategy,
 }
 
-/// How classes share the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ClassStrategy {
-    /// One network that is told the class, or that there is none.
-    Conditional,
-    /// One network with an output layer per class.
-    Heads,
-    /// A network per class.
-    Separate,
+named! {
+    /// How classes share the network.
+    pub enum ClassStrategy: "classes" {
+        /// One network that is told the class, or that there is none.
+        Conditional = "conditional",
+        /// One network with an output layer per class.
+        Heads = "heads",
+        /// A network per class.
+        Separate = "separate",
+    }
 }
 
 /// `[diffusion]`
@@ -168,26 +185,26 @@ pub struct DiffusionConfig {
     pub min_snr_floor: f64,
 }
 
-/// The noise levels that training draws from and detection visits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleKind {
-    /// Continuous in log-SNR between `log_snr_min` and `log_snr_max`.
-    LogSnr,
-    /// T steps, betas on a line (Ho et al. 2020).
-    Linear,
-    /// T steps, alpha-bar a squared cosine (Nichol & Dhariwal 2021).
-    Cosine,
+named! {
+    /// The noise levels that training draws from and detection visits.
+    pub enum ScheduleKind: "schedule" {
+        /// Continuous in log-SNR between `log_snr_min` and `log_snr_max`.
+        LogSnr = "log-snr",
+        /// T steps, betas on a line (Ho et al. 2020).
+        Linear = "linear",
+        /// T steps, alpha-bar a squared cosine (Nichol & Dhariwal 2021).
+        Cosine = "cosine",
+    }
 }
 
-/// How the loss counts at each level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weighting {
-    /// min-SNR-gamma with a floor (Hang et al. 2023).
-    MinSnr,
-    /// The plain squared error of what is predicted (Ho et al. 2020, equation 14).
-    Uniform,
+named! {
+    /// How the loss counts at each level.
+    pub enum Weighting: "weighting" {
+        /// min-SNR-gamma with a floor (Hang et al. 2023).
+        MinSnr = "min-snr",
+        /// The plain squared error of what is predicted (Ho et al. 2020, equation 14).
+        Uniform = "uniform",
+    }
 }
 
 /// `[training]`
@@ -262,74 +279,74 @@ pub struct DetectionConfig {
     pub decision: Decision,
 }
 
-/// What the reconstruction starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StartKind {
-    /// The input times `sqrt(alpha_bar)`: nothing random.
-    Scaled,
-    /// The input with noise.
-    Noised,
-    /// Noise alone.
-    Pure,
+named! {
+    /// What the reconstruction starts from.
+    pub enum StartKind: "start" {
+        /// The input times `sqrt(alpha_bar)`: nothing random.
+        Scaled = "scaled",
+        /// The input with noise.
+        Noised = "noised",
+        /// Noise alone.
+        Pure = "pure",
+    }
 }
 
-/// How a reconstruction goes from level to level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SamplerKind {
-    /// DDIM steps that drop what the reconstruction does not explain.
-    Project,
-    /// DDIM steps (Song et al. 2021).
-    Ddim,
-    /// Every step of the schedule by the posterior (Ho et al. 2020).
-    Ddpm,
+named! {
+    /// How a reconstruction goes from level to level.
+    pub enum SamplerKind: "sampler" {
+        /// DDIM steps that drop what the reconstruction does not explain.
+        Project = "project",
+        /// DDIM steps (Song et al. 2021).
+        Ddim = "ddim",
+        /// Every step of the schedule by the posterior (Ho et al. 2020).
+        Ddpm = "ddpm",
+    }
 }
 
-/// What the denoiser is told of the class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ClassCondition {
-    /// Nothing.
-    None,
-    /// The class that is known, or each one that is tried.
-    Class,
+named! {
+    /// What the denoiser is told of the class.
+    pub enum ClassCondition: "condition" {
+        /// Nothing.
+        None = "none",
+        /// The class that is known, or each one that is tried.
+        Class = "class",
+    }
 }
 
-/// What the map is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScoreKind {
-    /// What was not rebuilt, by `distance`.
-    Reconstruction,
-    /// Error of the predicted noise.
-    Diffusion,
-    /// Both, each in units of its mean over good parts.
-    Sum,
-    /// Squared error plus a weight times the noise error of the whole image, as the method was first written down.
-    Literal,
+named! {
+    /// What the map is made of.
+    pub enum ScoreKind: "score" {
+        /// What was not rebuilt, by `distance`.
+        Reconstruction = "reconstruction",
+        /// Error of the predicted noise.
+        Diffusion = "diffusion",
+        /// Both, each in units of its mean over good parts.
+        Sum = "sum",
+        /// Squared error plus a weight times the noise error of the whole image, as the method was first written down.
+        Literal = "literal",
+    }
 }
 
-/// How one answer is made of those of several classes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Decision {
-    /// One class for the image, the one with the lowest calibrated score; its map.
-    Class,
-    /// The lowest value of any class in each cell. Unsafe: a defect that looks like another product vanishes.
-    PixelMinimum,
+named! {
+    /// How one answer is made of those of several classes.
+    pub enum Decision: "decision" {
+        /// One class for the image, the one with the lowest calibrated score; its map.
+        Class = "class",
+        /// The lowest value of any class in each cell. Unsafe: a defect that looks like another product vanishes.
+        PixelMinimum = "pixel-minimum",
+    }
 }
 
-/// Measure of a residual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Distance {
-    /// Mahalanobis distance to the good parts' residuals of the same class and place.
-    Mahalanobis,
-    /// Root of the mean squared error over the features.
-    L2,
-    /// 1 - the cosine between input and reconstruction, in the raw features, the mean over the backbone's scales.
-    Cosine,
+named! {
+    /// Measure of a residual.
+    pub enum Distance: "distance" {
+        /// Mahalanobis distance to the good parts' residuals of the same class and place.
+        Mahalanobis = "mahalanobis",
+        /// Root of the mean squared error over the features.
+        L2 = "l2",
+        /// 1 - the cosine between input and reconstruction, in the raw features, the mean over the backbone's scales.
+        Cosine = "cosine",
+    }
 }
 
 /// `[calibration]`

@@ -1,8 +1,6 @@
 //! From text to a checked [`Config`], with every mistake reported at once.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,9 +10,13 @@ use toml::{Table, Value};
 use super::Config;
 use super::rules::{self, Mistake};
 use crate::error::{Error, Result};
+use crate::files::read_regular;
 
 /// No configuration is near this long; whatever is, is some other file.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// What a file should be.
+const EXPECTED: &str = "a configuration file (TOML)";
 
 /// Mistakes told; a file with more is some other file.
 const MAX_MISTAKES: usize = 50;
@@ -151,25 +153,12 @@ fn syntax_mistakes(text: &str, errors: &[toml::de::Error]) -> Vec<String> {
 }
 
 fn read_text(path: &Path) -> Result<String, String> {
-    // Asked before opening, since opening a named pipe would wait for somebody to write to it.
-    let about = std::fs::metadata(path).map_err(|error| format!("cannot read: {error}"))?;
-    if !about.is_file() {
-        let kind = if about.is_dir() { "a folder" } else { "not a regular file" };
-        return Err(format!("is {kind}, expected a configuration file (TOML)"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("cannot read: {error}"))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(format!("is larger than {MAX_BYTES} bytes, expected a configuration file (TOML)"));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        format!(
-            "is not text (byte {} is not UTF-8), expected a configuration file (TOML)",
-            error.utf8_error().valid_up_to()
-        )
-    })
+    let bytes = read_regular(path, MAX_BYTES, EXPECTED).map_err(|error| match error {
+        Error::Io { action, source, .. } => format!("{action}: {source}"),
+        other => other.to_string(),
+    })?;
+    String::from_utf8(bytes)
+        .map_err(|e| format!("is not text (byte {} is not UTF-8), expected {EXPECTED}", e.utf8_error().valid_up_to()))
 }
 
 /// A TOML value, or else the text itself as a string.

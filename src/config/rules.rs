@@ -8,18 +8,19 @@ use toml::{Table, Value};
 
 use super::kind::{Kind, above, below, closed, integer, open};
 use super::{
-    BACKBONES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, SamplerKind, ScheduleKind, SpaceKind,
-    StartKind, Weighting,
+    BACKBONE_NAMES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, Decision, Distance, Fit, SamplerKind,
+    ScheduleKind, ScoreKind, SpaceKind, StartKind, Weighting, backbone_channels,
 };
 use crate::diffusion::{Prediction, Process};
+use crate::text::closest;
 
 /// Every key there is, in the order of the structs, with the values it may have.
 pub(super) const RULES: &[(&str, Kind)] = &[
     ("input.size", integer(64, 1024).step(32)),
-    ("input.fit", Kind::OneOf(&["stretch", "pad"])),
+    ("input.fit", Kind::OneOf(Fit::NAMES)),
     ("input.roi", Kind::Rectangle),
     ("input.mask", Kind::Path),
-    ("features.space", Kind::OneOf(&["feature", "pixel"])),
+    ("features.space", Kind::OneOf(SpaceKind::NAMES)),
     ("features.backbone", Kind::OneOf(&BACKBONE_NAMES)),
     ("features.grid", integer(4, 128)),
     ("features.dim", integer(8, 1024)),
@@ -35,13 +36,13 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("denoiser.mlp_ratio", integer(1, 8)),
     ("denoiser.dropout", below(0.0, 1.0)),
     ("denoiser.guide", integer(0, 16)),
-    ("denoiser.classes", Kind::OneOf(&["conditional", "heads", "separate"])),
-    ("diffusion.schedule", Kind::OneOf(&["log-snr", "linear", "cosine"])),
+    ("denoiser.classes", Kind::OneOf(ClassStrategy::NAMES)),
+    ("diffusion.schedule", Kind::OneOf(ScheduleKind::NAMES)),
     ("diffusion.timesteps", integer(2, 10_000)),
     ("diffusion.beta_start", open(0.0, 1.0)),
     ("diffusion.beta_end", open(0.0, 1.0)),
-    ("diffusion.prediction", Kind::OneOf(&["x0", "epsilon", "v"])),
-    ("diffusion.weighting", Kind::OneOf(&["min-snr", "uniform"])),
+    ("diffusion.prediction", Kind::OneOf(Prediction::NAMES)),
+    ("diffusion.weighting", Kind::OneOf(Weighting::NAMES)),
     ("diffusion.log_snr_min", closed(-20.0, 20.0)),
     ("diffusion.log_snr_max", closed(-20.0, 20.0)),
     ("diffusion.log_snr_center", closed(-20.0, 20.0)),
@@ -63,21 +64,21 @@ pub(super) const RULES: &[(&str, Kind)] = &[
     ("training.checkpoint_steps", integer(1, 10_000_000)),
     ("training.cache_mib", integer(1, 1 << 20)),
     ("training.seed", integer(0, i64::MAX)),
-    ("detection.start", Kind::OneOf(&["scaled", "noised", "pure"])),
+    ("detection.start", Kind::OneOf(StartKind::NAMES)),
     ("detection.start_alpha_bar", open(0.0, 1.0)),
-    ("detection.sampler", Kind::OneOf(&["project", "ddim", "ddpm"])),
+    ("detection.sampler", Kind::OneOf(SamplerKind::NAMES)),
     ("detection.ddim_steps", integer(1, 1000)),
     ("detection.eta", closed(0.0, 1.0)),
     ("detection.noise_seed", integer(0, i64::MAX)),
-    ("detection.condition", Kind::OneOf(&["none", "class"])),
+    ("detection.condition", Kind::OneOf(ClassCondition::NAMES)),
     ("detection.guidance", closed(0.0, 20.0)),
-    ("detection.score", Kind::OneOf(&["reconstruction", "diffusion", "sum", "literal"])),
+    ("detection.score", Kind::OneOf(ScoreKind::NAMES)),
     ("detection.diffusion_alpha_bars", Kind::Fractions),
     ("detection.diffusion_weight", closed(0.0, 1000.0)),
     ("detection.smoothing_px", closed(0.0, 128.0)),
     ("detection.top_fraction", above(0.0, 1.0)),
-    ("detection.distance", Kind::OneOf(&["mahalanobis", "l2", "cosine"])),
-    ("detection.decision", Kind::OneOf(&["class", "pixel-minimum"])),
+    ("detection.distance", Kind::OneOf(Distance::NAMES)),
+    ("detection.decision", Kind::OneOf(Decision::NAMES)),
     ("calibration.target_fpr", open(0.0, 1.0)),
     ("calibration.warn_fpr", open(0.0, 1.0)),
     ("calibration.min_area", integer(0, 1_000_000)),
@@ -108,7 +109,9 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["features.dim", "features.backbone"],
-        holds: |c| is_pixels(c) || c.features.dim <= channels(&c.features.backbone),
+        holds: |c| {
+            is_pixels(c) || backbone_channels(&c.features.backbone).is_some_and(|channels| c.features.dim <= channels)
+        },
         words: "dim to be at most the channels of the backbone (efficientnet-lite0 and -lite1 256, -lite2 280, \
                 resnet18 448, resnet50 and wide-resnet50 1792)",
     },
@@ -265,21 +268,6 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
 ];
 
-/// Names of the backbones that can be asked for.
-const BACKBONE_NAMES: [&str; BACKBONES.len()] = {
-    let mut names = [""; BACKBONES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = BACKBONES[i].0;
-        i += 1;
-    }
-    names
-};
-
-fn channels(backbone: &str) -> usize {
-    BACKBONES.iter().find(|(name, _)| *name == backbone).map_or(0, |&(_, channels)| channels)
-}
-
 fn is_pixels(config: &Config) -> bool {
     config.features.space == SpaceKind::Pixel
 }
@@ -371,7 +359,7 @@ impl Sieve {
                 text: format!("{name} = {}: expected a section, [{name}]", shown_with_type(other)),
             }),
             (None, Value::Table(keys)) => {
-                let meant = nearest(name, sections());
+                let meant = closest(name, sections());
                 self.mistakes.push(Mistake {
                     keys: vec![name.into()],
                     text: match meant {
@@ -423,7 +411,7 @@ fn check_value(path: &str, kind: Kind, value: &Value) -> Result<(), Mistake> {
     }
     let got = if kind.takes(value) { shown(value) } else { shown_with_type(value) };
     let hint = match (kind, value) {
-        (Kind::OneOf(names), Value::String(name)) => nearest(name, names.iter().copied()),
+        (Kind::OneOf(names), Value::String(name)) => closest(name, names.iter().copied()),
         _ => None,
     };
     let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
@@ -466,40 +454,10 @@ fn nearest_key(path: &str) -> Option<&'static str> {
     let leaf = |key: &'static str| key.rsplit_once('.').map_or(key, |(_, leaf)| leaf);
     let find = |keys: &mut dyn Iterator<Item = &'static str>| {
         let keys: Vec<_> = keys.collect();
-        let meant = nearest(name, keys.iter().map(|key| leaf(key)))?;
+        let meant = closest(name, keys.iter().map(|key| leaf(key)))?;
         keys.into_iter().find(|key| leaf(key) == meant)
     };
     find(&mut all().filter(mine)).or_else(|| find(&mut all()))
-}
-
-/// The candidate within a third of `word`'s length in edits, if any.
-fn nearest(word: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    // Longer than any key: not a slip of the finger, and not worth the quadratic time.
-    const LONGEST: usize = 40;
-    let length = word.chars().take(LONGEST + 1).count();
-    if length > LONGEST {
-        return None;
-    }
-    candidates
-        .map(|candidate| (edits(word, candidate), candidate))
-        .filter(|(edits, _)| *edits <= (length / 3).max(1))
-        .min_by_key(|(edits, _)| *edits)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein distance in characters.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 fn shown(value: &Value) -> String {
@@ -531,20 +489,6 @@ mod tests {
             for key in condition.keys {
                 assert!(RULES.iter().any(|(known, _)| known == key), "{key}");
             }
-        }
-    }
-
-    #[test]
-    fn edits_are_counted() {
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("batchsize", "batch_size", 1),
-            ("größe", "grosse", 3),
-        ] {
-            assert_eq!(edits(a, b), expected, "{a} {b}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Category, Dataset, IMAGE_EXTENSIONS, Ignored, Label, Sample};
 use crate::error::{Error, Result};
+use crate::text::closest;
 
 /// Folder of good images in `train` and `test`.
 pub(super) const GOOD: &str = "good";
@@ -70,7 +71,8 @@ pub fn images_in(folder: &Path) -> Result<(Vec<PathBuf>, Ignored)> {
 fn choose(found: &mut Vec<(String, PathBuf)>, classes: &[String]) -> Result<()> {
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
     if let Some(unknown) = classes.iter().find(|c| !names.contains(&c.as_str())) {
-        let hint = closest(unknown, &names).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+        let hint =
+            closest(unknown, names.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
         return Err(Error::Usage(format!("no class {unknown:?} in the data; there is {}{hint}", some_of(&names))));
     }
     found.retain(|(name, _)| classes.is_empty() || classes.contains(name));
@@ -266,33 +268,6 @@ fn some_of(names: &[impl AsRef<str>]) -> String {
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
-/// The candidate that a typing mistake away is: at most a third of the letters changed.
-fn closest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let typed = name.to_lowercase();
-    candidates
-        .iter()
-        .map(|&c| (edit_distance(&typed, &c.to_lowercase()), c))
-        .min()
-        .filter(|(distance, c)| *distance <= (c.chars().count().max(typed.chars().count()) / 3).max(1))
-        .map(|(_, c)| c)
-}
-
-/// Levenshtein: fewest letters inserted, removed or replaced.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -478,13 +453,5 @@ mod tests {
         assert_eq!(ignored, Ignored { other_files: 1, sub_folders: 1, ..Ignored::default() });
         assert_eq!(images_in(&root.path().join("c.txt")).unwrap().0, [root.path().join("c.txt")]);
         assert!(matches!(images_in(&root.path().join("nowhere")), Err(Error::Data { .. })));
-    }
-
-    #[test]
-    fn edit_distance_counts_letters() {
-        for (a, b, distance) in [("", "abc", 3), ("kitten", "sitting", 3), ("screw", "screw", 0), ("ab", "ba", 2)] {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
-        }
     }
 }

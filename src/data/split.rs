@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::text::hex;
 
 /// Fewest images held out of a class: a threshold needs more than one score.
 pub const MIN_CALIBRATION: usize = 2;
@@ -76,7 +77,7 @@ pub fn data_sha256(paths: &[PathBuf]) -> Result<String> {
         hash.update(name);
         hash.update(digest);
     }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 fn content_sha256(path: &Path) -> Result<[u8; 32]> {

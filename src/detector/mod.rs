@@ -13,6 +13,7 @@ use crate::config::Distance;
 use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared};
+use crate::named::named;
 use crate::regions::{Region, regions};
 use crate::score::resize;
 
@@ -34,46 +35,34 @@ pub use store::{expected_tensors, save};
 /// Cells of the smoothed map per cell of the feature grid and side.
 const MAP_SCALE: usize = 4;
 
-/// The answer to "is this part good?".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Inspected; the score is within the threshold.
-    Ok,
-    /// Inspected; above the warning threshold, not above the threshold.
-    Warn,
-    /// Inspected; above the threshold, or not a product that the model knows.
-    Ng,
-    /// Not inspected; never counts as good.
-    Uninspected,
-    /// Inspection failed; never counts as good.
-    Error,
-}
-
-impl std::fmt::Display for Verdict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Ng => "ng",
-            Self::Uninspected => "uninspected",
-            Self::Error => "error",
-        })
+named! {
+    /// The answer to "is this part good?".
+    pub enum Verdict: "verdict" {
+        /// Inspected; the score is within the threshold.
+        Ok = "ok",
+        /// Inspected; above the warning threshold, not above the threshold.
+        Warn = "warn",
+        /// Inspected; above the threshold, or not a product that the model knows.
+        Ng = "ng",
+        /// Not inspected; never counts as good.
+        Uninspected = "uninspected",
+        /// Inspection failed; never counts as good.
+        Error = "error",
     }
 }
 
-/// How the class of a detection was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ClassSource {
-    /// The caller named it.
-    Known,
-    /// The model has one class only.
-    Only,
-    /// Nearest prototype and calibrated score.
-    Chosen,
-    /// No class is near: the class reported is the nearest, the verdict is `ng`.
-    UnknownProduct,
+named! {
+    /// How the class of a detection was found.
+    pub enum ClassSource: "class source" {
+        /// The caller named it.
+        Known = "known",
+        /// The model has one class only.
+        Only = "only",
+        /// Nearest prototype and calibrated score.
+        Chosen = "chosen",
+        /// No class is near: the class reported is the nearest, the verdict is `ng`.
+        UnknownProduct = "unknown-product",
+    }
 }
 
 /// Everything about one frame.

@@ -114,8 +114,7 @@ impl Choice {
 impl Network {
     /// The preprocessing of this network.
     pub fn preprocess(&self) -> Preprocess {
-        let input = &self.config.input;
-        Preprocess { size: input.size, fit: input.fit, roi: input.roi }
+        Preprocess::of(&self.config.input)
     }
 
     /// Values `[B, T, D]` of prepared frames.

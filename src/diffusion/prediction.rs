@@ -1,21 +1,21 @@
 //! q(x_t | x0), and the three things a network may predict, each from each.
 
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
 use super::{NoiseLevel, impossible};
 use crate::error::Result;
+use crate::named::named;
 
-/// What the network's output means (Salimans & Ho 2022, section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Prediction {
-    /// The clean tensor.
-    X0,
-    /// The noise.
-    Epsilon,
-    /// `v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0`.
-    V,
+named! {
+    /// What the network's output means (Salimans & Ho 2022, section 4).
+    pub enum Prediction: "prediction" {
+        /// The clean tensor.
+        X0 = "x0",
+        /// The noise.
+        Epsilon = "epsilon",
+        /// `v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x0`.
+        V = "v",
+    }
 }
 
 /// A draw of q(x_t | x0): `sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise`.

@@ -1,6 +1,6 @@
 //! `Frame`: the one image type between cameras, files and the model.
 
-use crate::config::Fit;
+use crate::config::{Fit, InputConfig};
 use crate::error::{Error, Result};
 
 pub mod read;
@@ -98,6 +98,11 @@ impl Geometry {
 }
 
 impl Preprocess {
+    /// The preprocessing that a configuration asks for.
+    pub fn of(input: &InputConfig) -> Self {
+        Self { size: input.size, fit: input.fit, roi: input.roi }
+    }
+
     /// Crops and resizes (area-weighted bilinear; a frame that already has the size is taken as it is).
     ///
     /// # Errors

@@ -1,8 +1,7 @@
 //! Reads images and masks from files: any depth, layout and orientation becomes an RGB8 [`Frame`].
 //! Bounded: a file, a side or a decoded image beyond the limits below is an error before memory is taken.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -11,6 +10,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::Frame;
 use crate::error::{Error, Result};
+use crate::files::read_regular;
 
 /// Longest side of an image that is read, in pixels.
 pub const MAX_SIDE: u32 = 16_384;
@@ -28,10 +28,10 @@ pub const MAX_BYTES: u64 = 512 << 20;
 /// - EXIF orientation is applied.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be read; [`Error::Image`] when it is not a whole image in a known format
-/// or exceeds [`MAX_SIDE`] or [`MAX_BYTES`]. Both name the file.
+/// [`Error::Io`] when the file cannot be read or exceeds [`MAX_BYTES`]; [`Error::Image`] when it is not a whole image in a
+/// known format or exceeds [`MAX_SIDE`]. Both name the file.
 pub fn read_frame(path: &Path) -> Result<Frame> {
-    decode_frame(&read_bytes(path)?, path)
+    decode_frame(&read_regular(path, MAX_BYTES, "an image")?, path)
 }
 
 /// What [`read_frame`] does, for bytes that are already in memory; `name` is only for messages.
@@ -51,7 +51,7 @@ pub fn decode_frame(bytes: &[u8], name: &Path) -> Result<Frame> {
 /// As for [`read_frame`].
 pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> {
     // Kept at 16 bits: a label value of 1 in a 16-bit mask must not be rounded to 0.
-    let mask = decode(&read_bytes(path)?, path)?.into_rgb16();
+    let mask = decode(&read_regular(path, MAX_BYTES, "an image")?, path)?.into_rgb16();
     let (w, h) = (mask.width() as usize, mask.height() as usize);
     if w == 0 || h == 0 {
         return Err(image_error(path, "the mask has no pixels"));
@@ -70,28 +70,6 @@ pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> 
 
 fn image_error(path: &Path, reason: impl Into<String>) -> Error {
     Error::Image { path: path.to_path_buf(), reason: reason.into() }
-}
-
-/// The whole file, at most [`MAX_BYTES`].
-fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let unreadable = |e| Error::io(path, "cannot read the image", e);
-    let meta = std::fs::metadata(path).map_err(unreadable)?;
-    // Opening a pipe would wait for its writer, and a device may never end.
-    if !meta.is_file() {
-        return Err(image_error(
-            path,
-            if meta.is_dir() { "is a folder, not an image" } else { "is not a regular file" },
-        ));
-    }
-    let too_large = || image_error(path, format!("the file is larger than the limit of {} MiB", MAX_BYTES >> 20));
-    if meta.len() > MAX_BYTES {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::with_capacity(meta.len() as usize);
-    let file = File::open(path).map_err(unreadable)?;
-    // The file may grow while it is read.
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_BYTES { Err(too_large()) } else { Ok(bytes) }
 }
 
 /// Decodes and turns upright. A panic of a decoder counts as a damaged file: the decoders are other people's code,
@@ -307,7 +285,7 @@ mod tests {
         let missing = read_frame(Path::new("/nonexistent/part.png")).unwrap_err();
         assert!(matches!(&missing, Error::Io { .. }) && missing.to_string().contains("/nonexistent/part.png"));
         let folder = tempfile::tempdir().unwrap();
-        assert!(read_frame(folder.path()).unwrap_err().to_string().ends_with("is a folder, not an image"));
+        assert!(read_frame(folder.path()).unwrap_err().to_string().ends_with("is a folder, expected an image"));
     }
 
     #[test]

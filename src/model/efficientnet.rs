@@ -69,11 +69,6 @@ pub(super) fn weight_shapes(name: &str) -> Option<Vec<(String, Vec<usize>)>> {
     Some(all)
 }
 
-/// Channels of all taps together.
-pub(super) fn channels(name: &str) -> Option<usize> {
-    Some(stages(name)?.iter().skip(1).map(|s| s.channels).sum())
-}
-
 /// A folded convolution: weights in the layout the kernels want, and its bias.
 struct Folded {
     weight: Tensor, // [in, out] or [k, k, C]

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::config::{BACKBONE_NAMES, backbone_channels};
 use crate::device::Place;
 use crate::error::{Error, Result};
 
@@ -13,13 +14,6 @@ mod resnet;
 
 pub use efficientnet::{EfficientNetLite, LITE_NAMES};
 pub use resnet::{RESNET_NAMES, ResNet};
-
-/// Names of all backbones.
-pub const NAMES: [&str; 6] = {
-    let [lite0, lite1, lite2] = LITE_NAMES;
-    let [resnet18, resnet50, wide_resnet50] = RESNET_NAMES;
-    [lite0, lite1, lite2, resnet18, resnet50, wide_resnet50]
-};
 
 /// Weights by name, as they stand in a file.
 pub type Weights = std::collections::HashMap<String, Tensor>;
@@ -93,9 +87,9 @@ pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
 /// # Errors
 /// When the name is unknown.
 pub fn channels(name: &str) -> Result<usize> {
-    efficientnet::channels(name).or_else(|| resnet::channels(name)).ok_or_else(|| unknown(name))
+    backbone_channels(name).ok_or_else(|| unknown(name))
 }
 
 fn unknown(name: &str) -> Error {
-    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", NAMES.join(", ")))
+    Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", BACKBONE_NAMES.join(", ")))
 }

@@ -148,11 +148,6 @@ pub(super) fn weight_shapes(name: &str) -> Option<Vec<(String, Vec<usize>)>> {
     Some(std::iter::once(&ConvPlan::stem()).chain(blocks).flat_map(ConvPlan::weight_shapes).collect())
 }
 
-/// Channels of all taps together.
-pub(super) fn channels(name: &str) -> Option<usize> {
-    Some(Plan::of(name)?.taps().iter().map(|tap| tap.channels).sum())
-}
-
 /// A convolution with its batch norm folded in.
 struct Conv {
     weight: Tensor, // [out, in, k, k]

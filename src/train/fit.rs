@@ -8,10 +8,11 @@ use sha2::{Digest, Sha256};
 
 use super::material::Material;
 use super::optimizer::Optimizer;
-use super::{Context, Event, batch, checkpoint, hex};
+use super::{Context, Event, batch, checkpoint};
 use crate::config::{Config, TrainingConfig};
 use crate::error::{Error, Result};
 use crate::model::denoiser::{Denoiser, DenoiserShape, Denoisers};
+use crate::text::hex;
 
 /// Trained weights.
 pub struct Fit {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::cache::Cache;
-use super::{Context, Event, hex};
+use super::{Context, Event};
 use crate::bundle::BackboneCard;
 use crate::config::{Config, SpaceKind};
 use crate::data::{self, Dataset};
@@ -20,6 +20,7 @@ use crate::features::FeatureSpace;
 use crate::frame::{Frame, Preprocess, read_frame};
 use crate::model::{self, Weights};
 use crate::space::{Features, Pixels, Space, raw_features};
+use crate::text::hex;
 
 /// Feature rows that the feature space is fitted on, at most.
 const FIT_ROWS: usize = 60_000;
@@ -111,11 +112,6 @@ impl Material {
     }
 }
 
-/// The preprocessing of a configuration.
-pub(super) fn preprocess(config: &Config) -> Preprocess {
-    Preprocess { size: config.input.size, fit: config.input.fit, roi: config.input.roi }
-}
-
 struct Gathering<'a> {
     config: &'a Config,
     folder: &'a Path,
@@ -141,7 +137,7 @@ impl Gathering<'_> {
         let splits = splits.collect::<Vec<_>>();
         let wanted: Vec<PathBuf> = splits.iter().flat_map(|s| s.train.iter().cloned()).collect();
         let mut cache = self.cache(self.config.tokens() * channels);
-        let preprocess = preprocess(self.config);
+        let preprocess = Preprocess::of(&self.config.input);
         let (mut kept, mut spilled) = (vec![false; wanted.len()], false);
         self.context.each_image(&wanted, skipped, |frames: &[(usize, Frame)], done| {
             let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
@@ -245,7 +241,7 @@ fn backbone_weights(config: &Config, file: Option<&Path>) -> Result<Weights> {
 fn mask(config: &Config) -> Result<Option<Mask>> {
     let Some(path) = &config.input.mask else { return Ok(None) };
     let image = read_frame(Path::new(path))?;
-    let mask = Mask::new(&image, &preprocess(config), config.features.grid);
+    let mask = Mask::new(&image, &Preprocess::of(&config.input), config.features.grid);
     mask.map(Some).map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))
 }
 

@@ -245,7 +245,3 @@ impl Context<'_> {
         self.check()
     }
 }
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}

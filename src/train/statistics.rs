@@ -6,12 +6,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::material::{Material, preprocess};
+use super::material::Material;
 use super::{ClassScores, Context, Event, class_card};
 use crate::bundle::{Card, ClassCard, SCHEMA, TrainingCard};
 use crate::config::{Config, ScoreKind};
 use crate::detector::{self, Choice, Look, Network, Program, mean_token, needs_noise, seeded_noise};
 use crate::error::Result;
+use crate::frame::Preprocess;
 use crate::model::denoiser::Denoisers;
 use crate::score::ResidualSums;
 
@@ -123,7 +124,7 @@ fn calibrate(
         }
         network.term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
     }
-    let preprocess = preprocess(config);
+    let preprocess = Preprocess::of(&config.input);
     let mut cards = Vec::new();
     for (class, (name, paths)) in material.names.iter().zip(&images.calibration).enumerate() {
         let mut scores = ClassScores::default();

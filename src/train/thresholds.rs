@@ -2,13 +2,10 @@
 
 use crate::bundle::ClassCard;
 use crate::calibrate::{self, Threshold};
-use crate::config::{CalibrationConfig, Config};
+use crate::config::{CalibrationConfig, Config, DEFAULT_TARGET_FPR};
 use crate::data::{self, Dataset};
 use crate::detector::Inspection;
 use crate::error::{Error, Result};
-
-/// Promised false-reject rate where none is asked for and the images support it.
-const DEFAULT_RATE: f64 = 0.05;
 
 /// Scores of the held-out good parts of one class.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +34,7 @@ impl ClassScores {
 
 /// The rate that is promised for `n` held-out parts: what was asked for, else 5 % or the smallest that `n` supports.
 fn rate(config: &CalibrationConfig, n: usize) -> f64 {
-    config.target_fpr.unwrap_or_else(|| DEFAULT_RATE.max(calibrate::smallest_rate(n)))
+    config.target_fpr.unwrap_or_else(|| DEFAULT_TARGET_FPR.max(calibrate::smallest_rate(n)))
 }
 
 /// Thresholds of one class by split-conformal calibration; pixels count as a region above the same quantile of the parts'

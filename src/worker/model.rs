@@ -54,7 +54,7 @@ impl Detect for Detector {
 
     fn warm_up(&self, size: usize) -> Result<Vec<Job>> {
         let input = &self.card().config.input;
-        let preprocess = Preprocess { size: input.size, fit: input.fit, roi: None };
+        let preprocess = Preprocess { roi: None, ..Preprocess::of(input) };
         let prepared =
             preprocess.apply(&Frame::new(input.size, input.size, vec![127; input.size * input.size * 3])?)?;
         let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(self.card()), mask: None };

@@ -8,8 +8,7 @@ mod pickle;
 mod pth;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -21,9 +20,11 @@ use zip::ZipArchive;
 
 use self::pickle::{Element, Reason};
 use self::pth::{Archive, LEGACY_MAGIC, StateDict, decode, entry};
-use super::{NAMES, Weights, weight_shapes};
+use super::{Weights, weight_shapes};
+use crate::config::BACKBONE_NAMES;
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{read_regular, write_atomic};
+use crate::text::hex;
 
 /// The largest file that is read. The largest published backbone among ours (Wide ResNet-50) takes 132 MB.
 const MAX_FILE: u64 = 1 << 30;
@@ -86,23 +87,18 @@ impl Trunk {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for an unknown name, [`Error::Io`] for a file that cannot be read, [`Error::Model`] for a file
-    /// that is too large, damaged, in another format, without the backbone's weights (the message names the first that
+    /// [`Error::Usage`] for an unknown name, [`Error::Io`] for a file that cannot be read or is too large,
+    /// [`Error::Model`] for one that is damaged, in another format, without the backbone's weights (the message names the first that
     /// is missing or has another shape), or with the name of a published file and other contents.
     pub fn read(path: &Path, backbone: Option<&str>) -> Result<Self> {
         let candidates = candidates(backbone)?;
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(|error| Error::io(path, "cannot read", error))?;
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| Error::io(path, "cannot read", error))?;
+        let bytes = read_regular(path, MAX_FILE, "a file of weights")?;
         let source = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Self::parse(&bytes, source, &candidates).map_err(|reason| Error::model(path, reason))
     }
 
     fn parse(bytes: &[u8], source: String, candidates: &[Candidate]) -> Result<Self, Reason> {
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(format!("more than {MAX_FILE} bytes; expected a file of weights"));
-        }
-        let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&Sha256::digest(bytes));
         let published = PUBLISHED.iter().find(|published| published.sha256 == sha256);
         if let Some(other) = PUBLISHED.iter().find(|p| p.file == source && p.sha256 != sha256) {
             return Err(format!(
@@ -217,8 +213,8 @@ struct Candidate {
 fn candidates(name: Option<&str>) -> Result<Vec<Candidate>> {
     let candidate = |name: &'static str| Ok(Candidate { name, weights: weight_shapes(name)? });
     match name {
-        None => NAMES.into_iter().map(candidate).collect(),
-        Some(wanted) => match NAMES.into_iter().find(|name| *name == wanted) {
+        None => BACKBONE_NAMES.into_iter().map(candidate).collect(),
+        Some(wanted) => match BACKBONE_NAMES.into_iter().find(|name| *name == wanted) {
             Some(name) => Ok(vec![candidate(name)?]),
             None => Err(super::unknown(wanted)),
         },
