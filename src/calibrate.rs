@@ -39,8 +39,7 @@ pub struct Threshold {
 impl Threshold {
     /// The `rank`-th smallest of `sorted_scores` (1 = smallest) as a threshold that promises `false_reject_rate`.
     ///
-    /// `None` if there is no such rank. For a rank of one's own, such as that of [`pac_rank`];
-    /// [`conformal`] finds the usual one.
+    /// `None` if there is no such rank. [`conformal`] finds the usual rank.
     pub fn at_rank(sorted_scores: &[f32], rank: usize, false_reject_rate: f64) -> Option<Self> {
         let value = *sorted_scores.get(rank.checked_sub(1)?)?;
         let n = sorted_scores.len();
@@ -141,35 +140,6 @@ pub fn conformal_rank(n: usize, alpha: f64) -> Option<usize> {
     Some(n.saturating_sub(above as usize - 1).max(1))
 }
 
-/// Smallest rank whose threshold keeps the false-reject rate at or below `alpha` with confidence `1 - delta` *for this
-/// calibration set* (conformal promises it on average over calibration sets): the smallest k with
-/// `P(Binom(n, alpha) >= n + 1 - k) >= 1 - delta`.
-///
-/// `None` if even the largest score does not, or if `alpha` or `delta` is not between 0 and 1.
-/// At `delta` 0.05 the largest score is enough for 5 % from n = 59, for 1 % from n = 299.
-pub fn pac_rank(n: usize, alpha: f64, delta: f64) -> Option<usize> {
-    let inside = |p: f64| 0.0 < p && p < 1.0;
-    if !inside(alpha) || !inside(delta) {
-        return None;
-    }
-    // P(Binom(n, alpha) >= n + 1 - k) is the chance that Beta(n + 1 - k, k), the true rate, is at most alpha.
-    let holds = |rank: usize| rate_cdf(n, rank, alpha) >= 1.0 - delta;
-    if n == 0 || !holds(n) {
-        return None;
-    }
-    // It grows with k: bisect, with `high` always a rank that holds.
-    let (mut low, mut high) = (0, n);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if holds(middle) {
-            high = middle;
-        } else {
-            low = middle;
-        }
-    }
-    Some(high)
-}
-
 /// Smallest false-reject rate that `n` calibration scores can promise, `1 / (n + 1)`.
 pub fn smallest_rate(n: usize) -> f64 {
     1.0 / (n as f64 + 1.0)
@@ -224,38 +194,28 @@ mod tests {
 
     use super::*;
 
-    const RATES: [f64; 4] = [0.1, 0.05, 0.02, 0.01];
-
-    #[track_caller]
-    fn check_ranks(n: usize, marginal: [Option<usize>; 4], pac: [Option<usize>; 4]) {
-        assert_eq!(RATES.map(|rate| conformal_rank(n, rate)), marginal, "marginal ranks for n = {n}");
-        assert_eq!(RATES.map(|rate| pac_rank(n, rate, 0.05)), pac, "PAC ranks for n = {n}");
-    }
-
     /// ```python
     /// from math import ceil
-    /// from scipy.stats import binom                                              # 1.17
     /// for n in [20, 60, 100, 200, 363, 1000, 58, 59, 298, 299, 50000]:
-    ///     print(n, [ceil((n + 1) * (1 - a) - 1e-9) for a in [.1, .05, .02, .01]],   # > n: None
-    ///           [next((k for k in range(1, n + 1) if binom.sf(n - k, n, a) >= .95), None) for a in [.1, .05, .02, .01]])
+    ///     print(n, [ceil((n + 1) * (1 - a) - 1e-9) for a in [.1, .05, .02, .01]])   # > n: None
     /// ```
     #[test]
     fn ranks_equal_the_table() {
-        check_ranks(20, [Some(19), Some(20), None, None], [None; 4]);
-        check_ranks(60, [Some(55), Some(58), Some(60), None], [Some(59), Some(60), None, None]);
-        check_ranks(100, [Some(91), Some(96), Some(99), Some(100)], [Some(96), Some(99), None, None]);
-        check_ranks(200, [Some(181), Some(191), Some(197), Some(199)], [Some(188), Some(196), Some(200), None]);
-        check_ranks(363, [Some(328), Some(346), Some(357), Some(361)], [Some(337), Some(352), Some(361), Some(363)]);
-        check_ranks(1000, [Some(901), Some(951), Some(981), Some(991)], [Some(916), Some(962), Some(988), Some(996)]);
-        check_ranks(58, [Some(54), Some(57), Some(58), None], [Some(57), None, None, None]);
-        check_ranks(59, [Some(54), Some(57), Some(59), None], [Some(58), Some(59), None, None]);
-        check_ranks(298, [Some(270), Some(285), Some(294), Some(297)], [Some(277), Some(290), Some(297), None]);
-        check_ranks(299, [Some(270), Some(285), Some(294), Some(297)], [Some(278), Some(291), Some(298), Some(299)]);
-        check_ranks(
-            50_000,
-            [Some(45_001), Some(47_501), Some(49_001), Some(49_501)],
-            [Some(45_111), Some(47_581), Some(49_052), Some(49_537)],
-        );
+        for (n, ranks) in [
+            (20, [Some(19), Some(20), None, None]),
+            (60, [Some(55), Some(58), Some(60), None]),
+            (100, [Some(91), Some(96), Some(99), Some(100)]),
+            (200, [Some(181), Some(191), Some(197), Some(199)]),
+            (363, [Some(328), Some(346), Some(357), Some(361)]),
+            (1000, [Some(901), Some(951), Some(981), Some(991)]),
+            (58, [Some(54), Some(57), Some(58), None]),
+            (59, [Some(54), Some(57), Some(59), None]),
+            (298, [Some(270), Some(285), Some(294), Some(297)]),
+            (299, [Some(270), Some(285), Some(294), Some(297)]),
+            (50_000, [Some(45_001), Some(47_501), Some(49_001), Some(49_501)]),
+        ] {
+            assert_eq!([0.1, 0.05, 0.02, 0.01].map(|rate| conformal_rank(n, rate)), ranks, "n = {n}");
+        }
     }
 
     /// `scipy.stats.beta.ppf([.025, .975], n + 1 - k, k)` (1.17).
@@ -338,14 +298,10 @@ mod tests {
         for rate in [0.0, -1.0, f64::NEG_INFINITY, f64::NAN, 1e-300, f64::MIN_POSITIVE] {
             assert!(conformal(&scores, rate).is_err(), "{rate}");
             assert!(!conformal(&scores, rate).unwrap_err().to_string().is_empty());
-            assert_eq!(pac_rank(10, rate, 0.05), None, "{rate}");
-            assert_eq!(pac_rank(10, 0.5, rate).is_some(), rate > 0.0 && 0.5f64.powi(10) <= rate, "{rate}");
         }
         for rate in [1.0, 2.0, f64::INFINITY] {
             assert_eq!(conformal(&scores, rate).unwrap().rank, 1, "{rate}");
-            assert_eq!(pac_rank(10, rate, 0.05), None, "{rate}");
         }
-        assert_eq!(pac_rank(0, 0.5, 0.5), None);
         assert!(conformal_rank(usize::MAX, 0.5).is_some());
     }
 
@@ -392,9 +348,6 @@ mod tests {
             let (strict, loose) = if a < b { (a, b) } else { (b, a) };
             if let Some(high) = conformal_rank(n, strict) {
                 prop_assert!(conformal_rank(n, loose).unwrap() <= high);
-                if let Some(pac) = pac_rank(n, strict, 0.05) {
-                    prop_assert!(high <= pac, "a promise for this very set is never the cheaper one");
-                }
             }
         }
 
@@ -414,21 +367,18 @@ mod tests {
         const N: usize = 80;
         let target = 0.05;
         let mut rng = ChaCha8Rng::seed_from_u64(7);
-        let (mut mean_rate, mut inside, mut pac_kept) = (0.0, 0, 0);
+        let (mut mean_rate, mut inside) = (0.0, 0);
         for _ in 0..LINES {
             let scores = sorted((0..N).map(|_| -(1.0 - rng.random::<f32>()).ln()).collect()).unwrap();
             let threshold = conformal(&scores, target).unwrap();
             let rate = (-f64::from(threshold.value)).exp();
             mean_rate += rate / LINES as f64;
             inside += usize::from(threshold.interval[0] <= rate && rate <= threshold.interval[1]);
-            let pac = Threshold::at_rank(&scores, pac_rank(N, target, 0.05).unwrap(), target).unwrap();
-            pac_kept += usize::from((-f64::from(pac.value)).exp() <= target);
         }
         // Expected: 4 / 81 on average; limits are four standard errors away.
         assert!((mean_rate - 4.0 / 81.0).abs() < 4.0 * 0.0238 / (LINES as f64).sqrt(), "mean rate {mean_rate}");
         assert!(mean_rate <= target);
         let coverage = inside as f64 / LINES as f64;
         assert!((coverage - 0.95).abs() < 4.0 * (0.95 * 0.05 / LINES as f64).sqrt(), "coverage {coverage}");
-        assert!(pac_kept as f64 / LINES as f64 >= 0.95, "PAC kept its promise on {pac_kept} of {LINES} lines");
     }
 }

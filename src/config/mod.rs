@@ -387,7 +387,7 @@ impl DiffusionConfig {
                 Process::Continuous { log_snr_min: self.log_snr_min, log_snr_max: self.log_snr_max }
             }
             ScheduleKind::Linear => {
-                Process::Discrete(Schedule::linear_between(self.beta_start, self.beta_end, self.timesteps)?)
+                Process::Discrete(Schedule::linear(self.beta_start, self.beta_end, self.timesteps)?)
             }
             ScheduleKind::Cosine => Process::Discrete(Schedule::cosine(self.timesteps)?),
         })

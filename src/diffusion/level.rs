@@ -41,11 +41,6 @@ impl NoiseLevel {
         Ok(Self { alpha_bar: sigmoid(log_snr), variance: sigmoid(-log_snr) })
     }
 
-    /// From both parts, for callers that know each of them better than as a difference from 1.
-    pub(super) fn from_parts(alpha_bar: f64, variance: f64) -> Self {
-        Self { alpha_bar, variance }
-    }
-
     /// Fraction of the variance that is signal, 0..=1.
     pub fn alpha_bar(self) -> f64 {
         self.alpha_bar

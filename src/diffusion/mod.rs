@@ -5,7 +5,6 @@
 //! shape and float type. Noise is always an argument: nothing here draws a random number, so equal arguments give
 //! equal bits. The network arrives as a closure.
 
-mod cosine;
 mod level;
 mod prediction;
 mod process;
@@ -14,12 +13,11 @@ mod schedule;
 mod step;
 mod weight;
 
-pub use cosine::CosineProcess;
 pub use level::{NoiseLevel, levels_in_log_snr};
 pub use prediction::{Prediction, add_noise};
 pub use process::Process;
 pub use sampler::{Plan, Start, ancestral, reconstruct};
-pub use schedule::{Posterior, Schedule, Spacing, StepVariance};
+pub use schedule::{Posterior, Schedule};
 pub use step::{Ddim, EpsMode, ancestral_step};
 pub use weight::min_snr_weight;
 

@@ -30,19 +30,6 @@ pub fn add_noise(x0: &Tensor, noise: &Tensor, levels: &[NoiseLevel]) -> Result<T
 }
 
 impl Prediction {
-    /// What the network should answer: the target of its loss. Shapes and levels as in [`add_noise`].
-    ///
-    /// # Errors
-    ///
-    /// As [`add_noise`].
-    pub fn target(self, x0: &Tensor, noise: &Tensor, levels: &[NoiseLevel]) -> Result<Tensor> {
-        match self {
-            Self::X0 => Ok(x0.clone()),
-            Self::Epsilon => Ok(noise.clone()),
-            Self::V => combine((noise, NoiseLevel::signal), (x0, |level| -level.noise()), levels),
-        }
-    }
-
     /// The network's `output` at `x_t`, said in terms of `to`. `output` and `x_t` have the same shape, levels are as
     /// in [`add_noise`].
     ///

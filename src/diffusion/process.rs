@@ -1,6 +1,6 @@
 //! Which noise levels there are: all between two, or the steps of a schedule.
 
-use super::{NoiseLevel, Schedule, Spacing, impossible, levels_in_log_snr};
+use super::{NoiseLevel, Schedule, impossible, levels_in_log_snr};
 use crate::error::Result;
 
 /// The noise levels that training draws from and a sampler visits.
@@ -52,7 +52,7 @@ impl Process {
     pub fn levels(&self, start: NoiseLevel, steps: usize) -> Result<Vec<NoiseLevel>> {
         match self {
             Self::Continuous { log_snr_max, .. } => levels_in_log_snr(start, *log_snr_max, steps),
-            Self::Discrete(schedule) => schedule.levels(schedule.nearest_step(start), steps, Spacing::Trailing),
+            Self::Discrete(schedule) => schedule.levels(schedule.nearest_step(start), steps),
         }
     }
 

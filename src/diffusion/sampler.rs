@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Ddim, NoiseLevel, Prediction, Schedule, StepVariance, add_noise, ancestral_step, impossible};
+use super::{Ddim, NoiseLevel, Prediction, Schedule, add_noise, ancestral_step, impossible};
 use crate::error::Result;
 
 /// Where a reconstruction starts.
@@ -40,36 +40,30 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan over `levels`: the first is where it starts, the last where it ends; the network is asked at every
-    /// level but the last. Falling noise that ends with [`NoiseLevel::CLEAN`] reconstructs; rising noise inverts.
+    /// A plan over `levels` of falling noise: the first is where it starts, the last where it ends; the network is asked at
+    /// every level but the last.
     ///
     /// # Errors
     ///
-    /// Fewer than two levels, levels that neither fall nor rise strictly, a level without noise that is not the last,
-    /// an `eta` above 0 with rising noise, or an epsilon network at a level without signal.
+    /// Fewer than two levels, noise that does not fall from each to the next, or an epsilon network at a level without
+    /// signal.
     pub fn new(levels: Vec<NoiseLevel>, prediction: Prediction, ddim: Ddim) -> Result<Self> {
-        let [first, second, ..] = levels[..] else {
+        if levels.len() < 2 {
             return Err(impossible(format!("{} noise levels; expected a start and an end at least", levels.len())));
-        };
-        let inverts = second.is_noisier_than(first);
+        }
         for (index, pair) in levels.windows(2).enumerate() {
             let (from, to) = (pair[0], pair[1]);
-            let follows = if inverts { to.is_noisier_than(from) } else { from.is_noisier_than(to) };
-            if !follows {
+            if !from.is_noisier_than(to) {
                 return Err(impossible(format!(
-                    "noise levels {index} and {} have alpha_bar {} and {}; expected one direction throughout",
+                    "noise levels {index} and {} have alpha_bar {} and {}; expected it to rise",
                     index + 1,
                     from.alpha_bar(),
                     to.alpha_bar()
                 )));
             }
-            if from.variance() == 0.0 {
-                return Err(impossible("a sampler starts at a level without noise; expected alpha_bar below 1"));
-            }
             if prediction == Prediction::Epsilon && from.alpha_bar() == 0.0 {
                 return Err(impossible("an epsilon prediction at alpha_bar 0 says nothing about x0; use x0 or v"));
             }
-            ddim.sigma(from, to)?;
         }
         Ok(Self { levels, prediction, ddim })
     }
@@ -147,7 +141,7 @@ pub fn ancestral(
         let level = schedule.level(step)?;
         let output = predict(&x, level.log_snr())?;
         let clean = prediction.convert(&output, Prediction::X0, &x, &[level])?;
-        let posterior = schedule.posterior(step, StepVariance::Posterior)?;
+        let posterior = schedule.posterior(step)?;
         x = ancestral_step(&x, &clean, posterior, noises.get(first - step))?;
     }
     Ok(x)

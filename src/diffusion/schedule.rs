@@ -1,12 +1,16 @@
 //! The noise process in `T` discrete steps: betas, alpha-bars, posterior coefficients and subsets of the steps.
 
-use super::{CosineProcess, NoiseLevel, impossible};
+use std::f64::consts::FRAC_PI_2;
+
+use super::{NoiseLevel, impossible};
 use crate::error::Result;
 
 /// No single step may destroy more of the signal than this (Nichol & Dhariwal 2021, section 3.2).
 const MAX_BETA: f64 = 0.999;
-/// The number of steps for which the published betas of the linear schedules were chosen.
+/// The number of steps for which betas are given.
 const REFERENCE_STEPS: f64 = 1000.0;
+/// Offset of the cosine schedule, which keeps its first levels from being too alike (Nichol & Dhariwal 2021, section 3.2).
+const COSINE_OFFSET: f64 = 0.008;
 /// More steps than any published schedule by far; bounds the memory a wrong number can take.
 const MAX_STEPS: usize = 1_000_000;
 
@@ -28,83 +32,45 @@ pub struct Posterior {
     pub variance: f64,
 }
 
-/// Variance of an ancestral step: the two ends of the range that Ho et al. 2020 (section 3.2) allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepVariance {
-    /// That of the posterior, "beta tilde": right when the data is a single point.
-    Posterior,
-    /// `beta`: right when the data is normally distributed.
-    Beta,
-}
-
-/// How a sampler's steps are chosen from a schedule's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spacing {
-    /// Equal distances from the start down to the clean end: from step 999, ten steps are 999, 899, ..., 99
-    /// (Lin et al. 2023, section 3.3).
-    Trailing,
-    /// Equal distances from the start down to step 0, both visited: from step 999, ten steps are 999, 888, ..., 0.
-    Linspace,
-}
-
 impl Schedule {
-    /// Betas on a line from 1e-4 to 0.02 (Ho et al. 2020), both multiplied by 1000 / `steps` so that any number of
-    /// steps ends in noise; none above 0.999.
-    ///
-    /// # Errors
-    ///
-    /// No steps, or more than a million.
-    pub fn linear(steps: usize) -> Result<Self> {
-        Self::linear_between(1e-4, 0.02, steps)
-    }
-
-    /// [`Schedule::linear`] with other ends, given for 1000 steps.
+    /// Betas on a line from `first` to `last` (Ho et al. 2020: 1e-4 to 0.02), both given for 1000 steps and multiplied by
+    /// 1000 / `steps`, so that any number of steps ends in noise; none above 0.999.
     ///
     /// # Errors
     ///
     /// No steps, or more than a million; betas that are not above 0.
-    pub fn linear_between(first: f64, last: f64, steps: usize) -> Result<Self> {
-        let scale = scale(steps)?;
+    pub fn linear(first: f64, last: f64, steps: usize) -> Result<Self> {
+        check_steps(steps)?;
+        let scale = REFERENCE_STEPS / steps as f64;
         Self::from_betas(line(first * scale, last * scale, steps).map(|beta| beta.min(MAX_BETA)).collect())
     }
 
-    /// Square roots of the betas on a line from those of 0.00085 to 0.012 (Stable Diffusion's "scaled linear"),
-    /// scaled with the number of steps as in [`Schedule::linear`].
-    ///
-    /// # Errors
-    ///
-    /// No steps, or more than a million.
-    pub fn scaled_linear(steps: usize) -> Result<Self> {
-        let scale = scale(steps)?;
-        let roots = line((0.00085 * scale).sqrt(), (0.012 * scale).sqrt(), steps);
-        Self::from_betas(roots.map(|root| (root * root).min(MAX_BETA)).collect())
-    }
-
-    /// The cosine schedule (Nichol & Dhariwal 2021): betas from the ratios of [`CosineProcess`], none above 0.999.
+    /// The cosine schedule (Nichol & Dhariwal 2021, equation 17): betas from the ratios of `alpha_bar(u) = f(u) / f(0)` with
+    /// `f(u) = cos^2((u + s) / (1 + s) * pi / 2)` at the times `u = t / T`, none above 0.999.
     ///
     /// # Errors
     ///
     /// No steps, or more than a million.
     pub fn cosine(steps: usize) -> Result<Self> {
         check_steps(steps)?;
-        let process = CosineProcess::default();
+        let normal = (COSINE_OFFSET / (1.0 + COSINE_OFFSET) * FRAC_PI_2).cos().powi(2);
+        let alpha_bar = |time: f64| {
+            // The complement of the angle is exactly 0 at time 1, where the cosine of the angle would leave a crumb.
+            let left = (1.0 - time) / (1.0 + COSINE_OFFSET) * FRAC_PI_2;
+            (left.sin().powi(2) / normal).min(1.0)
+        };
+        let mut before = alpha_bar(0.0);
         let mut betas = Vec::with_capacity(steps);
-        let mut before = process.level(0.0)?.alpha_bar();
         for step in 1..=steps {
-            let after = process.level(step as f64 / steps as f64)?.alpha_bar();
+            let after = alpha_bar(step as f64 / steps as f64);
             betas.push((1.0 - after / before).min(MAX_BETA));
             before = after;
         }
         Self::from_betas(betas)
     }
 
-    /// A schedule of one's own.
-    ///
-    /// # Errors
-    ///
-    /// No betas, more than a million, or one that does not lower `alpha_bar` or lowers it to 0 before the last step.
-    pub fn from_betas(betas: Vec<f64>) -> Result<Self> {
-        check_steps(betas.len())?;
+    /// Each beta has to lower `alpha_bar`, and may lower it to 0 at the last step only.
+    fn from_betas(betas: Vec<f64>) -> Result<Self> {
         let mut alpha_bars = Vec::with_capacity(betas.len());
         let mut before = 1.0;
         for (step, &beta) in betas.iter().enumerate() {
@@ -122,37 +88,9 @@ impl Schedule {
         Ok(Self { betas, alpha_bars })
     }
 
-    /// The same schedule, shifted so that the last step leaves no signal at all (Lin et al. 2023, algorithm 1).
-    /// At that step a network that predicts epsilon says nothing about `x0`.
-    ///
-    /// # Errors
-    ///
-    /// Fewer than two steps.
-    pub fn with_zero_terminal_snr(self) -> Result<Self> {
-        let [first, .., last] = self.alpha_bars[..] else {
-            return Err(impossible("zero terminal SNR with 1 diffusion step; expected at least 2"));
-        };
-        let (first, last) = (first.sqrt(), last.sqrt());
-        let shifted = |alpha_bar: &f64| ((alpha_bar.sqrt() - last) * first / (first - last)).powi(2);
-        let alpha_bars: Vec<f64> = self.alpha_bars.iter().map(shifted).collect();
-        let before = std::iter::once(&1.0).chain(&alpha_bars);
-        let betas = alpha_bars.iter().zip(before).map(|(after, before)| 1.0 - after / before).collect();
-        Ok(Self { betas, alpha_bars })
-    }
-
     /// Number of steps `T`, at least 1.
     pub fn steps(&self) -> usize {
         self.betas.len()
-    }
-
-    /// The betas of all steps.
-    pub fn betas(&self) -> &[f64] {
-        &self.betas
-    }
-
-    /// The alpha-bars of all steps, falling.
-    pub fn alpha_bars(&self) -> &[f64] {
-        &self.alpha_bars
     }
 
     /// Noise level of step `step`, counted from 0.
@@ -163,16 +101,6 @@ impl Schedule {
     pub fn level(&self, step: usize) -> Result<NoiseLevel> {
         let alpha_bar = *self.at(&self.alpha_bars, step)?;
         NoiseLevel::from_alpha_bar(alpha_bar)
-    }
-
-    /// Noise level before step `step`: clean before step 0.
-    ///
-    /// # Errors
-    ///
-    /// `step` at or beyond [`Schedule::steps`].
-    pub fn level_before(&self, step: usize) -> Result<NoiseLevel> {
-        self.at(&self.betas, step)?;
-        step.checked_sub(1).map_or(Ok(NoiseLevel::CLEAN), |before| self.level(before))
     }
 
     /// Step whose `alpha_bar` is nearest to this level's.
@@ -186,46 +114,39 @@ impl Schedule {
         }
     }
 
-    /// Coefficients of the step from `step` to the one before.
+    /// Coefficients of the step from `step` to the one before, with the variance of the posterior ("beta tilde").
     ///
     /// # Errors
     ///
     /// `step` at or beyond [`Schedule::steps`].
-    pub fn posterior(&self, step: usize, variance: StepVariance) -> Result<Posterior> {
-        let (now, before) = (self.level(step)?, self.level_before(step)?);
+    pub fn posterior(&self, step: usize) -> Result<Posterior> {
+        let now = self.level(step)?;
+        let before = step.checked_sub(1).map_or(Ok(NoiseLevel::CLEAN), |before| self.level(before))?;
         let beta = *self.at(&self.betas, step)?;
         let remaining = before.variance() / now.variance();
         Ok(Posterior {
             x0: before.signal() * beta / now.variance(),
             x_t: (1.0 - beta).sqrt() * remaining,
-            variance: match variance {
-                StepVariance::Beta if step > 0 => beta,
-                StepVariance::Beta | StepVariance::Posterior => beta * remaining,
-            },
+            variance: beta * remaining,
         })
     }
 
-    /// The steps a sampler visits: falling, `start` first. There are `count` of them, or fewer where rounding makes
-    /// two fall together.
+    /// The steps a sampler visits: falling, `start` first, at equal distances down to the clean end (Lin et al. 2023, section
+    /// 3.3): from step 999, ten steps are 999, 899, ..., 99. There are `count` of them, or fewer where rounding makes two
+    /// fall together.
     ///
     /// # Errors
     ///
     /// `count` is 0, or `start` at or beyond [`Schedule::steps`].
-    pub fn subset(&self, start: usize, count: usize, spacing: Spacing) -> Result<Vec<usize>> {
+    pub fn subset(&self, start: usize, count: usize) -> Result<Vec<usize>> {
         self.at(&self.betas, start)?;
         if count == 0 {
             return Err(impossible("sampler steps is 0; expected at least 1"));
         }
         // More than every step cannot be visited; the bound also keeps a huge count from taking memory.
         let count = count.min(start + 1);
-        let mut steps: Vec<usize> = (0..count)
-            .map(|k| match spacing {
-                // In the papers' numbering, where 0 is the clean end, this is round(linspace(t*, 0, S + 1)).
-                Spacing::Trailing => rounded((start + 1) * (count - k), count) - 1,
-                Spacing::Linspace if count == 1 => start,
-                Spacing::Linspace => rounded(start * (count - 1 - k), count - 1),
-            })
-            .collect();
+        // In the papers' numbering, where 0 is the clean end, this is round(linspace(t*, 0, S + 1)).
+        let mut steps: Vec<usize> = (0..count).map(|k| rounded((start + 1) * (count - k), count) - 1).collect();
         steps.dedup();
         Ok(steps)
     }
@@ -235,9 +156,9 @@ impl Schedule {
     /// # Errors
     ///
     /// As [`Schedule::subset`].
-    pub fn levels(&self, start: usize, count: usize, spacing: Spacing) -> Result<Vec<NoiseLevel>> {
+    pub fn levels(&self, start: usize, count: usize) -> Result<Vec<NoiseLevel>> {
         let mut levels: Vec<NoiseLevel> =
-            self.subset(start, count, spacing)?.into_iter().map(|step| self.level(step)).collect::<Result<_>>()?;
+            self.subset(start, count)?.into_iter().map(|step| self.level(step)).collect::<Result<_>>()?;
         levels.push(NoiseLevel::CLEAN);
         Ok(levels)
     }
@@ -247,12 +168,6 @@ impl Schedule {
             .get(step)
             .ok_or_else(|| impossible(format!("diffusion step is {step}; expected 0 to {}", self.steps() - 1)))
     }
-}
-
-/// Factor of the published betas for another number of steps.
-fn scale(steps: usize) -> Result<f64> {
-    check_steps(steps)?;
-    Ok(REFERENCE_STEPS / steps as f64)
 }
 
 fn check_steps(steps: usize) -> Result<()> {

@@ -23,9 +23,6 @@ pub struct Ddim {
 }
 
 impl Ddim {
-    /// Nothing random, the unexplained part carried on.
-    pub const DETERMINISTIC: Self = Self { eta: 0.0, mode: EpsMode::Ddim };
-
     /// `eta` 0 draws nothing; 1 along a whole schedule is DDPM.
     ///
     /// # Errors
@@ -48,32 +45,24 @@ impl Ddim {
 
     /// Standard deviation of the fresh noise (equation 16): 0 for `eta` 0 and at the clean end; for `eta` 1 between
     /// neighbouring levels of a schedule that of the posterior.
-    ///
-    /// # Errors
-    ///
-    /// `eta` above 0 on the way to a noisier level.
-    pub fn sigma(self, from: NoiseLevel, to: NoiseLevel) -> Result<f64> {
+    pub fn sigma(self, from: NoiseLevel, to: NoiseLevel) -> f64 {
         if !self.takes_noise(to) {
-            return Ok(0.0);
-        }
-        if to.is_noisier_than(from) {
-            return Err(impossible(format!("eta is {} on the way to a noisier level; expected 0", self.eta)));
+            return 0.0;
         }
         // 1 - alpha_bar_t / alpha_bar_s, from the noise parts, which keep their digits near the clean end.
         let lost = ((from.variance() - to.variance()) / to.alpha_bar()).max(0.0);
-        Ok(self.eta * (to.variance() / from.variance() * lost).sqrt())
+        self.eta * (to.variance() / from.variance() * lost).sqrt()
     }
 
-    /// From `x_t` at level `from` to level `to`, given the network's `x0` (equation 12):
+    /// From `x_t` at level `from` to the cleaner level `to`, given the network's `x0` (equation 12):
     /// `sqrt(alpha_bar_s) x0 + sqrt(1 - alpha_bar_s - sigma^2) epsilon + sigma noise`.
     ///
-    /// `to` may be any level: clean gives `x0` itself; noisier than `from` is DDIM inversion. All tensors have one
-    /// shape, but that one sample's noise does for all. `noise` is used where [`Ddim::sigma`] is above 0.
+    /// At the clean end that is `x0` itself. All tensors have one shape, but that one sample's noise does for all. `noise` is
+    /// used where [`Ddim::sigma`] is above 0.
     ///
     /// # Errors
     ///
-    /// `eta` above 0 on the way to a noisier level, noise that is needed and absent, a `from` without noise, shapes
-    /// that differ.
+    /// A `to` that is not cleaner than `from`, noise that is needed and absent, shapes that differ.
     pub fn step(
         self,
         x_t: &Tensor,
@@ -81,12 +70,12 @@ impl Ddim {
         (from, to): (NoiseLevel, NoiseLevel),
         noise: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let sigma = self.sigma(from, to)?;
         if x_t.shape() != x0.shape() {
             return Err(impossible(format!("x_t is {:?} and x0 is {:?}; expected one shape", x_t.dims(), x0.dims())));
         }
-        if from.variance() == 0.0 {
-            return Err(impossible("DDIM step from a level without noise; expected alpha_bar below 1"));
+        if !from.is_noisier_than(to) {
+            let (from, to) = (from.alpha_bar(), to.alpha_bar());
+            return Err(impossible(format!("DDIM step from alpha_bar {from} to {to}; expected a cleaner level")));
         }
         if to.variance() == 0.0 {
             // The reconstruction itself, to the bit.
@@ -95,6 +84,7 @@ impl Ddim {
         if self.mode == EpsMode::Drop {
             return Ok((x0 * to.signal())?);
         }
+        let sigma = self.sigma(from, to);
         // epsilon = (x_t - signal_t x0) / noise_t, put in: two passes over memory instead of four.
         let carried = (to.variance() - sigma * sigma).max(0.0).sqrt() / from.noise();
         let mean = ((x0 * (to.signal() - carried * from.signal()))? + (x_t * carried)?)?;

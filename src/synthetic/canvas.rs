@@ -240,12 +240,6 @@ pub(super) fn noise(x: f32, y: f32, seed: u32) -> f32 {
     mix(row(iy), row(iy.wrapping_add(1)), ty)
 }
 
-/// Smooth noise in -1..1 along a line, with features of size 1; every `line` has its own.
-pub(super) fn noise_along(x: f32, line: i32, seed: u32) -> f32 {
-    let ix = floor(x);
-    mix(lattice(ix, line, seed), lattice(ix.wrapping_add(1), line, seed), ease(x - ix as f32))
-}
-
 /// Noise of three sizes: 1, 1/2 and 1/4, in -1..1.
 pub(super) fn cloud(p: V2, seed: u32) -> f32 {
     (noise(p.x, p.y, seed) * 4.0

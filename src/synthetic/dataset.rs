@@ -209,7 +209,7 @@ mod tests {
 
     fn spec() -> DatasetSpec {
         DatasetSpec {
-            kinds: vec![Kind::Washer, Kind::Weave],
+            kinds: vec![Kind::Washer, Kind::Blister],
             train: 3,
             test_good: 2,
             test_defect: 8,
@@ -238,7 +238,7 @@ mod tests {
 
         let data = Dataset::scan(&root, &[]).unwrap();
         let classes: Vec<&str> = data.categories.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(classes, ["washer", "weave"]);
+        assert_eq!(classes, ["blister", "washer"]);
         for category in &data.categories {
             assert_eq!(category.train.len(), 3);
             assert_eq!(category.test.iter().filter(|s| s.label == Label::Good).count(), 2);
@@ -258,9 +258,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (a, b) = (home.path().join("a"), home.path().join("b"));
         write_dataset(&a, &spec(), &|_, _| {}).unwrap();
-        let larger = DatasetSpec { train: 4, test_defect: 20, kinds: vec![Kind::Weave, Kind::Washer], ..spec() };
+        let larger = DatasetSpec { train: 4, test_defect: 20, kinds: vec![Kind::Blister, Kind::Washer], ..spec() };
         write_dataset(&b, &larger, &|_, _| {}).unwrap();
-        for file in ["washer/train/good/002.png", "weave/test/good/001.png", "weave/test/scratch/001.png"] {
+        for file in ["washer/train/good/002.png", "blister/test/good/001.png", "blister/test/scratch/001.png"] {
             assert_eq!(fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap(), "{file}");
         }
         let images: HashSet<Vec<u8>> =
@@ -283,13 +283,13 @@ mod tests {
 
         fs::remove_file(root.join("holiday.png")).unwrap();
         write_dataset(&root, &spec(), &|_, _| {}).unwrap();
-        let one = DatasetSpec { kinds: vec![Kind::Weave], ..spec() };
+        let one = DatasetSpec { kinds: vec![Kind::Blister], ..spec() };
         write_dataset(&root, &one, &|_, _| {}).unwrap();
-        assert_eq!(names(&root), [MARKER, "weave"], "its own folder is replaced");
+        assert_eq!(names(&root), [MARKER, "blister"], "its own folder is replaced");
         fs::write(root.join("notes.txt"), b"mine").unwrap();
         let error = write_dataset(&root, &one, &|_, _| {}).unwrap_err();
         assert!(error.to_string().contains("holds notes.txt"), "{error}");
-        assert_eq!(names(&root), [MARKER, "notes.txt", "weave"]);
+        assert_eq!(names(&root), [MARKER, "blister", "notes.txt"]);
         assert_eq!(names(home.path()), ["data"]);
     }
 

@@ -15,7 +15,6 @@ mod flaw;
 mod light;
 mod text;
 mod washer;
-mod weave;
 
 use canvas::{Colour, Pose, Surface, v2};
 use flaw::Flaw;
@@ -35,8 +34,6 @@ pub enum Kind {
     Blister,
     /// An assembled circuit board.
     Board,
-    /// A woven cloth with stripes.
-    Weave,
 }
 
 /// What can be wrong with a part. Every product can have each.
@@ -120,7 +117,7 @@ fn random(seed: u64, stream: Stream) -> ChaCha8Rng {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Washer, Self::Blister, Self::Board, Self::Weave];
+    pub const ALL: [Self; 3] = [Self::Washer, Self::Blister, Self::Board];
 
     /// Class name.
     pub fn name(self) -> &'static str {
@@ -128,7 +125,6 @@ impl Kind {
             Self::Washer => "washer",
             Self::Blister => "blister",
             Self::Board => "board",
-            Self::Weave => "weave",
         }
     }
 
@@ -143,7 +139,6 @@ impl Kind {
             Self::Washer => washer::paint(surface, rng, flaw),
             Self::Blister => blister::paint(surface, rng, flaw),
             Self::Board => board::paint(surface, rng, flaw),
-            Self::Weave => weave::paint(surface, rng, flaw),
         }
     }
 }
