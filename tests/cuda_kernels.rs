@@ -178,10 +178,10 @@ proptest! {
         let got = run("bias_clamp", dtype, &[&x, &bias], &dims, n, &ints(&[channels]), &[0.0, 1.25]);
         assert_close("bias_clamp", dtype, &got, &ops::bias_clamp(&x, &bias, [0.0, 1.25]).unwrap());
         let got = run("bias_gelu", dtype, &[&x, &bias], &dims, n, &ints(&[channels]), &[]);
-        assert_close("bias_gelu", dtype, &got, &ops::bias_gelu(&x, &bias).unwrap());
+        assert_close("bias_gelu", dtype, &got, &ops::bias_gelu(&x, &bias, false).unwrap());
         let all = [&x, &update, &bias, &modulation];
         let got = run("gated_add", dtype, &all, &dims, n, &ints(&[tokens, channels]), &[]);
-        assert_close("gated_add", dtype, &got, &ops::gated_add(&x, &update, &bias, &modulation).unwrap());
+        assert_close("gated_add", dtype, &got, &ops::gated_add(&x, &update, &bias, &modulation, false).unwrap());
     }
 }
 

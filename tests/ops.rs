@@ -74,7 +74,7 @@ proptest! {
         let x = var(&[batch, height * width, channels], 3, 1.0);
         let p = var(&[shape.parameters()], 4, 0.2);
         let m = var(&[batch, 3 * channels], 5, 0.5);
-        assert_same(&[&x, &p, &m], || ops::convnext(&x, &p, &m, shape, None, true), || ops::convnext_composite(&x, &p, &m, shape));
+        assert_same(&[&x, &p, &m], || ops::convnext(&x, &p, &m, shape, None, true), || ops::convnext_composite(&x, &p, &m, shape, None, true));
     }
 
     #[test]
@@ -84,7 +84,7 @@ proptest! {
         let x = var(&[batch, tokens, heads * d], 6, 1.0);
         let p = var(&[shape.parameters()], 7, 0.4);
         let m = var(&[batch, 3 * heads * d], 8, 0.5);
-        assert_same(&[&x, &p, &m], || ops::attention(&x, &p, &m, shape, true), || ops::attention_composite(&x, &p, &m, shape));
+        assert_same(&[&x, &p, &m], || ops::attention(&x, &p, &m, shape, true), || ops::attention_composite(&x, &p, &m, shape, true));
     }
 
     #[test]

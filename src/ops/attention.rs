@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
+use super::{Kernel, Op, has_cpu_kernel, split, split_mut, split_tensor, sum_in_order};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
@@ -21,22 +21,15 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn lengths(&self) -> [usize; 4] {
+    /// Query/key/value matrix and bias, output matrix and bias.
+    fn parts(&self) -> [Shape; 4] {
         let c = self.channels;
-        [c * 3 * c, 3 * c, c * c, c]
+        [(c, 3 * c).into(), (3 * c).into(), (c, c).into(), c.into()]
     }
 
     /// Number of parameters: query/key/value matrix `[C, 3 C]` and bias, output matrix `[C, C]` and bias.
     pub fn parameters(&self) -> usize {
-        self.lengths().iter().sum()
-    }
-
-    fn split<'a>(&self, mut flat: &'a [f32]) -> [&'a [f32]; 4] {
-        self.lengths().map(|n| {
-            let (head, tail) = flat.split_at(n);
-            flat = tail;
-            head
-        })
+        self.parts().iter().map(Shape::elem_count).sum()
     }
 
     fn scale(&self) -> f32 {
@@ -73,14 +66,14 @@ pub fn attention(
         );
     }
     if !has_cpu_kernel(x) {
-        return in_parts(x, parameters, modulation, shape, train);
+        return attention_composite(x, parameters, modulation, shape, train);
     }
-    let op = Attention { shape, stash: train.then(OnceLock::new) };
+    let op = Op(Attention { shape, stash: train.then(OnceLock::new) });
     let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
     if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
 }
 
-/// The same in plain candle ops.
+/// The same as a chain of operations.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -89,60 +82,25 @@ pub fn attention_composite(
     parameters: &Tensor,
     modulation: &Tensor,
     shape: AttentionShape,
-) -> Result<Tensor> {
-    let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * shape.channels)?)?;
-    let weights = |scores: &Tensor| candle_nn::ops::softmax(scores, D::Minus1);
-    let (o, project, bias) = heads(&h, parameters, shape, weights)?;
-    let y = super::linear_composite(&o, &project, &bias)?;
-    x + y.broadcast_mul(&modulation.narrow(1, 2 * shape.channels, shape.channels)?.unsqueeze(1)?)?
-}
-
-/// The layer as a chain of operations, for devices without one kernel for all of it.
-fn in_parts(
-    x: &Tensor,
-    parameters: &Tensor,
-    modulation: &Tensor,
-    shape: AttentionShape,
     train: bool,
 ) -> Result<Tensor> {
     let (batch, tokens, c) = x.dims3()?;
+    let [qkv, qkv_bias, project, project_bias] = split_tensor(parameters, &shape.parts())?;
     let h = super::modulated_norm(x, &modulation.narrow(1, 0, 2 * c)?)?;
-    if !train {
-        #[allow(clippy::disallowed_methods, reason = "one kernel; that it loses the gradient is no loss here")]
-        let (o, project, bias) = heads(&h, parameters, shape, candle_nn::ops::softmax_last_dim)?;
-        let y = o.reshape((batch * tokens, c))?.matmul(&project)?.reshape((batch, tokens, c))?;
-        return super::gated_add(x, &y, &bias, modulation);
-    }
-    let weights = |scores: &Tensor| candle_nn::ops::softmax(scores, D::Minus1);
-    let (o, project, bias) = heads(&h, parameters, shape, weights)?;
-    let y = super::linear_composite(&o, &project, &bias)?;
-    x + y.broadcast_mul(&modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?)?
-}
-
-/// The heads' outputs side by side, `[B, T, C]`, of normalised tokens `[B, T, C]`; the output matrix and its bias.
-fn heads(
-    h: &Tensor,
-    parameters: &Tensor,
-    shape: AttentionShape,
-    softmax: impl Fn(&Tensor) -> Result<Tensor>,
-) -> Result<(Tensor, Tensor, Tensor)> {
-    let (batch, tokens, c) = h.dims3()?;
-    let mut at = 0;
-    let mut part = |n: usize| {
-        at += n;
-        parameters.narrow(0, at - n, n)
-    };
-    let [w, b, p, pb] = shape.lengths();
-    let (qkv, qkv_bias) = (part(w)?.reshape((c, 3 * c))?, part(b)?);
-    let (project, project_bias) = (part(p)?.reshape((c, c))?, part(pb)?);
-    let h = super::linear_composite(h, &qkv, &qkv_bias)?;
+    let h = super::linear_composite(&h, &qkv, &qkv_bias)?;
     let h = h.reshape((batch, tokens, 3, shape.heads, c / shape.heads))?.permute((2, 0, 3, 1, 4))?; // [3, B, heads, T, d]
     // The queries are scaled, not the weights: they are fewer.
     let q = (h.get(0)?.contiguous()? * f64::from(shape.scale()))?;
     let (k, v) = (h.get(1)?.contiguous()?, h.get(2)?.contiguous()?);
-    let weights = q.matmul(&k.t()?.contiguous()?)?;
-    let o = softmax(&weights)?.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, c))?;
-    Ok((o, project, project_bias))
+    let scores = q.matmul(&k.t()?.contiguous()?)?;
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "one kernel; that it loses the gradient is no loss outside of training"
+    )]
+    let weights =
+        if train { candle_nn::ops::softmax(&scores, D::Minus1) } else { candle_nn::ops::softmax_last_dim(&scores) };
+    let o = weights?.matmul(&v)?.transpose(1, 2)?.reshape((batch * tokens, c))?;
+    super::gated_add(x, &o.matmul(&project)?.reshape((batch, tokens, c))?, &project_bias, modulation, train)
 }
 
 /// What the backward pass takes from the forward pass.
@@ -178,23 +136,11 @@ fn scatter_head(head: &[f32], d: usize, at: usize, stride: usize, out: &mut [f32
     }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
+impl Kernel<3> for Attention {
+    const NAME: &'static str = "attention";
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = elements(s1, l1, self.name())?;
-        let [qkv_weight, qkv_bias, project, project_bias] = self.shape.split(elements(s2, l2, self.name())?);
-        let modulation = elements(s3, l3, self.name())?;
+    fn forward(&self, [x, parameters, modulation]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
+        let [qkv_weight, qkv_bias, project, project_bias] = split(parameters, &self.shape.parts());
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let (sample, d) = (tokens * c, c / heads);
         let qkv_packed = Packed::new(c, 3 * c, Matrix::rows(qkv_weight, 3 * c));
@@ -241,43 +187,21 @@ impl CustomOp3 for Attention {
         if let Some(cell) = &self.stash {
             let _ = cell.set(Stash { qkv, mixed, update }); // set once: an op runs forward once
         }
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        Ok((out, shapes[0].clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        parameters: &Tensor,
-        modulation: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        [x, parameters, modulation]: [&[f32]; 3],
+        _: [&Shape; 3],
+        grad: &[f32],
+    ) -> Result<[Vec<f32>; 3]> {
         let Some(stash) = self.stash.as_ref().and_then(OnceLock::get) else {
             candle_core::bail!("attention: the forward pass kept nothing for a gradient");
         };
-        let (gx, gp, gm) = with_elements(x, self.name(), |x| {
-            with_elements(parameters, self.name(), |parameters| {
-                with_elements(modulation, self.name(), |modulation| {
-                    with_elements(grad, self.name(), |grad| Ok(self.backward(stash, x, parameters, modulation, grad)))
-                })
-            })
-        })?;
-        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gp, parameters.shape())?), Some(on_cpu(gm, modulation.shape())?)))
-    }
-}
-
-impl Attention {
-    fn backward(
-        &self,
-        stash: &Stash,
-        x: &[f32],
-        parameters: &[f32],
-        modulation: &[f32],
-        grad: &[f32],
-    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let AttentionShape { tokens, channels: c, .. } = self.shape;
         let sample = tokens * c;
-        let [qkv_weight, _, project, _] = self.shape.split(parameters);
+        let [qkv_weight, _, project, _] = split(parameters, &self.shape.parts());
         let qkv_packed = Packed::new(3 * c, c, Matrix::transposed(qkv_weight, 3 * c));
         let project_packed = Packed::new(c, c, Matrix::transposed(project, c));
         let mut grad_x = grad.to_vec(); // the residual path
@@ -293,9 +217,7 @@ impl Attention {
                 let (grad_shift, rest) = gm.split_at_mut(c);
                 let (grad_scale, grad_gate) = rest.split_at_mut(c);
                 let mut sums = vec![0.0; parameters.len()];
-                let (w_sum, rest) = sums.split_at_mut(qkv_weight.len());
-                let (b_sum, rest) = rest.split_at_mut(3 * c);
-                let (p_sum, pb_sum) = rest.split_at_mut(c * c);
+                let [w_sum, b_sum, p_sum, pb_sum] = split_mut(&mut sums, &self.shape.parts());
 
                 let mut grad_update = vec![0.0; sample];
                 pw::gated_add_backward(&grad[at.clone()], gate, &stash.update[at.clone()], &mut grad_update, grad_gate);
@@ -317,9 +239,11 @@ impl Attention {
                 sums
             })
             .collect();
-        (grad_x, sum_in_order(parts), grad_modulation)
+        Ok([grad_x, sum_in_order(parts), grad_modulation])
     }
+}
 
+impl Attention {
     /// Gradient of one sample's `qkv` `[T, 3 C]` from that of the heads' outputs `[T, C]`.
     fn heads_backward(&self, qkv: &[f32], grad_mixed: &[f32]) -> Vec<f32> {
         let AttentionShape { tokens, channels: c, heads } = self.shape;

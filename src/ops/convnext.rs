@@ -3,10 +3,10 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{elements, has_cpu_kernel, on_cpu, sum_in_order, with_elements};
+use super::{Kernel, Op, has_cpu_kernel, split, split_mut, split_tensor, sum_in_order};
 use crate::kernels::depthwise as dw;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
@@ -26,68 +26,20 @@ pub struct ConvNextShape {
     pub kernel: usize,
 }
 
-/// The parts of a block's flat parameter vector, in order.
-pub(crate) struct Parts<T> {
-    /// Depthwise weights `[kernel, kernel, channels]`.
-    pub(crate) depthwise: T,
-    /// Depthwise bias `[channels]`.
-    pub(crate) depthwise_bias: T,
-    /// First MLP matrix `[channels, hidden]`.
-    pub(crate) up: T,
-    /// Its bias `[hidden]`.
-    pub(crate) up_bias: T,
-    /// Second MLP matrix `[hidden, channels]`.
-    pub(crate) down: T,
-    /// Its bias `[channels]`.
-    pub(crate) down_bias: T,
-}
-
 impl ConvNextShape {
     fn tokens(&self) -> usize {
         self.height * self.width
     }
 
-    fn lengths(&self) -> [usize; 6] {
-        let (c, h) = (self.channels, self.hidden);
-        [self.kernel * self.kernel * c, c, c * h, h, h * c, c]
+    /// Depthwise weights and bias, first MLP matrix and bias, second MLP matrix and bias.
+    fn parts(&self) -> [Shape; 6] {
+        let (c, hidden, k) = (self.channels, self.hidden, self.kernel);
+        [(k, k, c).into(), c.into(), (c, hidden).into(), hidden.into(), (hidden, c).into(), c.into()]
     }
 
     /// Number of parameters of a block.
     pub fn parameters(&self) -> usize {
-        self.lengths().iter().sum()
-    }
-
-    pub(crate) fn split<'a>(&self, mut flat: &'a [f32]) -> Parts<&'a [f32]> {
-        let [depthwise, depthwise_bias, up, up_bias, down, down_bias] = self.lengths().map(|n| {
-            let (head, tail) = flat.split_at(n);
-            flat = tail;
-            head
-        });
-        Parts { depthwise, depthwise_bias, up, up_bias, down, down_bias }
-    }
-
-    pub(crate) fn split_mut<'a>(&self, flat: &'a mut [f32]) -> Parts<&'a mut [f32]> {
-        let mut rest = flat;
-        let [depthwise, depthwise_bias, up, up_bias, down, down_bias] = self.lengths().map(|n| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
-            rest = tail;
-            head
-        });
-        Parts { depthwise, depthwise_bias, up, up_bias, down, down_bias }
-    }
-
-    /// The parts of a block's flat parameter vector, each in its shape and in order.
-    fn tensors(&self, parameters: &Tensor) -> Result<[Tensor; 6]> {
-        let mut at = 0;
-        let mut part = |n: usize| {
-            at += n;
-            parameters.narrow(0, at - n, n)
-        };
-        let (c, hidden) = (self.channels, self.hidden);
-        let [a, b, u, ub, d, db] = self.lengths();
-        let kernel = part(a)?.reshape((self.kernel, self.kernel, c))?;
-        let (kernel_bias, up, up_bias) = (part(b)?, part(u)?.reshape((c, hidden))?, part(ub)?);
-        Ok([kernel, kernel_bias, up, up_bias, part(d)?.reshape((hidden, c))?, part(db)?])
+        self.parts().iter().map(Shape::elem_count).sum()
     }
 
     fn depthwise_shape(&self) -> dw::Shape {
@@ -166,14 +118,15 @@ pub fn convnext(
     }
     let dropout = dropout.filter(|d| d.probability > 0.0);
     if !has_cpu_kernel(x) {
-        return in_parts(x, parameters, modulation, shape, dropout, train);
+        return convnext_composite(x, parameters, modulation, shape, dropout, train);
     }
-    let op = ConvNext { shape, dropout, stash: train.then(OnceLock::new) };
+    let op = Op(ConvNext { shape, dropout, stash: train.then(OnceLock::new) });
     let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
     if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
 }
 
-/// The same in plain candle ops, without dropout.
+/// The same as a chain of operations. Where nothing is trained, a GPU has one kernel for each of those that stand between the
+/// matrix products.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -182,48 +135,26 @@ pub fn convnext_composite(
     parameters: &Tensor,
     modulation: &Tensor,
     shape: ConvNextShape,
-) -> Result<Tensor> {
-    let (batch, tokens, c) = x.dims3()?;
-    let [kernel, kernel_bias, up, up_bias, down, down_bias] = shape.tensors(parameters)?;
-    let gate = modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?;
-    let h = super::modulated_norm_composite(x, &modulation.narrow(1, 0, 2 * c)?)?;
-    let h = h.reshape((batch, shape.height, shape.width, c))?;
-    let h = super::depthwise_composite(&h, &kernel, 1, [shape.kernel / 2; 4])?;
-    let h = h.reshape((batch * tokens, c))?.broadcast_add(&kernel_bias)?;
-    let h = h.matmul(&up)?.broadcast_add(&up_bias)?.gelu()?;
-    let y = h.matmul(&down)?.broadcast_add(&down_bias)?.reshape((batch, tokens, c))?;
-    x + y.broadcast_mul(&gate)?
-}
-
-/// The block as a chain of operations, for devices without one kernel for all of it. Where nothing is trained, what stands
-/// between the matrix products is one kernel each.
-fn in_parts(
-    x: &Tensor,
-    parameters: &Tensor,
-    modulation: &Tensor,
-    shape: ConvNextShape,
     dropout: Option<Dropout>,
     train: bool,
 ) -> Result<Tensor> {
     let (batch, tokens, c) = x.dims3()?;
-    let [kernel, kernel_bias, up, up_bias, down, down_bias] = shape.tensors(parameters)?;
-    let padding = [shape.kernel / 2; 4];
+    let [kernel, kernel_bias, up, up_bias, down, down_bias] = split_tensor(parameters, &shape.parts())?;
     let h = super::modulated_norm(x, &modulation.narrow(1, 0, 2 * c)?)?;
     let h = h.reshape((batch, shape.height, shape.width, c))?;
-    if !train {
-        let h = super::depthwise_biased(&h, &kernel, &kernel_bias, 1, padding, None)?;
-        let h = super::bias_gelu(&h.reshape((batch * tokens, c))?.matmul(&up)?, &up_bias)?;
-        return super::gated_add(x, &h.matmul(&down)?.reshape((batch, tokens, c))?, &down_bias, modulation);
-    }
-    let h = super::depthwise(&h, &kernel, 1, padding)?.reshape((batch * tokens, c))?.broadcast_add(&kernel_bias)?;
-    let h = h.matmul(&up)?.broadcast_add(&up_bias)?.gelu()?;
+    let padding = [shape.kernel / 2; 4];
+    let h = if train {
+        super::depthwise(&h, &kernel, 1, padding)?.broadcast_add(&kernel_bias)?
+    } else {
+        super::depthwise_biased(&h, &kernel, &kernel_bias, 1, padding, None)?
+    };
+    let h = super::bias_gelu(&h.reshape((batch * tokens, c))?.matmul(&up)?, &up_bias, train)?;
     let h = match dropout {
         Some(dropout) => super::dropout(&h.reshape((batch, tokens * shape.hidden))?, dropout)?,
         None => h,
     };
-    let y = h.reshape((batch * tokens, shape.hidden))?.matmul(&down)?.broadcast_add(&down_bias)?;
-    let gate = modulation.narrow(1, 2 * c, c)?.unsqueeze(1)?;
-    x + y.reshape((batch, tokens, c))?.broadcast_mul(&gate)?
+    let y = h.reshape((batch * tokens, shape.hidden))?.matmul(&down)?.reshape((batch, tokens, c))?;
+    super::gated_add(x, &y, &down_bias, modulation, train)
 }
 
 /// What the backward pass takes from the forward pass, per sample: depthwise output, MLP input before GELU, MLP output.
@@ -239,31 +170,22 @@ struct ConvNext {
     stash: Option<OnceLock<Stash>>,
 }
 
+/// Samples whose parameter gradients share one buffer: few buffers, yet the same sums for any number of threads.
+const GROUP: usize = 4;
+
 /// Rows of the token grid that one task takes: enough for the matrix kernel, few enough to share one sample.
 const STRIP_ROWS: usize = 4;
 
-impl CustomOp3 for ConvNext {
-    fn name(&self) -> &'static str {
-        "convnext"
-    }
+impl Kernel<3> for ConvNext {
+    const NAME: &'static str = "convnext";
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = elements(s1, l1, self.name())?;
-        let parts = self.shape.split(elements(s2, l2, self.name())?);
-        let modulation = elements(s3, l3, self.name())?;
+    fn forward(&self, [x, parameters, modulation]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
+        let [depthwise, depthwise_bias, up, up_bias, down, down_bias] = split(parameters, &self.shape.parts());
         let ConvNextShape { height, width, channels: c, hidden, kernel } = self.shape;
         let sample = height * width * c;
         let batch = x.len() / sample;
-        let up = Packed::new(c, hidden, Matrix::rows(parts.up, hidden));
-        let down = Packed::new(hidden, c, Matrix::rows(parts.down, c));
+        let up = Packed::new(c, hidden, Matrix::rows(up, hidden));
+        let down = Packed::new(hidden, c, Matrix::rows(down, c));
 
         let padded: Vec<Vec<f32>> = x
             .par_chunks_exact(sample)
@@ -303,15 +225,15 @@ impl CustomOp3 for ConvNext {
             let update = borrow(update, &mut local.2, tokens * c);
             let shape = self.shape.depthwise_shape();
             let rows = &padded[index][first_row * shape.padded_width * c..];
-            dw::forward(rows, parts.depthwise, parts.depthwise_bias, convolved, shape, false);
+            dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
             let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
-            gemm(tokens, Matrix::rows(convolved, c), &up, pre, bias(parts.up_bias));
+            gemm(tokens, Matrix::rows(convolved, c), &up, pre, bias(up_bias));
             let mut active = vec![0.0; tokens * hidden];
             pw::gelu(pre, &mut active);
             if let Some(dropout) = &self.dropout {
                 dropout.apply(&mut active, index, first_row * width * hidden);
             }
-            gemm(tokens, Matrix::rows(&active, hidden), &down, update, bias(parts.down_bias));
+            gemm(tokens, Matrix::rows(&active, hidden), &down, update, bias(down_bias));
             let from = index * sample + first_row * width * c;
             let gate = &modulation[index * 3 * c + 2 * c..][..c];
             pw::gated_add(&x[from..][..tokens * c], gate, update, out);
@@ -319,28 +241,56 @@ impl CustomOp3 for ConvNext {
         if let Some(cell) = &self.stash {
             let _ = cell.set(stash); // set once: an op runs forward once
         }
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        Ok((out, shapes[0].clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        parameters: &Tensor,
-        modulation: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        [x, parameters, modulation]: [&[f32]; 3],
+        _: [&Shape; 3],
+        grad: &[f32],
+    ) -> Result<[Vec<f32>; 3]> {
         let Some(stash) = self.stash.as_ref().and_then(OnceLock::get) else {
             candle_core::bail!("convnext: the forward pass kept nothing for a gradient");
         };
-        let (gx, gp, gm) = with_elements(x, self.name(), |x| {
-            with_elements(parameters, self.name(), |parameters| {
-                with_elements(modulation, self.name(), |modulation| {
-                    with_elements(grad, self.name(), |grad| Ok(self.backward(stash, x, parameters, modulation, grad)))
-                })
+        let ConvNextShape { height, width, channels: c, hidden, .. } = self.shape;
+        let (tokens, sample) = (height * width, height * width * c);
+        let [depthwise, _, up, _, down, _] = split(parameters, &self.shape.parts());
+        let weights = Backward {
+            op: self,
+            up: Packed::new(hidden, c, Matrix::transposed(up, hidden)),
+            down: Packed::new(c, hidden, Matrix::transposed(down, c)),
+            flipped: dw::flipped(depthwise, c),
+        };
+        let mut grad_x = grad.to_vec(); // the residual path
+        let mut grad_modulation = vec![0.0; modulation.len()];
+        let sums: Vec<Vec<f32>> = grad_x
+            .par_chunks_mut(GROUP * sample)
+            .zip(grad_modulation.par_chunks_mut(GROUP * 3 * c))
+            .enumerate()
+            .map(|(group, (grad_x, grad_modulation))| {
+                let mut sums = vec![0.0; parameters.len()];
+                for (i, (gx, gm)) in
+                    grad_x.chunks_exact_mut(sample).zip(grad_modulation.chunks_exact_mut(3 * c)).enumerate()
+                {
+                    let index = group * GROUP + i;
+                    let at = index * sample..(index + 1) * sample;
+                    let hidden = index * tokens * hidden..(index + 1) * tokens * hidden;
+                    weights.sample(
+                        index,
+                        &x[at.clone()],
+                        &modulation[index * 3 * c..][..3 * c],
+                        [&stash.convolved[at.clone()], &stash.hidden[hidden], &stash.update[at.clone()]],
+                        &grad[at],
+                        gx,
+                        gm,
+                        split_mut(&mut sums, &self.shape.parts()),
+                    );
+                }
+                sums
             })
-        })?;
-        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gp, parameters.shape())?), Some(on_cpu(gm, modulation.shape())?)))
+            .collect();
+        Ok([grad_x, sum_in_order(sums), grad_modulation])
     }
 }
 
@@ -366,60 +316,6 @@ fn cut<'a>(mut rest: &'a mut [f32], lengths: &[usize]) -> Vec<&'a mut [f32]> {
         .collect()
 }
 
-/// Samples whose parameter gradients share one buffer: few buffers, yet the same sums for any number of threads.
-const GROUP: usize = 4;
-
-impl ConvNext {
-    /// Gradients of x `[B, T, C]`, of the parameters `[n]` and of the modulation `[B, 3 C]`.
-    fn backward(
-        &self,
-        stash: &Stash,
-        x: &[f32],
-        parameters: &[f32],
-        modulation: &[f32],
-        grad: &[f32],
-    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let ConvNextShape { height, width, channels: c, hidden, .. } = self.shape;
-        let (tokens, sample) = (height * width, height * width * c);
-        let parts = self.shape.split(parameters);
-        let weights = Backward {
-            op: self,
-            up: Packed::new(hidden, c, Matrix::transposed(parts.up, hidden)),
-            down: Packed::new(c, hidden, Matrix::transposed(parts.down, c)),
-            flipped: dw::flipped(parts.depthwise, c),
-        };
-        let mut grad_x = grad.to_vec(); // the residual path
-        let mut grad_modulation = vec![0.0; modulation.len()];
-        let sums: Vec<Vec<f32>> = grad_x
-            .par_chunks_mut(GROUP * sample)
-            .zip(grad_modulation.par_chunks_mut(GROUP * 3 * c))
-            .enumerate()
-            .map(|(group, (grad_x, grad_modulation))| {
-                let mut sums = vec![0.0; parameters.len()];
-                for (i, (gx, gm)) in
-                    grad_x.chunks_exact_mut(sample).zip(grad_modulation.chunks_exact_mut(3 * c)).enumerate()
-                {
-                    let index = group * GROUP + i;
-                    let at = index * sample..(index + 1) * sample;
-                    let hidden = index * tokens * hidden..(index + 1) * tokens * hidden;
-                    weights.sample(
-                        index,
-                        &x[at.clone()],
-                        &modulation[index * 3 * c..][..3 * c],
-                        [&stash.convolved[at.clone()], &stash.hidden[hidden], &stash.update[at.clone()]],
-                        &grad[at],
-                        gx,
-                        gm,
-                        self.shape.split_mut(&mut sums),
-                    );
-                }
-                sums
-            })
-            .collect();
-        (grad_x, sum_in_order(sums), grad_modulation)
-    }
-}
-
 /// What all samples of a backward pass share.
 struct Backward<'a> {
     op: &'a ConvNext,
@@ -439,7 +335,7 @@ impl Backward<'_> {
         grad: &[f32],
         grad_x: &mut [f32],
         grad_modulation: &mut [f32],
-        sums: Parts<&mut [f32]>,
+        [sum_depthwise, sum_depthwise_bias, sum_up, sum_up_bias, sum_down, sum_down_bias]: [&mut [f32]; 6],
     ) {
         let ConvNextShape { height, width, channels: c, hidden, kernel } = self.op.shape;
         let tokens = height * width;
@@ -450,7 +346,7 @@ impl Backward<'_> {
 
         let mut grad_update = vec![0.0; tokens * c];
         pw::gated_add_backward(grad, gate, update, &mut grad_update, grad_gate);
-        pw::add_column_sums(&grad_update, sums.down_bias);
+        pw::add_column_sums(&grad_update, sum_down_bias);
 
         let mut grad_hidden = vec![0.0; tokens * hidden];
         gemm(tokens, Matrix::rows(&grad_update, c), &self.down, &mut grad_hidden, Epilogue::default());
@@ -462,25 +358,9 @@ impl Backward<'_> {
         if let Some(dropout) = &self.op.dropout {
             dropout.apply(&mut active, index, 0);
         }
-        gemm_once(
-            hidden,
-            c,
-            tokens,
-            Matrix::transposed(&active, hidden),
-            Matrix::rows(&grad_update, c),
-            sums.down,
-            add,
-        );
-        pw::add_column_sums(&grad_hidden, sums.up_bias);
-        gemm_once(
-            c,
-            hidden,
-            tokens,
-            Matrix::transposed(convolved, c),
-            Matrix::rows(&grad_hidden, hidden),
-            sums.up,
-            add,
-        );
+        gemm_once(hidden, c, tokens, Matrix::transposed(&active, hidden), Matrix::rows(&grad_update, c), sum_down, add);
+        pw::add_column_sums(&grad_hidden, sum_up_bias);
+        gemm_once(c, hidden, tokens, Matrix::transposed(convolved, c), Matrix::rows(&grad_hidden, hidden), sum_up, add);
         let mut grad_convolved = grad_update;
         gemm(tokens, Matrix::rows(&grad_hidden, hidden), &self.up, &mut grad_convolved, Epilogue::default());
 
@@ -489,16 +369,11 @@ impl Backward<'_> {
         pw::modulated_norm(x, shift, scale, &mut normed);
         let mut padded = Vec::new();
         dw::pad(&normed, width, c, [kernel / 2; 4], &mut padded);
-        dw::backward_weights(&padded, &grad_convolved, sums.depthwise, sums.depthwise_bias, shape);
+        dw::backward_weights(&padded, &grad_convolved, sum_depthwise, sum_depthwise_bias, shape);
         dw::pad(&grad_convolved, width, c, [kernel / 2; 4], &mut padded);
         let zero = vec![0.0; c];
         let grad_normed = &mut normed;
         dw::forward(&padded, &self.flipped, &zero, grad_normed, shape, false);
         pw::modulated_norm_backward(x, scale, grad_normed, grad_x, grad_shift, grad_scale);
     }
-}
-
-/// Mean over the last axis, for the composite forms.
-pub(super) fn mean_last(x: &Tensor) -> Result<Tensor> {
-    x.mean_keepdim(D::Minus1)
 }

@@ -1,13 +1,13 @@
 //! Depthwise convolution: candle's grouped convolution loops over the groups and is a hundred times slower.
 
 #[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CudaStorage, Layout};
+use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::{call, int};
-use super::{elements, has_kernel, on_cpu, sum_in_order, with_elements};
+use super::{Kernel, Op, has_kernel, sum_in_order};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{Numbers, Work, launch};
 use crate::kernels::depthwise as dw;
@@ -22,7 +22,7 @@ pub fn depthwise(x: &Tensor, weight: &Tensor, stride: usize, padding: [usize; 4]
     if !has_kernel(x) {
         return depthwise_composite(x, weight, stride, padding);
     }
-    x.contiguous()?.apply_op2(&weight.contiguous()?, op)
+    x.contiguous()?.apply_op2(&weight.contiguous()?, Op(op))
 }
 
 /// `clamp(depthwise(x, weight) + bias)` for inference: `bias` `[C]`.
@@ -149,7 +149,7 @@ impl Depthwise {
     }
 
     /// Gradient of one sample: input `[H, W, C]` and, added to `sums`, weights.
-    fn backward(&self, x: &[f32], flipped: &[f32], grad: &[f32], grad_x: &mut [f32], sums: &mut [f32]) {
+    fn backward_sample(&self, x: &[f32], flipped: &[f32], grad: &[f32], grad_x: &mut [f32], sums: &mut [f32]) {
         let (c, k) = (self.channels, self.kernel);
         let [top, _, left, _] = self.padding;
         let mut padded = Vec::new();
@@ -174,16 +174,13 @@ impl Depthwise {
     }
 }
 
-impl CustomOp2 for Depthwise {
-    fn name(&self) -> &'static str {
-        "depthwise"
-    }
+impl Kernel<2> for Depthwise {
+    const NAME: &'static str = "depthwise";
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (elements(s1, l1, self.name())?, elements(s2, l2, self.name())?);
+    fn forward(&self, [x, weight]: [&[f32]; 2], shapes: [&Shape; 2]) -> Result<(Vec<f32>, Shape)> {
         let sample = self.height * self.width * self.channels;
         let out_sample = self.out_height * self.out_width * self.channels;
-        let batch = l1.shape().dims4()?.0;
+        let batch = shapes[0].dims4()?.0;
         let bias = vec![0.0; self.channels];
         let mut out = vec![0.0; batch * out_sample];
         out.par_chunks_exact_mut(out_sample).zip(x.par_chunks_exact(sample)).for_each(|(out, x)| {
@@ -191,60 +188,47 @@ impl CustomOp2 for Depthwise {
             dw::pad(x, self.width, self.channels, self.padding, &mut padded);
             dw::forward(&padded, weight, &bias, out, self.shape(), false);
         });
-        Ok((CpuStorage::F32(out), (batch, self.out_height, self.out_width, self.channels).into()))
+        Ok((out, (batch, self.out_height, self.out_width, self.channels).into()))
+    }
+
+    fn backward(&self, [x, weight]: [&[f32]; 2], _: [&Shape; 2], grad: &[f32]) -> Result<[Vec<f32>; 2]> {
+        let sample = self.height * self.width * self.channels;
+        let out_sample = self.out_height * self.out_width * self.channels;
+        let flipped = dw::flipped(weight, self.channels);
+        let mut grad_x = vec![0.0; x.len()];
+        let parts = grad_x
+            .par_chunks_exact_mut(sample)
+            .zip(x.par_chunks_exact(sample))
+            .zip(grad.par_chunks_exact(out_sample))
+            .map(|((gx, x), g)| {
+                let mut sums = vec![0.0; weight.len()];
+                self.backward_sample(x, &flipped, g, gx, &mut sums);
+                sums
+            })
+            .collect();
+        Ok([grad_x, sum_in_order(parts)])
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
-        let batch = l1.shape().dims4()?.0;
+    fn forward_cuda(&self, [x, weight]: [(&CudaStorage, &Layout); 2]) -> Result<(CudaStorage, Shape)> {
+        let batch = x.1.shape().dims4()?.0;
         let shape = Shape::from((batch, self.out_height, self.out_width, self.channels));
         let mut integers = self.integers()?;
         integers.push(0); // no bias: the weights stand in its place
         let numbers = Numbers { integers: &integers, floats: &Self::NO_LIMITS };
-        let inputs = [(s1, l1), (s2, l2), (s2, l2)];
-        Ok((launch("depthwise", &inputs, shape.elem_count(), self.work(batch), numbers)?, shape))
+        Ok((launch(Self::NAME, &[x, weight, weight], shape.elem_count(), self.work(batch), numbers)?, shape))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        #[cfg(feature = "cuda")]
-        if x.device().is_cuda() {
-            let integers = self.integers()?;
-            let numbers = Numbers { integers: &integers, floats: &[] };
-            let work = Work::Elements(x.elem_count());
-            let to_x = call("depthwise_grad_x", &[grad, weight], x.shape(), work, numbers)?;
-            // Each sample by itself, so that there are threads enough; then their sum.
-            let each = (x.dim(0)?, self.kernel, self.kernel, self.channels);
-            let work = Work::Elements(each.0 * weight.elem_count());
-            let to_weight = call("depthwise_grad_w", &[grad, x], each, work, numbers)?.sum(0)?;
-            return Ok((Some(to_x), Some(to_weight)));
-        }
-        let sample = self.height * self.width * self.channels;
-        let out_sample = self.out_height * self.out_width * self.channels;
-        let (gx, gw) = with_elements(x, self.name(), |x| {
-            with_elements(weight, self.name(), |weight| {
-                with_elements(grad, self.name(), |grad| {
-                    let flipped = dw::flipped(weight, self.channels);
-                    let mut grad_x = vec![0.0; x.len()];
-                    let parts = grad_x
-                        .par_chunks_exact_mut(sample)
-                        .zip(x.par_chunks_exact(sample))
-                        .zip(grad.par_chunks_exact(out_sample))
-                        .map(|((gx, x), g)| {
-                            let mut sums = vec![0.0; weight.len()];
-                            self.backward(x, &flipped, g, gx, &mut sums);
-                            sums
-                        })
-                        .collect();
-                    Ok((grad_x, sum_in_order(parts)))
-                })
-            })
-        })?;
-        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gw, weight.shape())?)))
+    #[cfg(feature = "cuda")]
+    fn backward_elsewhere(&self, [x, weight]: [&Tensor; 2], grad: &Tensor) -> Result<[Tensor; 2]> {
+        let integers = self.integers()?;
+        let numbers = Numbers { integers: &integers, floats: &[] };
+        let work = Work::Elements(x.elem_count());
+        let to_x = call("depthwise_grad_x", &[grad, weight], x.shape(), work, numbers)?;
+        // Each sample by itself, so that there are threads enough; then their sum.
+        let each = (x.dim(0)?, self.kernel, self.kernel, self.channels);
+        let work = Work::Elements(each.0 * weight.elem_count());
+        let to_weight = call("depthwise_grad_w", &[grad, x], each, work, numbers)?.sum(0)?;
+        Ok([to_x, to_weight])
     }
 }

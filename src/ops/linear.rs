@@ -1,13 +1,13 @@
 //! Linear layers with a bias per channel or per token, and the normalisation before them.
 
 #[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{CudaStorage, Layout};
+use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::int;
-use super::{elements, has_cpu_kernel, has_kernel, on_cpu, sum_in_order, with_elements};
+use super::{Kernel, Op, has_cpu_kernel, has_kernel, sum_in_order};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{Numbers, Work, launch};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
@@ -29,7 +29,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !has_cpu_kernel(x) {
         return linear_composite(x, weight, bias);
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Linear)
+    x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Op(Linear))
 }
 
 /// The same in plain candle ops.
@@ -43,24 +43,12 @@ pub fn linear_composite(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Te
 
 struct Linear;
 
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
+impl Kernel<3> for Linear {
+    const NAME: &'static str = "linear";
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight, bias) =
-            (elements(s1, l1, self.name())?, elements(s2, l2, self.name())?, elements(s3, l3, self.name())?);
-        let (batch, tokens, k) = l1.shape().dims3()?;
-        let n = l2.shape().dims2()?.1;
+    fn forward(&self, [x, weight, bias]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
+        let (batch, tokens, k) = shapes[0].dims3()?;
+        let n = shapes[1].dims2()?.1;
         let per_token = bias.len() != n;
         let packed = Packed::new(k, n, Matrix::rows(weight, n));
         let mut out = vec![0.0; batch * tokens * n];
@@ -72,43 +60,29 @@ impl CustomOp3 for Linear {
             };
             gemm(tokens, Matrix::rows(x, k), &packed, out, epilogue);
         });
-        Ok((CpuStorage::F32(out), (batch, tokens, n).into()))
+        Ok((out, (batch, tokens, n).into()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, tokens, k) = x.dims3()?;
-        let n = weight.dim(1)?;
-        let (gx, gw, gb) = with_elements(x, self.name(), |x| {
-            with_elements(weight, self.name(), |weight| {
-                with_elements(grad, self.name(), |grad| {
-                    let transposed = Packed::new(n, k, Matrix::transposed(weight, n));
-                    let mut grad_x = vec![0.0; batch * tokens * k];
-                    let parts = grad_x
-                        .par_chunks_exact_mut(tokens * k)
-                        .zip(x.par_chunks_exact(tokens * k))
-                        .zip(grad.par_chunks_exact(tokens * n))
-                        .map(|((gx, x), g)| {
-                            gemm(tokens, Matrix::rows(g, n), &transposed, gx, Epilogue::default());
-                            let mut gw = vec![0.0; k * n];
-                            let (a, b) = (Matrix::transposed(x, k), Matrix::rows(g, n));
-                            gemm_once(k, n, tokens, a, b, &mut gw, Epilogue::default());
-                            gw
-                        })
-                        .collect();
-                    let mut grad_bias = vec![0.0; bias.elem_count()];
-                    pw::add_column_sums(grad, &mut grad_bias);
-                    Ok((grad_x, sum_in_order(parts), grad_bias))
-                })
+    fn backward(&self, [x, weight, bias]: [&[f32]; 3], shapes: [&Shape; 3], grad: &[f32]) -> Result<[Vec<f32>; 3]> {
+        let (batch, tokens, k) = shapes[0].dims3()?;
+        let n = shapes[1].dims2()?.1;
+        let transposed = Packed::new(n, k, Matrix::transposed(weight, n));
+        let mut grad_x = vec![0.0; batch * tokens * k];
+        let parts = grad_x
+            .par_chunks_exact_mut(tokens * k)
+            .zip(x.par_chunks_exact(tokens * k))
+            .zip(grad.par_chunks_exact(tokens * n))
+            .map(|((gx, x), g)| {
+                gemm(tokens, Matrix::rows(g, n), &transposed, gx, Epilogue::default());
+                let mut gw = vec![0.0; k * n];
+                let (a, b) = (Matrix::transposed(x, k), Matrix::rows(g, n));
+                gemm_once(k, n, tokens, a, b, &mut gw, Epilogue::default());
+                gw
             })
-        })?;
-        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gw, weight.shape())?), Some(on_cpu(gb, bias.shape())?)))
+            .collect();
+        let mut grad_bias = vec![0.0; bias.len()];
+        pw::add_column_sums(grad, &mut grad_bias);
+        Ok([grad_x, sum_in_order(parts), grad_bias])
     }
 }
 
@@ -125,7 +99,7 @@ pub fn modulated_norm(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
     if !has_kernel(x) {
         return modulated_norm_composite(x, modulation);
     }
-    x.contiguous()?.apply_op2(&modulation.contiguous()?, ModulatedNorm)
+    x.contiguous()?.apply_op2(&modulation.contiguous()?, Op(ModulatedNorm))
 }
 
 /// The same in plain candle ops.
@@ -134,76 +108,62 @@ pub fn modulated_norm(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
 /// When shapes do not fit.
 pub fn modulated_norm_composite(x: &Tensor, modulation: &Tensor) -> Result<Tensor> {
     let c = x.dim(D::Minus1)?;
-    let centred = x.broadcast_sub(&super::convnext::mean_last(x)?)?;
-    let deviation = (super::convnext::mean_last(&centred.sqr()?)? + NORM_EPSILON)?.sqrt()?;
+    let centred = x.broadcast_sub(&mean_last(x)?)?;
+    let deviation = (mean_last(&centred.sqr()?)? + NORM_EPSILON)?.sqrt()?;
     let scale = (modulation.narrow(1, c, c)?.unsqueeze(1)? + 1.0)?;
     centred.broadcast_div(&deviation)?.broadcast_mul(&scale)?.broadcast_add(&modulation.narrow(1, 0, c)?.unsqueeze(1)?)
 }
 
 struct ModulatedNorm;
 
-impl CustomOp2 for ModulatedNorm {
-    fn name(&self) -> &'static str {
-        "modulated_norm"
-    }
+impl Kernel<2> for ModulatedNorm {
+    const NAME: &'static str = "modulated_norm";
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, modulation) = (elements(s1, l1, self.name())?, elements(s2, l2, self.name())?);
-        let (_, tokens, c) = l1.shape().dims3()?;
+    fn forward(&self, [x, modulation]: [&[f32]; 2], shapes: [&Shape; 2]) -> Result<(Vec<f32>, Shape)> {
+        let (_, tokens, c) = shapes[0].dims3()?;
         let mut out = vec![0.0; x.len()];
         out.par_chunks_exact_mut(tokens * c)
             .zip(x.par_chunks_exact(tokens * c))
             .zip(modulation.par_chunks_exact(2 * c))
             .for_each(|((out, x), m)| pw::modulated_norm(x, &m[..c], &m[c..], out));
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
+        Ok((out, shapes[0].clone()))
+    }
+
+    fn backward(&self, [x, modulation]: [&[f32]; 2], shapes: [&Shape; 2], grad: &[f32]) -> Result<[Vec<f32>; 2]> {
+        let (_, tokens, c) = shapes[0].dims3()?;
+        let (mut gx, mut gm) = (vec![0.0; x.len()], vec![0.0; modulation.len()]);
+        gx.par_chunks_exact_mut(tokens * c)
+            .zip(gm.par_chunks_exact_mut(2 * c))
+            .zip(x.par_chunks_exact(tokens * c))
+            .zip(modulation.par_chunks_exact(2 * c))
+            .zip(grad.par_chunks_exact(tokens * c))
+            .for_each(|((((gx, gm), x), m), g)| {
+                let (shift, scale) = gm.split_at_mut(c);
+                pw::modulated_norm_backward(x, &m[c..], g, gx, shift, scale);
+            });
+        Ok([gx, gm])
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (batch, tokens, c) = l1.shape().dims3()?;
+    fn forward_cuda(&self, inputs: [(&CudaStorage, &Layout); 2]) -> Result<(CudaStorage, Shape)> {
+        let shape = inputs[0].1.shape();
+        let (batch, tokens, c) = shape.dims3()?;
         let numbers = Numbers { integers: &[int(tokens)?, int(c)?], floats: &[] };
-        let inputs = [(s1, l1), (s2, l2)];
-        let out = launch(self.name(), &inputs, batch * tokens * c, Work::Rows(batch * tokens), numbers)?;
-        Ok((out, l1.shape().clone()))
+        let out = launch(Self::NAME, &inputs, batch * tokens * c, Work::Rows(batch * tokens), numbers)?;
+        Ok((out, shape.clone()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        modulation: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (_, tokens, c) = x.dims3()?;
-        if !x.device().is_cpu() {
-            let (to_x, to_modulation) = modulated_norm_backward(x, modulation, grad)?;
-            return Ok((Some(to_x), Some(to_modulation)));
-        }
-        let (gx, gm) = with_elements(x, self.name(), |x| {
-            with_elements(modulation, self.name(), |modulation| {
-                with_elements(grad, self.name(), |grad| {
-                    let (mut gx, mut gm) = (vec![0.0; x.len()], vec![0.0; modulation.len()]);
-                    gx.par_chunks_exact_mut(tokens * c)
-                        .zip(gm.par_chunks_exact_mut(2 * c))
-                        .zip(x.par_chunks_exact(tokens * c))
-                        .zip(modulation.par_chunks_exact(2 * c))
-                        .zip(grad.par_chunks_exact(tokens * c))
-                        .for_each(|((((gx, gm), x), m), g)| {
-                            let (shift, scale) = gm.split_at_mut(c);
-                            pw::modulated_norm_backward(x, &m[c..], g, gx, shift, scale);
-                        });
-                    Ok((gx, gm))
-                })
-            })
-        })?;
-        Ok((Some(on_cpu(gx, x.shape())?), Some(on_cpu(gm, modulation.shape())?)))
+    fn backward_elsewhere(&self, [x, modulation]: [&Tensor; 2], grad: &Tensor) -> Result<[Tensor; 2]> {
+        modulated_norm_backward(x, modulation, grad)
     }
 }
 
-/// Gradients of [`modulated_norm`] to x and to the modulation, in tensor operations.
-fn modulated_norm_backward(x: &Tensor, modulation: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
-    use super::convnext::mean_last;
+fn mean_last(x: &Tensor) -> Result<Tensor> {
+    x.mean_keepdim(D::Minus1)
+}
 
+/// Gradients of [`modulated_norm`] to x and to the modulation, in tensor operations.
+fn modulated_norm_backward(x: &Tensor, modulation: &Tensor, grad: &Tensor) -> Result<[Tensor; 2]> {
     let c = x.dim(D::Minus1)?;
     let centred = x.broadcast_sub(&mean_last(x)?)?;
     let factor = (mean_last(&centred.sqr()?)? + NORM_EPSILON)?.sqrt()?.recip()?; // [B, T, 1]
@@ -213,7 +173,7 @@ fn modulated_norm_backward(x: &Tensor, modulation: &Tensor, grad: &Tensor) -> Re
     let along = mean_last(&(&inner * &normed)?)?;
     let to_x = (inner.broadcast_sub(&mean_last(&inner)?)? - normed.broadcast_mul(&along)?)?.broadcast_mul(&factor)?;
     let to_modulation = Tensor::cat(&[grad.sum(1)?, (grad * normed)?.sum(1)?], 1)?; // shift, scale
-    Ok((to_x, to_modulation))
+    Ok([to_x, to_modulation])
 }
 
 #[cfg(test)]
@@ -233,7 +193,7 @@ mod tests {
         let grad = tensor(&[3, 5, 8], 3);
         let loss = (modulated_norm(&x, &m).unwrap() * &grad).unwrap().sum_all().unwrap();
         let kernel = loss.backward().unwrap();
-        let (to_x, to_m) = modulated_norm_backward(&x, &m, &grad).unwrap();
+        let [to_x, to_m] = modulated_norm_backward(&x, &m, &grad).unwrap();
         for (kernel, tensors) in [(kernel.get(&x).unwrap(), to_x), (kernel.get(&m).unwrap(), to_m)] {
             let list = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(list(kernel).iter().zip(list(&tensors)).all(|(a, b)| (a - b).abs() < 1e-5));

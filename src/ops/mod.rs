@@ -1,9 +1,11 @@
 //! Candle operations that the method needs and candle lacks: each has a CPU kernel with its own gradient, and the same
-//! mathematics in plain candle ops (`composite`) for devices without a kernel and as the reference in tests.
+//! mathematics as a chain of smaller operations (`composite`) for devices without a kernel and as the reference in tests.
 //!
 //! Everything is channels last. On the CPU each sample of a batch is computed by itself, in one fixed order.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
 
 mod attention;
 mod convnext;
@@ -37,18 +39,146 @@ fn elements<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> R
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-/// The elements of a tensor that lives on the CPU, copied only where it is not contiguous.
-fn with_elements<T>(tensor: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        candle_core::Storage::Cpu(storage) => f(elements(storage, layout, op)?),
-        _ => candle_core::bail!("{op}: a CPU kernel met a tensor of another device"),
+/// The elements of tensors that live on the CPU, copied only where they are not contiguous.
+fn with_elements<const N: usize, T>(
+    tensors: [&Tensor; N],
+    op: &'static str,
+    f: impl FnOnce([&[f32]; N]) -> Result<T>,
+) -> Result<T> {
+    let tensors = tensors.into_iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    let storages: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let mut slices = [&[][..]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&storages) {
+        let candle_core::Storage::Cpu(storage) = &**storage else {
+            candle_core::bail!("{op}: a CPU kernel met a tensor of another device");
+        };
+        *slice = elements(storage, layout, op)?;
+    }
+    f(slices)
+}
+
+/// An operation on N tensors: its kernels on slices of the CPU, and what else there is on a GPU. Wrapped in [`Op`], candle
+/// takes it.
+trait Kernel<const N: usize>: Send + Sync {
+    const NAME: &'static str;
+
+    /// The result and its shape.
+    fn forward(&self, inputs: [&[f32]; N], shapes: [&Shape; N]) -> Result<(Vec<f32>, Shape)>;
+
+    /// The gradient of each input from that of the result.
+    fn backward(&self, inputs: [&[f32]; N], shapes: [&Shape; N], grad: &[f32]) -> Result<[Vec<f32>; N]>;
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, _: [(&CudaStorage, &Layout); N]) -> Result<(CudaStorage, Shape)> {
+        candle_core::bail!("{}: no kernel for a GPU", Self::NAME)
+    }
+
+    /// [`Kernel::backward`] on another device.
+    fn backward_elsewhere(&self, _: [&Tensor; N], _: &Tensor) -> Result<[Tensor; N]> {
+        candle_core::bail!("{}: no gradient on this device", Self::NAME)
     }
 }
 
-fn on_cpu(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-    Tensor::from_vec(data, shape.into(), &Device::Cpu)
+struct Op<K>(K);
+
+impl<K> Op<K> {
+    fn forward<const N: usize>(&self, inputs: [(&CpuStorage, &Layout); N]) -> Result<(CpuStorage, Shape)>
+    where
+        K: Kernel<N>,
+    {
+        let mut slices = [&[][..]; N];
+        for (slice, (storage, layout)) in slices.iter_mut().zip(inputs) {
+            *slice = elements(storage, layout, K::NAME)?;
+        }
+        let (out, shape) = self.0.forward(slices, inputs.map(|(_, layout)| layout.shape()))?;
+        Ok((CpuStorage::F32(out), shape))
+    }
+
+    fn backward<const N: usize>(&self, inputs: [&Tensor; N], grad: &Tensor) -> Result<[Option<Tensor>; N]>
+    where
+        K: Kernel<N>,
+    {
+        if !grad.device().is_cpu() {
+            return Ok(self.0.backward_elsewhere(inputs, grad)?.map(Some));
+        }
+        let gradients = with_elements(inputs, K::NAME, |slices| {
+            with_elements([grad], K::NAME, |[grad]| self.0.backward(slices, inputs.map(Tensor::shape), grad))
+        })?;
+        let mut tensors = [const { None }; N];
+        for ((tensor, gradient), input) in tensors.iter_mut().zip(gradients).zip(inputs) {
+            *tensor = Some(Tensor::from_vec(gradient, input.shape(), &Device::Cpu)?);
+        }
+        Ok(tensors)
+    }
+}
+
+impl<K: Kernel<2>> CustomOp2 for Op<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward([(s1, l1), (s2, l2)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s1: &CudaStorage, l1: &Layout, s2: &CudaStorage, l2: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.0.forward_cuda([(s1, l1), (s2, l2)])
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([a, b], grad)?.into())
+    }
+}
+
+impl<K: Kernel<3>> CustomOp3 for Op<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward([(s1, l1), (s2, l2), (s3, l3)])
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok(self.backward([a, b, c], grad)?.into())
+    }
+}
+
+/// The parts of a flat vector of parameters, one after the other.
+fn split<'a, const N: usize>(mut flat: &'a [f32], shapes: &[Shape; N]) -> [&'a [f32]; N] {
+    shapes.each_ref().map(|shape| flat.split_off(..shape.elem_count()).unwrap_or_default())
+}
+
+/// [`split`], to write into.
+fn split_mut<'a, const N: usize>(mut flat: &'a mut [f32], shapes: &[Shape; N]) -> [&'a mut [f32]; N] {
+    shapes.each_ref().map(|shape| flat.split_off_mut(..shape.elem_count()).unwrap_or_default())
+}
+
+/// [`split`] of a tensor, each part in its shape.
+fn split_tensor<const N: usize>(flat: &Tensor, shapes: &[Shape; N]) -> Result<[Tensor; N]> {
+    let mut at = 0;
+    let mut parts = shapes.each_ref().map(|_| flat.clone());
+    for (part, shape) in parts.iter_mut().zip(shapes) {
+        *part = flat.narrow(0, at, shape.elem_count())?.reshape(shape)?;
+        at += shape.elem_count();
+    }
+    Ok(parts)
 }
 
 /// Sums partial gradients in order: the result does not depend on which thread made which part.

@@ -1,5 +1,6 @@
 //! What stands between the matrix products where no CPU kernel computes a whole block: each one kernel on a GPU, plain tensor
-//! operations elsewhere. All but [`dropout`] are for inference: they have no gradient of their own on a GPU.
+//! operations elsewhere. But for [`dropout`] those kernels have no gradient: where one is needed (`train`) a GPU runs the plain
+//! operations as well.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -26,14 +27,15 @@ pub fn bias_clamp(x: &Tensor, bias: &Tensor, [lowest, highest]: [f32; 2]) -> Res
     x.broadcast_add(bias)?.clamp(lowest, highest)
 }
 
-/// `gelu(x + bias)` for `x` `[..., C]` and `bias` `[C]`, in its tanh form (Hendrycks & Gimpel 2016).
+/// `gelu(x + bias)` for `x` `[..., C]` and `bias` `[C]`, in its tanh form (Hendrycks & Gimpel 2016). `train` keeps the gradient.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn bias_gelu(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there is one way only"))]
+pub fn bias_gelu(x: &Tensor, bias: &Tensor, train: bool) -> Result<Tensor> {
     check_bias(x, bias)?;
     #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
+    if x.device().is_cuda() && !train {
         let numbers = Numbers { integers: &[int(bias.elem_count())?], floats: &[] };
         return call("bias_gelu", &[x, bias], x.shape(), Work::Elements(x.elem_count()), numbers);
     }
@@ -48,18 +50,20 @@ fn check_bias(x: &Tensor, bias: &Tensor) -> Result<()> {
 }
 
 /// `x + gate * (update + bias)`: `x` and `update` `[B, T, C]`, `bias` `[C]`, the gate the last third of `modulation` `[B, 3 C]`.
+/// `train` keeps the gradient.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn gated_add(x: &Tensor, update: &Tensor, bias: &Tensor, modulation: &Tensor) -> Result<Tensor> {
-    let (batch, _tokens, channels) = x.dims3()?;
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there is one way only"))]
+pub fn gated_add(x: &Tensor, update: &Tensor, bias: &Tensor, modulation: &Tensor, train: bool) -> Result<Tensor> {
+    let (batch, tokens, channels) = x.dims3()?;
     if update.dims() != x.dims() || bias.dims() != [channels] || modulation.dims() != [batch, 3 * channels] {
         let dims = [update, bias, modulation].map(Tensor::dims);
         candle_core::bail!("gated_add: x {:?}, update, bias, modulation {dims:?}", x.dims());
     }
     #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
-        let numbers = Numbers { integers: &[int(_tokens)?, int(channels)?], floats: &[] };
+    if x.device().is_cuda() && !train {
+        let numbers = Numbers { integers: &[int(tokens)?, int(channels)?], floats: &[] };
         let work = Work::Elements(x.elem_count());
         return call("gated_add", &[x, update, bias, modulation], x.shape(), work, numbers);
     }
