@@ -111,11 +111,11 @@ fn other_files_give_only_what_differs() {
 fn every_key_has_a_rule() {
     // A string with a line break is right for no key; a key without a rule would be called unknown.
     for key in all_keys() {
-        let message = mistakes(Config::default().set(&key, "a\nb").unwrap_err()).remove(0);
+        let message = mistakes(Config::default().assign(&[format!("{key}=a\nb")]).unwrap_err()).remove(0);
         assert!(message.starts_with(&format!("{key} = \"")) && message.contains(": expected "), "{message}");
     }
     for (name, _) in BACKBONES {
-        Config::default().set("features.backbone", name).unwrap();
+        Config::default().assign(&[format!("features.backbone={name}")]).unwrap();
     }
 }
 
@@ -198,7 +198,7 @@ fn wrong_types_and_values_are_refused() {
     refused("features.whitening=1.1", "features.whitening = 1.1: expected a number x with 0 <= x <= 1");
     refused("calibration.target_fpr=0", "calibration.target_fpr = 0: expected a number x with 0 < x < 1");
     refused("input.fit=padd", "input.fit = \"padd\": expected one of stretch, pad; did you mean \"pad\"?");
-    let error = Config::default().set("features.backbone", "resnet-18").unwrap_err().to_string();
+    let error = Config::default().assign(&["features.backbone=resnet-18"]).unwrap_err().to_string();
     assert!(error.ends_with("; did you mean \"resnet18\"?"), "{error}");
     for bad in [
         "[0.5, 0, 0.6, 1]",
@@ -223,7 +223,7 @@ fn wrong_types_and_values_are_refused() {
 fn nan_and_infinity_are_refused_by_every_key() {
     for key in all_keys() {
         for text in ["nan", "-nan", "inf", "-inf", "[nan, nan, nan, nan]"] {
-            assert!(Config::default().set(&key, text).is_err(), "{key} = {text}");
+            assert!(Config::default().assign(&[format!("{key}={text}")]).is_err(), "{key} = {text}");
         }
     }
 }
@@ -432,14 +432,14 @@ fn values_on_the_command_line_need_no_quotes() {
         ("training.seed", "1_000"),
         ("input.roi", "[0, 0.5, 1, 0.5]"),
     ] {
-        config.set(key, text).unwrap_or_else(|error| panic!("{key} = {text}: {error}"));
+        config.assign(&[format!("{key}={text}")]).unwrap_or_else(|error| panic!("{key} = {text}: {error}"));
     }
     assert_eq!(config.training.seed, 1000);
     assert_eq!(config.input.roi, Some([0.0, 0.5, 1.0, 0.5]));
     // A line break does not smuggle in a second key.
-    assert!(config.set("training.seed", "1\nx = 2").is_err());
-    assert!(config.set("training", "1").is_err());
-    assert!(config.set("", "1").is_err());
+    for wrong in ["training.seed=1\nx = 2", "training=1", "=1", "training.seed"] {
+        assert!(config.assign(&[wrong]).is_err(), "{wrong}");
+    }
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn check_finds_what_was_put_together_by_hand() {
     config.training.seed = u64::MAX;
     let found = mistakes(config.check("test").unwrap_err());
     assert!(found[0].starts_with("training.seed = 18446744073709551615: expected an integer from 0 to "), "{found:?}");
-    assert!(config.set("training.steps", "5").is_err());
+    assert!(config.assign(&["training.steps=5"]).is_err());
 }
 
 #[test]
@@ -502,7 +502,7 @@ proptest! {
     #[test]
     fn any_text_is_taken_or_refused_without_panic(text in "\\PC{0,200}", key in "\\PC{0,20}") {
         let _ = Config::from_toml(&text, "x");
-        let _ = Config::default().set(&key, &text);
+        let _ = Config::default().assign(&[format!("{key}={text}")]);
         let _ = Config::default().assign(&[&text]);
     }
 

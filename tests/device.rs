@@ -283,7 +283,7 @@ fn checkpoints_move_between_devices() {
     };
     let gpu = device.find(Precision::F32).unwrap();
     let (mut config, folder) = (Config::from_file(smoke()).unwrap(), tempfile::tempdir().unwrap());
-    config.set("training.steps", "20").unwrap();
+    config.assign(&["training.steps=20"]).unwrap();
     let data = Dataset::scan(&shop().parts, &[]).unwrap();
     let train = |name: &str, target: Target, resume: bool, steps: usize| {
         let options = Options { out: folder.path().join(name), backbone: None, resume, target };

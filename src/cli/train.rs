@@ -30,7 +30,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     let console = &context.console;
     let mut config = configuration(&args.config, Config::default())?;
     if let Some(seed) = args.seed {
-        config.set("training.seed", &seed.to_string())?;
+        config.assign(&[format!("training.seed={seed}")])?;
     }
     let target = args.place.find()?;
     let options =

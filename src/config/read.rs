@@ -33,8 +33,9 @@ impl Config {
         if !errors.is_empty() {
             return Err(wrong(origin, syntax_mistakes(text, &errors)));
         }
-        let tree: Table = toml::from_str(text).map_err(|error| wrong(origin, vec![rules::excerpt(error.message())]))?;
         let starts = key_starts(parsed.get_ref());
+        let tree = Table::deserialize(toml::Deserializer::from(parsed))
+            .map_err(|error| wrong(origin, vec![rules::excerpt(error.message())]))?;
         rules::resolve(&tree).map_err(|mistakes| {
             let placed = |mistake: Mistake| match mistake.keys.iter().find_map(|key| starts.get(key)) {
                 Some(&start) => (start, format!("line {}: {}", line(text, start), mistake.text)),
@@ -57,39 +58,38 @@ impl Config {
         Self::from_toml(&text, &origin)
     }
 
-    /// Gives one key a value written as on a command line: a TOML value, or a string without its quotes.
-    ///
-    /// Conditions between keys are left to [`Config::check`], because the next assignment may be what fulfils them;
-    /// [`Config::assign`] does both.
+    /// Takes assignments such as `training.steps=500`, each a TOML value or a string without its quotes, the last one of a key
+    /// counting; and checks the result.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no such key or it cannot have this value; the configuration is unchanged.
-    pub fn set(&mut self, key: &str, value_text: &str) -> Result<()> {
-        self.try_set(key, value_text).map_err(|mistake| wrong("--set", vec![mistake]))
-    }
-
-    /// Takes assignments such as `training.steps=500` in their order, and checks the result.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with all mistakes; the configuration is unchanged.
+    /// [`Error::Config`] with all mistakes: assignments of another form, keys that do not exist, values that a key cannot have
+    /// or that do not go together. The configuration is unchanged then.
     pub fn assign<S: AsRef<str>>(&mut self, assignments: &[S]) -> Result<()> {
-        let mut changed = self.clone();
+        let mut tree = self.tree().map_err(|mistakes| wrong("--set", mistakes))?;
         let mut mistakes = Vec::new();
         for assignment in assignments.iter().map(AsRef::as_ref) {
-            let result = match assignment.split_once('=') {
-                Some((key, value)) => changed.try_set(key.trim(), value),
-                None => Err(format!("{assignment:?}: expected KEY=VALUE, for instance training.steps=500")),
+            let Some((key, value)) = assignment.split_once('=') else {
+                mistakes.push(format!("{assignment:?}: expected KEY=VALUE, for instance training.steps=500"));
+                continue;
             };
-            mistakes.extend(result.err());
+            let (key, value) = (key.trim(), parse_value(value.trim()));
+            if let Err(mistake) = rules::check_key(key, &value) {
+                mistakes.push(mistake.text);
+            } else if let Some((section, name)) = key.split_once('.')
+                && let Some(Value::Table(section)) = tree.get_mut(section)
+            {
+                section.insert(name.to_owned(), value);
+            }
         }
-        if let Err(found) = changed.resolved() {
-            mistakes.extend(found);
+        match rules::resolve(&tree) {
+            Ok(config) if mistakes.is_empty() => {
+                *self = config;
+                return Ok(());
+            }
+            Ok(_) => {}
+            Err(found) => mistakes.extend(found.into_iter().map(|mistake| mistake.text)),
         }
-        if !mistakes.is_empty() {
-            return Err(wrong("--set", mistakes));
-        }
-        *self = changed;
-        Ok(())
+        Err(wrong("--set", mistakes))
     }
 
     /// Whether every rule is kept. `origin` names the source in errors.
@@ -97,24 +97,14 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with all mistakes.
     pub fn check(&self, origin: &str) -> Result<()> {
-        self.resolved().map_err(|mistakes| wrong(origin, mistakes))
+        let text = |found: Vec<Mistake>| found.into_iter().map(|mistake| mistake.text).collect();
+        let resolved = self.tree().and_then(|tree| rules::resolve(&tree).map_err(text));
+        resolved.map(drop).map_err(|mistakes| wrong(origin, mistakes))
     }
 
-    fn try_set(&mut self, key: &str, value_text: &str) -> Result<(), String> {
-        let value = parse_value(value_text.trim());
-        rules::check_key(key, &value).map_err(|mistake| mistake.text)?;
-        let mut tree = Table::try_from(&*self).map_err(|error| error.to_string())?;
-        if let Some((section, name)) = key.split_once('.')
-            && let Some(Value::Table(section)) = tree.get_mut(section)
-        {
-            section.insert(name.to_owned(), value);
-        }
-        *self = Self::deserialize(Value::Table(tree)).map_err(|error| error.message().to_owned())?;
-        Ok(())
-    }
-
-    fn resolved(&self) -> Result<(), Vec<String>> {
-        // TOML's integers end at 2^63 - 1: a seed beyond has no place in the tree that the rules look at.
+    /// The sections and keys that the rules look at.
+    fn tree(&self) -> Result<Table, Vec<String>> {
+        // TOML's integers end at 2^63 - 1: a seed beyond has no place in the tree.
         let seeds = [("training.seed", self.training.seed), ("detection.noise_seed", self.detection.noise_seed)];
         let beyond = seeds.into_iter().filter(|(_, seed)| *seed > i64::MAX as u64);
         let beyond = beyond.map(|(key, seed)| format!("{key} = {seed}: expected an integer from 0 to {}", i64::MAX));
@@ -122,11 +112,7 @@ impl Config {
         if !beyond.is_empty() {
             return Err(beyond);
         }
-        let tree = Table::try_from(self).map_err(|error| vec![error.to_string()])?;
-        match rules::resolve(&tree) {
-            Ok(_) => Ok(()),
-            Err(mistakes) => Err(mistakes.into_iter().map(|mistake| mistake.text).collect()),
-        }
+        Table::try_from(self).map_err(|error| vec![error.to_string()])
     }
 }
 
