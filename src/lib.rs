@@ -17,7 +17,7 @@
 //!
 //! Dependencies point one way, from `cli` down to [`kernels`]; `tests/tidy.rs` holds the table.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 pub mod error;
 mod named;

@@ -1,13 +1,5 @@
 //! The backbone against PyTorch.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::path::Path;
 
 use candle_core::{Device, Tensor};

@@ -1,13 +1,5 @@
 //! Backbones other than the embedded one: ResNets against PyTorch, and weights from the files they are published in.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Cursor, Write};

@@ -1,14 +1,6 @@
 //! Every choice of the method as people use it: it trains, its file loads, the same image gets the same score alone, in
 //! company and again, and what it is for happens.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::fs;
 use std::path::Path;
 

@@ -2,14 +2,6 @@
 //!
 //! The tests are few and long because each may run in a process of its own and all share one trained model.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too"
-)]
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;

@@ -1,7 +1,5 @@
 //! The files in `configs/`, and the rules of the configuration, each broken once and its message read.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 

@@ -1,14 +1,6 @@
 //! The text of the CUDA kernels, compiled as C and run on the host against the operations of the CPU: every index and all
 //! arithmetic, for each kind of numbers and random shapes. What it cannot prove is left small: the loop over threads.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,5 @@
 //! The denoiser as a network: gradients reach every parameter, samples do not mix, conditions matter.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};

@@ -1,14 +1,6 @@
 //! How the map is put together: each score and each way to tell the class against its formula, on a network of pictures
 //! with made-up weights.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use candle_core::{Device, Tensor};
 use diad::config::Config;
 use diad::detector::{Choice, Look, Network, Question, Sampling};

@@ -3,14 +3,6 @@
 //!
 //! `DIAD_TEST_DEVICE=cuda` (or `cuda:N`) asks for a GPU: without one the tests fail. Unset, a GPU is used where there is one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

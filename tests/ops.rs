@@ -1,13 +1,5 @@
 //! The fused operations against plain candle: values and gradients, on random shapes.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 use candle_core::{Device, Result, Tensor, Var};
 use diad::ops::{self, AttentionShape, ConvNextShape, Dropout};
 use proptest::prelude::*;

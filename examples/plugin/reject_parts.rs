@@ -4,8 +4,6 @@
 //! cargo run --release -p gst-plugin-diad --example reject_parts -- demo/demo.diad demo/line/part_%03d.png
 //! ```
 
-#![allow(clippy::print_stdout, reason = "it is what an example is for")]
-
 use std::error::Error;
 
 use gst::MessageView;

@@ -9,7 +9,7 @@
 //!
 //! Both elements with a queue (`diadfilter`, `diadmeta2json`) follow the rules in `stream`. No model code is here: frames go as tickets to [`diad::worker`].
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 use gst::glib;
 

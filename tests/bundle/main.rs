@@ -1,7 +1,5 @@
 //! The model file: what comes back is what went in, and whatever is wrong is refused with a reason.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 mod fuzz;
 mod tensors;
 

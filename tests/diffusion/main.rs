@@ -1,14 +1,6 @@
 //! The diffusion mathematics against published formulas: golden numbers, identities that hold for any tensor, and
 //! clear errors for values that have no meaning.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too, and says what it skips"
-)]
-
 mod levels;
 mod predictions;
 mod sampling;

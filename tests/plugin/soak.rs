@@ -2,14 +2,6 @@
 //!
 //! A program of its own, with one test: what is counted belongs to the whole process.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too"
-)]
-
 #[path = "common/mod.rs"]
 mod common;
 

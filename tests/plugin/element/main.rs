@@ -1,13 +1,5 @@
 //! `diadfilter` between two pads of a harness: order, counts, errors, time. Nothing here sleeps; models wait at gates.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too"
-)]
-
 #[path = "../common/mod.rs"]
 mod common;
 

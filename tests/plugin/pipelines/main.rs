@@ -1,13 +1,5 @@
 //! Whole pipelines as an operator types them, in a process of their own: cameras, recordings, what is in them afterwards.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, in its helpers too"
-)]
-
 #[path = "../common/mod.rs"]
 mod common;
 
