@@ -2,15 +2,16 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+mod parts;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::UNIX_EPOCH;
 
 use candle_core::{Device, Tensor};
 use diad::model::{Weights, weight_shapes};
-use diad::synthetic::{DatasetSpec, Kind, write_dataset};
+use parts::{draw, made_once};
 
 /// The program under test.
 pub(crate) const DIAD: &str = env!("CARGO_BIN_EXE_diad");
@@ -83,28 +84,12 @@ pub(crate) struct Shop {
 pub(crate) fn shop() -> &'static Shop {
     static SHOP: OnceLock<Shop> = OnceLock::new();
     SHOP.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let program = fs::metadata(DIAD).expect("the program is there");
-        let built = program.modified().expect("a time").duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
-        let place = folder.join(format!("shop-{built}-{}", program.len()));
-        if !place.is_dir() {
-            // Several processes may do this at once; the first that is ready wins, the others agree with it.
-            let workshop = tempfile::tempdir_in(folder).expect("a folder");
-            let fresh = workshop.path().join("shop");
-            fs::create_dir(&fresh).expect("a folder");
+        let place = made_once(Path::new(env!("CARGO_TARGET_TMPDIR")), "shop", Path::new(DIAD), |fresh| {
             draw(&fresh.join("parts"));
             diad("train --data {} --out {} --config {}", &[&fresh.join("parts"), &fresh.join("m.diad"), &smoke()]).ok();
-            let _ = fs::rename(&fresh, &place);
-        }
+        });
         Shop { parts: place.join("parts"), model: place.join("m.diad") }
     })
-}
-
-/// Two products of the smallest useful size.
-fn draw(folder: &Path) {
-    let kinds = vec![Kind::Washer, Kind::Blister];
-    let spec = DatasetSpec { kinds, train: 30, test_good: 6, test_defect: 7, size: 64, seed: 5 };
-    write_dataset(folder, &spec, &|_, _| {}).expect("drawn");
 }
 
 /// All file and folder names in a folder, sorted.

@@ -2,10 +2,13 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+#[path = "../../common/parts.rs"]
+mod parts;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use diad::bundle::Card;
 use diad::config::Config;
@@ -14,10 +17,10 @@ use diad::detector::{Detection, Detector, Measured, Seen};
 use diad::device::Target;
 use diad::error::Result;
 use diad::frame::{Frame, read_frame};
-use diad::synthetic::{DatasetSpec, Kind, write_dataset};
 use diad::train::{Event, Observer, Options, Stop, train};
 use diad::worker::{self, Detect, Job, Shared, SharedKey, Worker};
 use gst::prelude::*;
+use parts::{draw, made_once};
 
 /// GStreamer with the elements, once per process.
 pub(crate) fn init() {
@@ -53,28 +56,13 @@ pub(crate) fn teach(parts: &Path, classes: &[String], out: &Path, assignments: &
 
 /// The shop of this build; made once, whichever test process comes first.
 pub(crate) fn shop() -> Shop {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = fs::metadata(std::env::current_exe().unwrap()).unwrap();
-    let built = program.modified().unwrap().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-    let place = folder.join(format!("line-{built}-{}", program.len()));
-    if !place.is_dir() {
-        // Several processes may do this at once; the first that is ready wins, the others agree with it.
-        let workshop = tempfile::tempdir_in(folder).unwrap();
-        let fresh = workshop.path().join("shop");
-        let spec = DatasetSpec {
-            kinds: vec![Kind::Washer, Kind::Blister],
-            train: 30,
-            test_good: 4,
-            test_defect: 7,
-            size: 64,
-            seed: 5,
-        };
-        write_dataset(&fresh.join("parts"), &spec, &|_, _| {}).unwrap();
+    let program = std::env::current_exe().unwrap();
+    let place = made_once(Path::new(env!("CARGO_TARGET_TMPDIR")), "line", &program, |fresh| {
+        draw(&fresh.join("parts"));
         for (name, classes) in [("m.diad", vec![]), ("other.diad", vec!["washer".to_owned()])] {
             teach(&fresh.join("parts"), &classes, &fresh.join(name), &[]);
         }
-        let _ = fs::rename(&fresh, &place);
-    }
+    });
     Shop { parts: place.join("parts"), model: place.join("m.diad"), other: place.join("other.diad") }
 }
 
