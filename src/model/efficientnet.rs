@@ -6,9 +6,9 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Backbone, Tap, Weights};
+use super::{Backbone, Tap, Weights, check_images, unknown, weight};
 use crate::device::Place;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::gemm::{Matrix, Packed};
 use crate::kernels::mbconv::{InvertedResidual, Pointwise, same_padding, stem};
 use crate::ops;
@@ -102,9 +102,7 @@ impl EfficientNetLite {
     /// # Errors
     /// When the name is not one of [`LITE_NAMES`], or a weight is missing or has another shape.
     pub fn new(name: &str, weights: &Weights, place: &Place) -> Result<Self> {
-        let stages = stages(name).ok_or_else(|| {
-            Error::Usage(format!("backbone {name:?} is unknown; expected one of {}", LITE_NAMES.join(", ")))
-        })?;
+        let stages = stages(name).ok_or_else(|| unknown(name))?;
         let load = Loader { weights, place };
         let stem = load.dense("_conv_stem", "_bn0", &[STEM, 3, 3, 3])?;
         let (mut blocks, mut taps, mut ends) = (Vec::new(), Vec::new(), Vec::new());
@@ -212,14 +210,7 @@ impl Backbone for EfficientNetLite {
     }
 
     fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let (batch, height, width, channels) = images.dims4()?;
-        if channels != 3 || height < 32 || width < 32 {
-            return Err(Error::Internal(format!(
-                "{}: expected images [B, H, W, 3] of at least 32 pixels per side, got {:?}",
-                self.name,
-                images.dims()
-            )));
-        }
+        let (batch, height, width) = check_images(&self.name, images)?;
         let Some(kernels) = &self.kernels else {
             return self.forward_tensor(&images.to_dtype(DType::F32)?);
         };
@@ -289,21 +280,9 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self
-            .weights
-            .get(name)
-            .ok_or_else(|| Error::Usage(format!("backbone weights: {name} is missing (expected shape {shape:?})")))?;
-        if tensor.dims() != shape {
-            let got = tensor.dims();
-            return Err(Error::Usage(format!("backbone weights: {name} has shape {got:?}, expected {shape:?}")));
-        }
-        Ok(tensor.to_dtype(DType::F32)?)
-    }
-
     /// Scale and bias of a folded batch norm.
     fn norm(&self, name: &str, channels: usize) -> Result<(Tensor, Tensor)> {
-        let part = |what: &str| self.get(&format!("{name}.{what}"), &[channels]);
+        let part = |what: &str| weight(self.weights, &format!("{name}.{what}"), &[channels]);
         let scale = (part("weight")? / (part("running_var")? + EPSILON)?.sqrt()?)?;
         let bias = (part("bias")? - (part("running_mean")? * &scale)?)?;
         Ok((scale, bias))
@@ -311,7 +290,7 @@ impl Loader<'_> {
 
     /// A dense convolution as `[k * k * in, out]`, rows in the order row, column, channel.
     fn dense(&self, conv: &str, norm: &str, shape: &[usize; 4]) -> Result<Folded> {
-        let weight = self.get(&format!("{conv}.weight"), shape)?;
+        let weight = weight(self.weights, &format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.permute((2, 3, 1, 0))?.reshape(((), shape[0]))?.broadcast_mul(&scale)?.contiguous()?;
         Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })
@@ -319,7 +298,7 @@ impl Loader<'_> {
 
     /// A depthwise convolution as `[k, k, C]`.
     fn depthwise(&self, conv: &str, norm: &str, shape: &[usize; 4]) -> Result<Folded> {
-        let weight = self.get(&format!("{conv}.weight"), shape)?;
+        let weight = weight(self.weights, &format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.squeeze(1)?.permute((1, 2, 0))?.broadcast_mul(&scale)?.contiguous()?;
         Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })

@@ -1,6 +1,6 @@
 //! Networks: frozen backbones and the denoiser.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::config::{BACKBONE_NAMES, backbone_channels};
 use crate::device::Place;
@@ -42,6 +42,9 @@ pub trait Backbone: Send + Sync {
     /// When the shape does not fit or the device fails.
     fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>>;
 }
+
+/// Smallest image that a backbone takes: the coarsest tap has two cells then.
+const MIN_SIDE: usize = 32;
 
 /// The trunk that is part of the program, as f16; see the attribution beside it.
 const LITE0: &[u8] = include_bytes!("efficientnet_lite0.f16.safetensors");
@@ -88,6 +91,27 @@ pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
 /// When the name is unknown.
 pub fn channels(name: &str) -> Result<usize> {
     backbone_channels(name).ok_or_else(|| unknown(name))
+}
+
+/// The weight of this name, if it has this shape, as f32.
+fn weight(weights: &Weights, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let lacks = |found: String| Error::Usage(format!("backbone weights: {name} {found}, expected {shape:?}"));
+    let tensor = weights.get(name).ok_or_else(|| lacks("is missing".into()))?;
+    if tensor.dims() != shape {
+        return Err(lacks(format!("has shape {:?}", tensor.dims())));
+    }
+    Ok(tensor.to_dtype(DType::F32)?)
+}
+
+/// Number, height and width of images `[B, H, W, 3]` that a backbone can take.
+fn check_images(name: &str, images: &Tensor) -> Result<(usize, usize, usize)> {
+    match images.dims4()? {
+        (batch, height, width, 3) if batch > 0 && height.min(width) >= MIN_SIDE => Ok((batch, height, width)),
+        _ => Err(Error::Internal(format!(
+            "{name}: expected images [B, H, W, 3] of at least {MIN_SIDE} pixels per side, got {:?}",
+            images.dims()
+        ))),
+    }
 }
 
 fn unknown(name: &str) -> Error {

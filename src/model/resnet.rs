@@ -9,7 +9,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Backbone, Tap, Weights, unknown};
+use super::{Backbone, Tap, Weights, check_images, unknown, weight};
 use crate::device::Place;
 use crate::error::{Error, Result};
 
@@ -22,8 +22,6 @@ const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Channels of the stem.
 const STEM: usize = 64;
-/// The smallest side that leaves `layer3` something to look at.
-const MIN_SIDE: usize = 32;
 
 /// How a variant's three layers are built.
 #[derive(Clone, Copy)]
@@ -120,12 +118,7 @@ impl ConvPlan {
     fn load(&self, weights: &Weights, place: &Place) -> Result<Conv> {
         let mut parts = Vec::with_capacity(5);
         for (name, shape) in self.weight_shapes() {
-            let lacks = |found: String| Error::Usage(format!("backbone weights: {name} {found}, expected {shape:?}"));
-            let tensor = weights.get(&name).ok_or_else(|| lacks("is missing".into()))?;
-            if tensor.dims() != shape {
-                return Err(lacks(format!("has shape {:?}", tensor.dims())));
-            }
-            parts.push(tensor.to_dtype(DType::F32)?);
+            parts.push(weight(weights, &name, &shape)?);
         }
         let [weight, scale, shift, mean, variance] = &parts[..] else {
             return Err(Error::Internal(format!("{} has {} parts", self.conv, parts.len())));
@@ -254,14 +247,7 @@ impl Backbone for ResNet {
     }
 
     fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>> {
-        let (batch, height, width, channels) = images.dims4()?;
-        if batch == 0 || channels != 3 || height < MIN_SIDE || width < MIN_SIDE {
-            return Err(Error::Internal(format!(
-                "{}: expected images [B, H, W, 3] of at least {MIN_SIDE} pixels per side, got {:?}",
-                self.name,
-                images.dims()
-            )));
-        }
+        let (batch, ..) = check_images(&self.name, images)?;
         if !self.per_sample {
             return self.forward_batch(images);
         }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Kernel, Op, has_cpu_kernel, split, split_mut, split_tensor, sum_in_order};
+use super::{Kernel, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
@@ -51,26 +51,15 @@ pub fn attention(
     shape: AttentionShape,
     train: bool,
 ) -> Result<Tensor> {
-    let (batch, tokens, channels) = x.dims3()?;
-    if tokens != shape.tokens
-        || channels != shape.channels
-        || !channels.is_multiple_of(shape.heads)
-        || parameters.dims() != [shape.parameters()]
-        || modulation.dims() != [batch, 3 * channels]
-    {
-        candle_core::bail!(
-            "attention: x {:?}, parameters {:?}, modulation {:?} do not fit {shape:?}",
-            x.dims(),
-            parameters.dims(),
-            modulation.dims()
-        );
+    if !shape.channels.is_multiple_of(shape.heads) {
+        candle_core::bail!("{shape:?}: channels are no multiple of the heads");
     }
+    let arguments = [x, parameters, modulation];
+    check_layer(&shape, arguments, [shape.tokens, shape.channels, shape.parameters()])?;
     if !has_cpu_kernel(x) {
         return attention_composite(x, parameters, modulation, shape, train);
     }
-    let op = Op(Attention { shape, stash: train.then(OnceLock::new) });
-    let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
-    if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
+    run(Attention { shape, stash: train.then(OnceLock::new) }, arguments, train)
 }
 
 /// The same as a chain of operations.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Kernel, Op, has_cpu_kernel, split, split_mut, split_tensor, sum_in_order};
+use super::{Kernel, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
 use crate::kernels::depthwise as dw;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
@@ -103,26 +103,13 @@ pub fn convnext(
     dropout: Option<Dropout>,
     train: bool,
 ) -> Result<Tensor> {
-    let (batch, tokens, channels) = x.dims3()?;
-    if tokens != shape.tokens()
-        || channels != shape.channels
-        || parameters.dims() != [shape.parameters()]
-        || modulation.dims() != [batch, 3 * channels]
-    {
-        candle_core::bail!(
-            "convnext: x {:?}, parameters {:?}, modulation {:?} do not fit {shape:?}",
-            x.dims(),
-            parameters.dims(),
-            modulation.dims()
-        );
-    }
+    let arguments = [x, parameters, modulation];
+    check_layer(&shape, arguments, [shape.tokens(), shape.channels, shape.parameters()])?;
     let dropout = dropout.filter(|d| d.probability > 0.0);
     if !has_cpu_kernel(x) {
         return convnext_composite(x, parameters, modulation, shape, dropout, train);
     }
-    let op = Op(ConvNext { shape, dropout, stash: train.then(OnceLock::new) });
-    let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
-    if train { x.apply_op3(parameters, &modulation, op) } else { x.apply_op3_no_bwd(parameters, &modulation, &op) }
+    run(ConvNext { shape, dropout, stash: train.then(OnceLock::new) }, arguments, train)
 }
 
 /// The same as a chain of operations. Where nothing is trained, a GPU has one kernel for each of those that stand between the

@@ -160,6 +160,34 @@ impl<K: Kernel<3>> CustomOp3 for Op<K> {
     }
 }
 
+/// Gives the arguments of a layer to its kernel; `train` keeps what the gradient needs.
+fn run<K: Kernel<3> + 'static>(kernel: K, [x, parameters, modulation]: [&Tensor; 3], train: bool) -> Result<Tensor> {
+    let (x, modulation) = (x.contiguous()?, modulation.contiguous()?);
+    if train {
+        x.apply_op3(parameters, &modulation, Op(kernel))
+    } else {
+        x.apply_op3_no_bwd(parameters, &modulation, &Op(kernel))
+    }
+}
+
+/// Whether the arguments of a layer fit its sizes: `x` `[B, T, C]`, `parameters` `[n]`, `modulation` `[B, 3 C]` (shift, scale,
+/// gate).
+fn check_layer<S: std::fmt::Debug>(
+    shape: &S,
+    [x, parameters, modulation]: [&Tensor; 3],
+    [tokens, channels, count]: [usize; 3],
+) -> Result<()> {
+    let batch = x.dim(0)?;
+    let fits = x.dims() == [batch, tokens, channels]
+        && parameters.dims() == [count]
+        && modulation.dims() == [batch, 3 * channels];
+    if !fits {
+        let dims = [x, parameters, modulation].map(Tensor::dims);
+        candle_core::bail!("x, parameters and modulation {dims:?} do not fit {shape:?}");
+    }
+    Ok(())
+}
+
 /// The parts of a flat vector of parameters, one after the other.
 fn split<'a, const N: usize>(mut flat: &'a [f32], shapes: &[Shape; N]) -> [&'a [f32]; N] {
     shapes.each_ref().map(|shape| flat.split_off(..shape.elem_count()).unwrap_or_default())
