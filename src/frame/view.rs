@@ -2,8 +2,9 @@
 //!
 //! Nothing is converted at full size: planes are resized as they lie, and only the model's input becomes RGB.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x2, U8x3, U8x4};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use super::Frame;
 use crate::error::{Error, Result};
@@ -153,12 +154,6 @@ pub(super) fn resize(plane: &Plane<'_>, bytes: usize, part: [f64; 4], width: usi
         return Ok(rows(plane, bytes).collect::<Vec<_>>().concat());
     }
     let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
-    let kind = match bytes {
-        1 => PixelType::U8,
-        2 => PixelType::U8x2,
-        3 => PixelType::U8x3,
-        _ => PixelType::U8x4,
-    };
     // The resizer knows no stride, and would take padding for columns beside the part that is shown.
     let packed;
     let length = plane.width * bytes * plane.height;
@@ -168,8 +163,6 @@ pub(super) fn resize(plane: &Plane<'_>, bytes: usize, part: [f64; 4], width: usi
         packed = rows(plane, bytes).collect::<Vec<_>>().concat();
         &packed[..]
     };
-    let source = ImageRef::new(plane.width as u32, plane.height as u32, data, kind).map_err(|e| failed(&e))?;
-    let mut target = Image::new(width as u32, height as u32, kind);
     // The fourth byte is no alpha to be multiplied with: a colour is what it is.
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false).crop(
         x,
@@ -177,8 +170,28 @@ pub(super) fn resize(plane: &Plane<'_>, bytes: usize, part: [f64; 4], width: usi
         w.min(plane.width as f64 - x),
         h.min(plane.height as f64 - y),
     );
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    Ok(target.into_vec())
+    // By type: the resizer's own choice would compile its code for all the other pixel types as well.
+    let (from, to) = ([plane.width, plane.height], [width, height]);
+    let resized = match bytes {
+        1 => resize_pixels::<U8>(data, from, to, &options),
+        2 => resize_pixels::<U8x2>(data, from, to, &options),
+        3 => resize_pixels::<U8x3>(data, from, to, &options),
+        _ => resize_pixels::<U8x4>(data, from, to, &options),
+    };
+    resized.map_err(|e| failed(&*e))
+}
+
+fn resize_pixels<P: PixelTrait>(
+    data: &[u8],
+    from: [usize; 2],
+    to: [usize; 2],
+    options: &ResizeOptions,
+) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let source = TypedImageRef::<P>::from_buffer(from[0] as u32, from[1] as u32, data)?;
+    let mut out = vec![0; to[0] * to[1] * P::size()];
+    let mut target = TypedImage::<P>::from_buffer(to[0] as u32, to[1] as u32, &mut out)?;
+    Resizer::new().resize_typed(&source, &mut target, options)?;
+    Ok(out)
 }
 
 fn rows<'a>(plane: &'a Plane<'a>, bytes: usize) -> impl Iterator<Item = &'a [u8]> {

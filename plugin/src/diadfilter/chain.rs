@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use diad::worker::{Job, Refused, Ticket};
 use gst_video::{VideoFrameRef, VideoInfo};
 
-use super::CopyFrames;
+use super::enums::CopyFrames;
 use super::model::FrameContext;
 use super::stats::{Counted, Stats, WithWorker};
 use crate::frame::{is_pooled, prepare};

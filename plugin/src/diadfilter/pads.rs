@@ -12,11 +12,12 @@ use gst::{FlowError, FlowSuccess};
 use gst_video::VideoInfo;
 
 use super::chain::{Frame, FrameState, Submission, copy_if_needed};
+use super::enums::{MetaFlags, OnError, OverloadPolicy};
 use super::imp::{CAT, Configured, DiadFilter, lock};
+use super::latency;
 use super::model::{FrameContext, ModelHandle};
 use super::push::{SrcState, known_before, nanoseconds, outcome, reason_name};
 use super::settings::Settings;
-use super::{MetaFlags, OnError, OverloadPolicy, latency};
 use crate::frame;
 use crate::meta::{self, DiadMap};
 use crate::overlay::{self, OverlayFlags, Style};

@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, at, never, select};
 use diad::detector::{Detection, Verdict};
 use diad::worker::{Answer, Failure, Ticket};
 
-use super::PostMessages;
 use super::chain::{Frame, FrameState};
+use super::enums::PostMessages;
 use super::model::ModelHandle;
 use super::settings::Settings;
 use super::stats::Stats;
@@ -131,7 +131,9 @@ pub(super) fn outcome(
             Some(Answer { outcome: answer, queue, infer, batch }) => {
                 stats.counts().answered(queue, infer, batch);
                 match answer {
-                    Ok(detection) => outcome.detection = Some(detection),
+                    Ok(detection) if detection.score.is_finite() => outcome.detection = Some(detection),
+                    // It would be above no threshold, and so be good.
+                    Ok(detection) => missing(Verdict::Error, &format!("the model's score is {}", detection.score)),
                     Err(failure) => {
                         missing(Verdict::Error, &failure.to_string());
                         outcome.lost = matches!(failure, Failure::Lost(_));

@@ -8,7 +8,7 @@ use diad::detector::Overrides;
 use gst::glib;
 use gst::prelude::*;
 
-use super::{CopyFrames, MetaFlags, OnError, OverloadPolicy, PostMessages};
+use super::enums::{CopyFrames, MetaFlags, OnError, OverloadPolicy, PostMessages};
 use crate::overlay::OverlayFlags;
 
 /// When a property may be changed.

@@ -3,8 +3,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bench;
 mod buffers;
 mod control;
+mod faults;
 mod flow;
 mod links;
 mod models;

@@ -83,6 +83,24 @@ fn recordings_are_inspected_whole_wherever_they_come_from() {
     }
 }
 
+/// A disk that is full loses results: the pipeline ends with an error, not as if all were well.
+#[test]
+fn a_full_disk_for_the_results_is_an_error() {
+    init();
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    for buffering in ["full", "unbuffered"] {
+        let line = format!(
+            "videotestsrc num-buffers=20 ! video/x-raw,width=64,height=64,format=RGB ! diadfilter model={} ! diadmeta2json ! \
+             filesink buffer-mode={buffering} location=/dev/full",
+            shop.model.display()
+        );
+        let output = launch(&line, folder.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("No space left"), "{buffering}: {said}");
+    }
+}
+
 /// kill -9 in the middle: what was written up to the last fragment can be played.
 #[test]
 fn a_recording_survives_the_death_of_its_process() {
