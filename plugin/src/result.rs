@@ -3,6 +3,8 @@
 //! Several `diadfilter` in a row may look at one frame: each adds an [`Inspection`], and the frame's verdict is the worst of
 //! theirs.
 
+use std::str::FromStr;
+
 use diad::detector::{ClassSource, Detection, Verdict};
 use diad::regions::Region;
 use gst::glib;
@@ -178,7 +180,7 @@ impl DiadResult {
     /// Writes the fields into `structure`.
     pub fn write(&self, structure: &mut gst::StructureRef) {
         structure.set("schema", self.schema);
-        structure.set("verdict", self.verdict.to_string());
+        structure.set("verdict", self.verdict.name());
         structure.set_if_some("utc", self.utc.as_deref());
         structure.set_if_some("pts", self.pts);
         structure.set_if_some("line", self.line.as_deref());
@@ -193,8 +195,8 @@ impl Inspection {
     fn to_structure(&self) -> gst::Structure {
         let mut structure = gst::Structure::new_empty("inspection");
         structure.set("element", &self.element);
-        structure.set("verdict", self.verdict.to_string());
-        structure.set("frame-verdict", self.frame_verdict.to_string());
+        structure.set("verdict", self.verdict.name());
+        structure.set("frame-verdict", self.frame_verdict.name());
         structure.set_if_some("reason", self.reason.as_deref());
         if let Some(finding) = &self.finding {
             structure.set("score", f64::from(finding.score));
@@ -202,7 +204,7 @@ impl Inspection {
             structure.set("warn-threshold", f64::from(finding.warn_threshold));
             structure.set("percentile", finding.percentile);
             structure.set("class", &finding.class);
-            structure.set("class-source", source_name(finding.class_source));
+            structure.set("class-source", finding.class_source.name());
             structure.set("pixel-threshold", f64::from(finding.pixel_threshold));
             structure.set("regions", gst::Array::new(finding.regions.iter().map(region_structure)));
         }
@@ -254,18 +256,9 @@ impl<'a> Fields<'a> {
         self.0.get_optional(field).map_err(|error| self.wrong(error))
     }
 
-    /// One of `all`, by what it is called.
-    fn named<T: Copy>(&self, field: &str, all: &[T], name: impl Fn(T) -> String) -> Result<T, NotAResult> {
-        let found: String = self.get(field)?;
-        let known = all.iter().copied().find(|value| name(*value) == found);
-        known.ok_or_else(|| {
-            let names = all.iter().map(|value| name(*value)).collect::<Vec<_>>().join(", ");
-            self.wrong(format!("{field} = {found:?}: expected one of {names}"))
-        })
-    }
-
-    fn verdict(&self, field: &str) -> Result<Verdict, NotAResult> {
-        self.named(field, &VERDICTS, |verdict| verdict.to_string())
+    /// One of several names.
+    fn named<T: FromStr<Err: std::fmt::Display>>(&self, field: &str) -> Result<T, NotAResult> {
+        self.get::<&str>(field)?.parse().map_err(|error| self.wrong(error))
     }
 
     fn each<T>(&self, field: &str, read: impl Fn(Fields<'_>) -> Result<T, NotAResult>) -> Result<Vec<T>, NotAResult> {
@@ -289,7 +282,7 @@ impl TryFrom<&gst::StructureRef> for DiadResult {
         }
         Ok(Self {
             schema,
-            verdict: fields.verdict("verdict")?,
+            verdict: fields.named("verdict")?,
             utc: fields.optional("utc")?,
             pts: fields.optional("pts")?,
             line: fields.optional("line")?,
@@ -309,8 +302,8 @@ fn inspection(fields: Fields<'_>) -> Result<Inspection, NotAResult> {
     };
     Ok(Inspection {
         element: fields.get("element")?,
-        verdict: fields.verdict("verdict")?,
-        frame_verdict: fields.verdict("frame-verdict")?,
+        verdict: fields.named("verdict")?,
+        frame_verdict: fields.named("frame-verdict")?,
         reason: fields.optional("reason")?,
         finding,
         width: fields.get("width")?,
@@ -336,7 +329,7 @@ fn finding(fields: &Fields<'_>) -> Result<Finding, NotAResult> {
         warn_threshold: fields.get::<f64>("warn-threshold")? as f32,
         percentile: fields.get("percentile")?,
         class: fields.get("class")?,
-        class_source: fields.named("class-source", &SOURCES, |source| source_name(source).to_owned())?,
+        class_source: fields.named("class-source")?,
         pixel_threshold: fields.get::<f64>("pixel-threshold")? as f32,
         regions: fields.each("regions", region)?,
     })
@@ -363,20 +356,6 @@ fn region_structure(region: &Region) -> glib::SendValue {
         .field("peak", f64::from(region.peak))
         .build();
     structure.to_send_value()
-}
-
-const VERDICTS: [Verdict; 5] = [Verdict::Ok, Verdict::Warn, Verdict::Ng, Verdict::Uninspected, Verdict::Error];
-const SOURCES: [ClassSource; 4] =
-    [ClassSource::Known, ClassSource::Only, ClassSource::Chosen, ClassSource::UnknownProduct];
-
-/// As in JSON.
-fn source_name(source: ClassSource) -> &'static str {
-    match source {
-        ClassSource::Known => "known",
-        ClassSource::Only => "only",
-        ClassSource::Chosen => "chosen",
-        ClassSource::UnknownProduct => "unknown-product",
-    }
 }
 
 /// The present, as results state it.
