@@ -295,3 +295,35 @@ fn src_event<E: StreamElement>(this: &E, pad: &gst::Pad, event: gst::Event) -> b
     }
     gst::Pad::event_default(pad, Some(&*this.obj()), event)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// The task panics over one frame while upstream waits for room for the next.
+    #[test]
+    fn a_panic_in_the_task_is_told_to_upstream() {
+        gst::init().unwrap();
+        type Numbers = Queue<u32, gst::Event>;
+        let queue = Arc::new(Numbers::default());
+        queue.start(false);
+        queue.push_frame(1).unwrap();
+        let upstream = std::thread::Builder::new().spawn({
+            let queue = queue.clone();
+            move || queue.wait_for_room(1)
+        });
+        let task = std::thread::Builder::new().spawn({
+            let queue = queue.clone();
+            move || {
+                let receipt = queue.take().unwrap().receipt();
+                let _guard = ClosedOnPanic { queue: &queue, receipt };
+                panic!("told to panic")
+            }
+        });
+        assert!(task.unwrap().join().is_err());
+        assert_eq!(upstream.unwrap().join().unwrap(), Err(FlowError::Error));
+        assert_eq!(queue.push_frame(2), Err((FlowError::Error, 2)));
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use diad::detector::Verdict;
+use diad::detector::{Detection, Verdict};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst::{FlowError, FlowSuccess};
@@ -19,7 +19,7 @@ use super::model::{FrameContext, ModelHandle};
 use super::push::{SrcState, known_before, nanoseconds, outcome, reason_name};
 use super::settings::Settings;
 use crate::frame;
-use crate::meta::{self, DiadMap};
+use crate::meta;
 use crate::overlay::{self, OverlayFlags, Style};
 use crate::result::{DiadResult, Finding, Inspection, utc_now};
 use crate::stream::{Renewal, Stream, StreamElement};
@@ -90,19 +90,16 @@ impl StreamElement for DiadFilter {
         self.stream.queue.push_frame(Box::new(frame)).map(|()| FlowSuccess::Ok).map_err(|(error, _)| error)
     }
 
-    fn src_push(&self, mut frame: Self::Frame, cancelled: &Receiver<Infallible>) -> Result<FlowSuccess, FlowError> {
+    fn src_push(&self, frame: Self::Frame, cancelled: &Receiver<Infallible>) -> Result<FlowSuccess, FlowError> {
         let settings = self.configured().settings;
         let stats = self.stats();
         let mut result = known_before(&frame);
-        let Frame { mut buffer, state, mut counted, context, info, came, pre, deadline, .. } = {
-            frame.counted.lost = "flushed";
-            *frame
-        };
+        let Frame { mut buffer, state, mut counted, context, info, came, pre, deadline, .. } = *frame;
         let outcome = outcome(state, pre, deadline, cancelled, &stats)?;
         counted.lost = "not-passed";
-        let (worker, element) = (context.model.worker(), self.obj().name().to_string());
         let own = outcome.verdict();
         let mut inspection = Inspection {
+            element: self.obj().name().to_string(),
             verdict: lock(&self.src).confirm(own, &context.model, &settings),
             frame_verdict: own,
             reason: outcome.missing.map(|(_, words)| words),
@@ -110,46 +107,25 @@ impl StreamElement for DiadFilter {
             width: info.width(),
             height: info.height(),
             frame_id: counted.number,
-            model: worker.digest().to_owned(),
+            model: context.model.worker().digest().to_owned(),
             precision: context.model.target.precision.to_string(),
             pose: None,
             timing: outcome.timing,
-            element,
         };
         if let Some(error) = self.report_error(&inspection, &settings, outcome.lost) {
             counted.judge(Verdict::Error, None);
             return Err(error);
         }
-
         let drawing = Instant::now();
-        let wants_map = settings.meta.contains(MetaFlags::MAP)
-            || settings.overlay.intersects(OverlayFlags::HEATMAP | OverlayFlags::CONTOUR);
-        let map = outcome.detection.as_ref().filter(|_| wants_map);
-        let map = map.map(|detection| overlay::map(detection, &inspection.element));
         inspection.timing.total = nanoseconds(came.elapsed());
-        let (number, verdict, reason) = (counted.number, inspection.verdict, inspection.reason.clone());
-        {
-            let buffer = buffer.make_mut();
-            if settings.meta.contains(MetaFlags::REGIONS) {
-                meta::add_regions(buffer, &inspection);
-            }
-            let has_result = !result.results.is_empty();
-            result.add(inspection);
-            // What an element in front has put there must not stay better than what was found here.
-            if settings.meta.contains(MetaFlags::RESULT) || has_result {
-                meta::set_result(buffer, &result);
-            }
-            self.draw(buffer, &info, &result, map.as_ref(), &settings);
-            if let Some(map) = map.filter(|_| settings.meta.contains(MetaFlags::MAP)) {
-                meta::add_map(buffer, &map);
-            }
-        }
+        let (number, verdict) = (counted.number, inspection.verdict);
+        let skipped = inspection.reason.as_deref().filter(|_| verdict == Verdict::Uninspected).map(reason_name);
+        self.attach(buffer.make_mut(), &info, &mut result, inspection, outcome.detection.as_ref(), &settings);
         {
             let mut counts = stats.counts();
             counts.draw.add(drawing.elapsed());
             counts.total.add(came.elapsed());
         }
-        let skipped = reason.as_deref().filter(|_| verdict == Verdict::Uninspected).map(reason_name);
         counted.judge(verdict, skipped);
         if skipped.is_some_and(|reason| reason != "interval") {
             self.post_qos(&buffer);
@@ -300,26 +276,42 @@ impl DiadFilter {
         None
     }
 
-    /// Draws what all elements up to this one have found. A frame that cannot be drawn on passes as it is, and the bus is told
-    /// when that begins.
-    fn draw(
+    /// Adds what was found here to the frame's result, and puts metadata and drawing on the buffer. The drawing shows what all
+    /// elements up to this one have found.
+    fn attach(
         &self,
         buffer: &mut gst::BufferRef,
         info: &VideoInfo,
-        result: &DiadResult,
-        map: Option<&DiadMap>,
+        result: &mut DiadResult,
+        inspection: Inspection,
+        detection: Option<&Detection>,
         settings: &Settings,
     ) {
-        if settings.overlay.is_empty() {
-            return;
+        let wants_map = settings.meta.contains(MetaFlags::MAP)
+            || settings.overlay.intersects(OverlayFlags::HEATMAP | OverlayFlags::CONTOUR);
+        let map = detection.filter(|_| wants_map).map(|detection| overlay::map(detection, &inspection.element));
+        if settings.meta.contains(MetaFlags::REGIONS) {
+            meta::add_regions(buffer, &inspection);
         }
-        let style = Style { overlay: settings.overlay, alpha: settings.overlay_alpha as f32 };
-        let maps: Vec<_> = meta::maps_of(buffer).into_iter().chain(map.cloned()).collect();
-        let drawn = overlay::draw(buffer, info, result, &maps, style, &self.obj().name());
-        if lock(&self.src).begins_undrawn(drawn.is_err())
-            && let Err(error) = drawn
-        {
-            overlay::warn_undrawn(&*self.obj(), &*error);
+        let has_result = !result.results.is_empty();
+        result.add(inspection);
+        // What an element in front has put there must not stay better than what was found here.
+        if settings.meta.contains(MetaFlags::RESULT) || has_result {
+            meta::set_result(buffer, result);
+        }
+        if !settings.overlay.is_empty() {
+            let style = Style { overlay: settings.overlay, alpha: settings.overlay_alpha as f32 };
+            let maps: Vec<_> = meta::maps_of(buffer).into_iter().chain(map.clone()).collect();
+            let drawn = overlay::draw(buffer, info, result, &maps, style, &self.obj().name());
+            // A frame that cannot be drawn on passes as it is, and the bus is told when that begins.
+            if lock(&self.src).begins_undrawn(drawn.is_err())
+                && let Err(error) = drawn
+            {
+                overlay::warn_undrawn(&*self.obj(), &*error);
+            }
+        }
+        if let Some(map) = map.filter(|_| settings.meta.contains(MetaFlags::MAP)) {
+            meta::add_map(buffer, &map);
         }
     }
 
