@@ -1,7 +1,7 @@
-//! Two simpler methods on the same normalised features, so that everybody sees what diffusion adds: Mahalanobis distance
-//! per class and position (PaDiM, Defard et al. 2020) and nearest neighbours (as PatchCore, Roth et al. 2021, but with a
-//! random memory bank instead of a coreset). Both give one distance per cell; map and score are made of them as of the
-//! diffusion model's.
+//! Baselines: two simpler methods on the same normalised features, so that everybody sees what diffusion adds. One is the
+//! Mahalanobis distance per class and cell (PaDiM, Defard et al. 2020), the other the distance to the nearest neighbour in a
+//! memory bank (as PatchCore, Roth et al. 2021, but with random rows instead of a coreset). Both give one distance per cell, from
+//! which map and score are made as for the diffusion model.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,11 +9,11 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm};
-use crate::score::{ResidualField, ResidualSums};
+use crate::residuals::{ResidualStatistics, ResidualSums};
 
-/// Rows of a class's memory bank, at most.
+/// Most feature rows in a class's memory bank.
 pub const BANK_ROWS: usize = 10_000;
-/// Bank rows that a block of queries meets at a time: its products stay in the cache.
+/// Bank rows per matrix product: few enough for the products to stay in the cache.
 const BLOCK: usize = 512;
 
 /// The methods, in the order of [`Baselines::distances`].
@@ -55,22 +55,22 @@ impl ClassFit {
         self.seen += 1;
     }
 
-    /// What was learned.
+    /// The baselines of the class.
     ///
     /// # Errors
     /// When no image was added or features are not finite.
     pub fn finish(self) -> Result<ClassBaseline> {
-        Ok(ClassBaseline { field: self.sums.finish()?, bank: Bank::new(&self.bank, self.dim) })
+        Ok(ClassBaseline { residuals: self.sums.finish()?, bank: Bank::new(&self.bank, self.dim) })
     }
 }
 
-/// One class.
+/// The baselines of one class.
 pub struct ClassBaseline {
-    field: ResidualField,
+    residuals: ResidualStatistics,
     bank: Bank,
 }
 
-/// All classes.
+/// The baselines of all classes.
 pub struct Baselines {
     classes: Vec<ClassBaseline>,
 }
@@ -90,7 +90,7 @@ impl Baselines {
                 *least = least.min(*distance);
             }
         }
-        let [mahalanobis, own] = [self.classes[class].field.distance(features), banks[class].clone()];
+        let [mahalanobis, own] = [self.classes[class].residuals.distance(features), banks[class].clone()];
         [mahalanobis, own, all]
     }
 }

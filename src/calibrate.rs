@@ -37,13 +37,10 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// The `rank`-th smallest of `sorted_scores` (1 = smallest) as a threshold that promises `false_reject_rate`.
-    ///
-    /// `None` if there is no such rank. [`conformal`] finds the usual rank.
-    pub fn at_rank(sorted_scores: &[f32], rank: usize, false_reject_rate: f64) -> Option<Self> {
-        let value = *sorted_scores.get(rank.checked_sub(1)?)?;
+    /// The `rank`-th smallest of `sorted_scores` as a threshold that promises `false_reject_rate`; `rank` is 1 to n.
+    pub fn at_rank(sorted_scores: &[f32], rank: usize, false_reject_rate: f64) -> Self {
         let n = sorted_scores.len();
-        Some(Self { value, rank, n, false_reject_rate, interval: rate_interval(n, rank) })
+        Self { value: sorted_scores[rank - 1], rank, n, false_reject_rate, interval: rate_interval(n, rank) }
     }
 }
 
@@ -120,24 +117,22 @@ pub fn sorted(mut scores: Vec<f32>) -> Result<Vec<f32>> {
 /// # Errors
 /// [`TooFew`] if `n < 1 / target - 1`, or if `target` is zero, negative or NaN.
 pub fn conformal(sorted_scores: &[f32], target: f64) -> Result<Threshold, TooFew> {
-    let n = sorted_scores.len();
-    conformal_rank(n, target).and_then(|rank| Threshold::at_rank(sorted_scores, rank, target)).ok_or_else(|| TooFew {
-        n,
-        target,
-        needed: needed(target),
-    })
+    let rank = conformal_rank(sorted_scores.len(), target)?;
+    Ok(Threshold::at_rank(sorted_scores, rank, target))
 }
 
-/// Rank `k = ceil((n + 1) (1 - alpha))` of the split-conformal threshold, 1 to `n`; `None` if `n` cannot promise
-/// `alpha`.
-pub fn conformal_rank(n: usize, alpha: f64) -> Option<usize> {
+/// Rank `k = ceil((n + 1) (1 - target))` of the split-conformal threshold, 1 to `n`.
+///
+/// # Errors
+/// As [`conformal`].
+pub fn conformal_rank(n: usize, target: f64) -> Result<usize, TooFew> {
     // ceil(m - x) = m - floor(x): counting the scores that may lie above keeps the numbers small and exact.
-    let above = ((n as f64 + 1.0) * alpha * (1.0 + RATE_SLACK)).floor();
+    let above = ((n as f64 + 1.0) * target * (1.0 + RATE_SLACK)).floor();
     if n == 0 || above.is_nan() || above < 1.0 {
-        return None;
+        return Err(TooFew { n, target, needed: needed(target) });
     }
-    // `as` saturates, so an absurd alpha ends at rank 1.
-    Some(n.saturating_sub(above as usize - 1).max(1))
+    // `as` saturates, so an absurd target ends at rank 1.
+    Ok(n.saturating_sub(above as usize - 1).max(1))
 }
 
 /// Smallest false-reject rate that `n` calibration scores can promise, `1 / (n + 1)`.
@@ -157,7 +152,7 @@ pub fn percentile(sorted: &[f32], score: f32) -> f64 {
 }
 
 /// Calibration scores that a promise of `target` needs: the smallest n with `target >= 1 / (n + 1)`.
-fn needed(target: f64) -> usize {
+pub fn needed(target: f64) -> usize {
     if target > 0.0 { ((1.0 / (target * (1.0 + RATE_SLACK))).ceil() - 1.0).max(1.0) as usize } else { usize::MAX }
 }
 
@@ -214,7 +209,7 @@ mod tests {
             (299, [Some(270), Some(285), Some(294), Some(297)]),
             (50_000, [Some(45_001), Some(47_501), Some(49_001), Some(49_501)]),
         ] {
-            assert_eq!([0.1, 0.05, 0.02, 0.01].map(|rate| conformal_rank(n, rate)), ranks, "n = {n}");
+            assert_eq!([0.1, 0.05, 0.02, 0.01].map(|rate| conformal_rank(n, rate).ok()), ranks, "n = {n}");
         }
     }
 
@@ -246,9 +241,6 @@ mod tests {
         assert_eq!((threshold.value, threshold.rank, threshold.n), (95.0, 95, 99));
         assert_eq!(threshold.false_reject_rate, 0.05);
         assert!(threshold.interval[0] < 0.05 && 0.05 < threshold.interval[1], "{:?}", threshold.interval);
-        assert_eq!(Threshold::at_rank(&scores, 95, 0.05), Some(threshold));
-        assert_eq!(Threshold::at_rank(&scores, 0, 0.05), None);
-        assert_eq!(Threshold::at_rank(&scores, 100, 0.05), None);
     }
 
     #[test]
@@ -276,19 +268,19 @@ mod tests {
     fn smallest_rate_is_exactly_what_n_supports() {
         for n in 1..=5000 {
             let rate = smallest_rate(n);
-            assert_eq!(conformal_rank(n, rate), Some(n), "n = {n}");
-            assert_eq!(conformal_rank(n, rounded_up(rate)), Some(n), "n = {n}");
+            assert_eq!(conformal_rank(n, rate), Ok(n), "n = {n}");
+            assert_eq!(conformal_rank(n, rounded_up(rate)), Ok(n), "n = {n}");
             assert_eq!(needed(rate), n);
-            assert_eq!(conformal_rank(n, rate * 0.9999), None, "n = {n}");
+            assert!(conformal_rank(n, rate * 0.9999).is_err(), "n = {n}");
         }
     }
 
     #[test]
     fn decimal_rates_are_read_as_meant() {
         // 100 * 0.29 is 28.999999999999996 in binary: 29 scores may lie above all the same.
-        assert_eq!(conformal_rank(99, 0.29), Some(71));
+        assert_eq!(conformal_rank(99, 0.29), Ok(71));
         for percent in 1..=100 {
-            assert_eq!(conformal_rank(99, f64::from(percent) / 100.0), Some((100 - percent as usize).max(1)));
+            assert_eq!(conformal_rank(99, f64::from(percent) / 100.0), Ok((100 - percent as usize).max(1)));
         }
     }
 
@@ -302,7 +294,7 @@ mod tests {
         for rate in [1.0, 2.0, f64::INFINITY] {
             assert_eq!(conformal(&scores, rate).unwrap().rank, 1, "{rate}");
         }
-        assert!(conformal_rank(usize::MAX, 0.5).is_some());
+        assert!(conformal_rank(usize::MAX, 0.5).is_ok());
     }
 
     #[test]
@@ -346,7 +338,7 @@ mod tests {
         #[test]
         fn a_stricter_promise_never_lowers_the_threshold(n in 1usize..2000, a in 0.001f64..1.0, b in 0.001f64..1.0) {
             let (strict, loose) = if a < b { (a, b) } else { (b, a) };
-            if let Some(high) = conformal_rank(n, strict) {
+            if let Ok(high) = conformal_rank(n, strict) {
                 prop_assert!(conformal_rank(n, loose).unwrap() <= high);
             }
         }

@@ -1,4 +1,4 @@
-//! Where a model runs, and in what numbers it computes.
+//! Devices: which one a model runs on ([`DeviceSpec`]), the open device ([`Device`]), and the numbers it computes in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,105 +7,75 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::named::named;
 
-/// Where a model is asked to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Device {
-    /// The first GPU, or the CPU where there is none.
-    #[default]
-    Auto,
-    /// All cores of this machine.
-    Cpu,
-    /// A GPU by its number.
-    Cuda(usize),
-}
-
-/// What a network computes in. Features are normalised and residuals measured in single precision always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Half precision (IEEE 754 binary16), sums in single precision.
-    F16,
-    /// bfloat16, sums in single precision.
-    Bf16,
+named! {
+    /// The numbers that a network computes in. Features are normalised and residuals measured in single precision always.
+    #[derive(Default, Hash)]
+    pub enum Precision: "precision" {
+        /// Single precision.
+        #[default]
+        F32 = "f32",
+        /// Half precision (IEEE 754 binary16), sums in single precision.
+        F16 = "f16",
+        /// bfloat16, sums in single precision.
+        Bf16 = "bf16",
+    }
 }
 
 /// Items that a GPU gets at once, at most: more gain nothing, and an operation of candle counts its elements in 32 bits.
 const MOST_AT_ONCE: usize = 64;
 
-/// A device that was found, and what networks compute in there.
+/// Which device a model runs on, and the numbers that its networks compute in: what can be said before the device is opened.
+///
+/// Read from `auto`, `cpu`, `cuda` or `cuda:N`, with single precision; [`DeviceSpec::find`] looks whether the device is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Target {
-    /// `Cpu` or `Cuda`, never `Auto`.
-    pub device: Device,
-    /// Numbers.
-    pub precision: Precision,
+pub struct DeviceSpec {
+    kind: Kind,
+    precision: Precision,
 }
 
-/// An open device. Tensors that meet must be of one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    /// The first GPU, or the CPU where there is none.
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+/// An open device, and the numbers that networks compute in there. Tensors that meet must be of one device.
 #[derive(Clone, Debug)]
-pub struct Place {
-    device: candle_core::Device,
+pub struct Device {
+    candle: candle_core::Device,
     dtype: DType,
     #[cfg(feature = "cuda")]
     staging: std::sync::Arc<crate::kernels::cuda::Staging>,
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-        }
+        match self.kind {
+            Kind::Auto => f.write_str("auto"),
+            Kind::Cpu => f.write_str("cpu"),
+            Kind::Cuda(index) => write!(f, "cuda:{index}"),
+        }?;
+        if self.precision == Precision::F32 { Ok(()) } else { write!(f, " {}", self.precision) }
     }
 }
 
-impl FromStr for Device {
+impl FromStr for DeviceSpec {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
         let known = match name {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
-            _ => name.strip_prefix("cuda:").and_then(|index| index.parse().ok()).map(Self::Cuda),
+            "auto" => Some(Kind::Auto),
+            "cpu" => Some(Kind::Cpu),
+            "cuda" => Some(Kind::Cuda(0)),
+            _ => name.strip_prefix("cuda:").and_then(|index| index.parse().ok()).map(Kind::Cuda),
         };
-        known.ok_or_else(|| Error::Usage(format!("device = {name:?}: expected auto, cpu, cuda or cuda:N")))
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::Usage(format!("precision = {name:?}: expected f32, f16 or bf16"))),
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.precision {
-            Precision::F32 => self.device.fmt(f),
-            precision => write!(f, "{} {precision}", self.device),
-        }
+        let kind =
+            known.ok_or_else(|| Error::Usage(format!("device = {name:?}: expected auto, cpu, cuda or cuda:N")))?;
+        Ok(Self { kind, precision: Precision::F32 })
     }
 }
 
@@ -117,97 +87,103 @@ fn gpus() -> Result<Vec<String>, String> {
     Err("this diad was built without CUDA (cargo feature cuda)".into())
 }
 
-impl Device {
-    /// The device that is meant, if it is there. `Auto` takes the first GPU and says in the log what it took, and why it was
-    /// not a GPU; as a warning where the program could have used one.
+impl DeviceSpec {
+    /// All cores of this machine, in single precision.
+    pub const CPU: Self = Self { kind: Kind::Cpu, precision: Precision::F32 };
+    /// The first GPU, or the CPU where there is none.
+    pub const AUTO: Self = Self { kind: Kind::Auto, precision: Precision::F32 };
+
+    /// This device with networks in `precision`, if it is there; never `auto`, but what that stands for. `auto` logs which
+    /// device it took, and why that is not a GPU: as a warning where the program could have used one.
     ///
     /// # Errors
-    /// When a GPU is asked for and not there; never another device in its place.
-    pub fn find(self, precision: Precision) -> Result<Target> {
-        let device = match self {
-            Self::Cpu => Self::Cpu,
-            Self::Auto => Self::first(),
-            Self::Cuda(index) => {
-                let refused = |words: String| Error::Usage(format!("device = {self}: {words}"));
+    /// When a GPU is asked for and not there (never another device in its place), or a CPU in other numbers than f32.
+    pub fn find(self, precision: Precision) -> Result<Self> {
+        let kind = match self.kind {
+            Kind::Cpu => Kind::Cpu,
+            Kind::Auto => first_device(),
+            Kind::Cuda(index) => {
+                let refused = |words: String| Error::Usage(format!("device = cuda:{index}: {words}"));
                 let names = gpus().map_err(|reason| refused(format!("{reason}; expected auto or cpu")))?;
                 let n = names.len();
                 let other = || refused(format!("the driver knows {n} GPUs; expected auto, cpu or a number below {n}"));
-                tracing::info!("device = {self}: {}", names.get(index).ok_or_else(other)?);
-                self
+                tracing::info!("device = cuda:{index}: {}", names.get(index).ok_or_else(other)?);
+                self.kind
             }
         };
-        if device == Self::Cpu && precision != Precision::F32 {
+        if kind == Kind::Cpu && precision != Precision::F32 {
             return Err(Error::Usage(format!(
                 "precision = {precision}: a CPU computes in f32 only; expected f32, or a GPU as the device"
             )));
         }
-        Ok(Target { device, precision })
+        Ok(Self { kind, precision })
     }
 
-    /// The first GPU, or the CPU; says which.
-    fn first() -> Self {
-        let reason = match gpus() {
-            Ok(names) => match names.first() {
-                Some(name) => {
-                    tracing::info!("device = auto: cuda:0, {name}");
-                    return Self::Cuda(0);
-                }
-                None => "the driver knows no GPU".to_owned(),
-            },
-            Err(reason) => reason,
-        };
-        if cfg!(feature = "cuda") {
-            tracing::warn!("device = auto: the CPU, as {reason}");
-        } else {
-            tracing::info!("device = auto: the CPU, as {reason}");
-        }
-        Self::Cpu
+    /// The numbers that networks compute in.
+    pub fn precision(self) -> Precision {
+        self.precision
     }
-}
 
-impl Target {
-    /// All cores, in single precision.
-    pub const CPU: Self = Self { device: Device::Cpu, precision: Precision::F32 };
-
-    /// Frames that one batch does well with when nobody asks for a number: on the CPU one per core, as each frame is
-    /// computed by itself; on a GPU what fills it.
+    /// A batch size that suits the device: on the CPU one frame per core, as each frame is computed by itself; on a GPU what
+    /// fills it.
     pub fn batch_size(self) -> usize {
-        match self.device {
-            Device::Cuda(_) => 16,
-            _ => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(16)),
+        match self.kind {
+            Kind::Cuda(_) => 16,
+            Kind::Auto | Kind::Cpu => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(16)),
         }
     }
 
     /// Opens the device, on the thread that will use it.
     ///
     /// # Errors
-    /// In the driver's words.
-    pub fn open(self) -> Result<Place> {
+    /// As [`DeviceSpec::find`] for a device that was not found yet; what the driver says.
+    pub fn open(self) -> Result<Device> {
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
             Precision::Bf16 => DType::BF16,
         };
-        let device = match self.device {
-            Device::Auto | Device::Cpu => candle_core::Device::Cpu,
-            Device::Cuda(index) => candle_core::Device::new_cuda(index)
-                .map_err(|error| Error::Usage(format!("device = {}: {error}", self.device)))?,
+        let candle = match self.kind {
+            Kind::Auto => return self.find(self.precision)?.open(),
+            Kind::Cpu => candle_core::Device::Cpu,
+            Kind::Cuda(index) => candle_core::Device::new_cuda(index)
+                .map_err(|error| Error::Usage(format!("device = cuda:{index}: {error}")))?,
         };
         #[cfg(feature = "cuda")]
-        if let Device::Cuda(index) = self.device
-            && let Err(error) = crate::kernels::cuda::tune(&device, index)
+        if let Kind::Cuda(index) = self.kind
+            && let Err(error) = crate::kernels::cuda::tune(&candle, index)
         {
             tracing::warn!(%error, "batches will allocate: the memory pool cannot be told to keep what is freed");
         }
-        Ok(Place::new(device, dtype))
+        Ok(Device::new(candle, dtype))
     }
 }
 
-impl Place {
-    /// Networks compute in `dtype`.
-    pub fn new(device: candle_core::Device, dtype: DType) -> Self {
+/// The first GPU, or the CPU; logs which.
+fn first_device() -> Kind {
+    let reason = match gpus() {
+        Ok(names) => match names.first() {
+            Some(name) => {
+                tracing::info!("device = auto: cuda:0, {name}");
+                return Kind::Cuda(0);
+            }
+            None => "the driver knows no GPU".to_owned(),
+        },
+        Err(reason) => reason,
+    };
+    if cfg!(feature = "cuda") {
+        tracing::warn!("device = auto: the CPU, as {reason}");
+    } else {
+        tracing::info!("device = auto: the CPU, as {reason}");
+    }
+    Kind::Cpu
+}
+
+impl Device {
+    /// A device of candle whose networks compute in `dtype`.
+    pub fn new(candle: candle_core::Device, dtype: DType) -> Self {
         Self {
-            device,
+            candle,
             dtype,
             #[cfg(feature = "cuda")]
             staging: std::sync::Arc::default(),
@@ -219,43 +195,44 @@ impl Place {
         Self::new(candle_core::Device::Cpu, DType::F32)
     }
 
-    /// The device of all tensors.
-    pub fn device(&self) -> &candle_core::Device {
-        &self.device
+    /// The device in candle's terms: that of all tensors.
+    pub fn candle(&self) -> &candle_core::Device {
+        &self.candle
     }
 
-    /// The numbers of the networks.
+    /// The numbers that networks compute in.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Whether the CPU kernels compute here; elsewhere it is tensor operations.
+    /// Whether this is the CPU in single precision, for which the project has kernels of its own; everything else computes by
+    /// tensor operations.
     pub fn has_cpu_kernels(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+        self.candle.is_cpu() && self.dtype == DType::F32
     }
 
-    /// A network's weights, here.
+    /// A network's weights on this device, in its numbers.
     ///
     /// # Errors
     /// When the device fails.
     pub fn weight(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
-        tensor.to_device(&self.device)?.to_dtype(self.dtype)
+        tensor.to_device(&self.candle)?.to_dtype(self.dtype)
     }
 
-    /// Bytes that lie in several places, as one tensor. On a GPU the copy is under way when this returns.
+    /// Several images' bytes as one tensor on the device. On a GPU the copy may still be under way when this returns.
     ///
     /// # Errors
     /// When the lengths do not fit the shape, or the device fails.
-    pub fn bytes(&self, parts: &[&[u8]], shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+    pub fn upload(&self, parts: &[&[u8]], shape: (usize, usize, usize, usize)) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
-        if self.device.is_cuda() {
-            return Ok(self.staging.upload(&self.device, parts, shape)?);
+        if self.candle.is_cuda() {
+            return Ok(self.staging.upload(&self.candle, parts, shape)?);
         }
-        Ok(Tensor::from_vec(parts.concat(), shape, &self.device)?)
+        Ok(Tensor::from_vec(parts.concat(), shape, &self.candle)?)
     }
 
-    /// Hands out work as the device likes it: item by item on all cores where CPU kernels compute, each by itself; elsewhere
-    /// many at once, on the thread that asks: the streams of a GPU do not wait for each other. `f` gives one answer per item.
+    /// Computes one answer per item, in order. `f` gets as many items as suit the device: with CPU kernels one at a time, on
+    /// all cores; elsewhere many at once on the calling thread, because a GPU does not order the work of several threads.
     pub fn spread<T: Sync, R: Send>(&self, items: &[T], f: impl Fn(&[T]) -> Vec<R> + Send + Sync) -> Vec<R> {
         if !self.has_cpu_kernels() {
             return items.chunks(MOST_AT_ONCE).flat_map(f).collect();
@@ -263,8 +240,8 @@ impl Place {
         items.par_chunks(1).flat_map_iter(&f).collect()
     }
 
-    /// The numbers of each item, as [`Place::spread`] hands out the work; `f` gives a tensor `[n, ...]` for n items.
-    pub fn numbers<T: Sync>(
+    /// The values of each item's tensor, computed as [`Device::spread`] does; `f` gives a tensor `[n, ...]` for n items.
+    pub fn values<T: Sync>(
         &self,
         items: &[T],
         f: impl Fn(&[T]) -> Result<Tensor> + Send + Sync,
@@ -282,13 +259,14 @@ mod tests {
 
     #[test]
     fn names_are_read_and_written() {
-        for (name, device) in [("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda:3", Device::Cuda(3))] {
-            assert_eq!(name.parse::<Device>().unwrap(), device);
-            assert_eq!(device.to_string(), name);
+        for name in ["auto", "cpu", "cuda:3"] {
+            assert_eq!(name.parse::<DeviceSpec>().unwrap().to_string(), name);
         }
-        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        let first = "cuda".parse::<DeviceSpec>().unwrap();
+        assert_eq!(first.to_string(), "cuda:0");
+        assert_eq!(DeviceSpec { precision: Precision::F16, ..first }.to_string(), "cuda:0 f16");
         for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            let message = name.parse::<Device>().unwrap_err().to_string();
+            let message = name.parse::<DeviceSpec>().unwrap_err().to_string();
             assert!(message.contains(&format!("{name:?}")) && message.contains("cuda:N"), "{message}");
         }
         for name in ["f32", "f16", "bf16"] {
@@ -299,10 +277,11 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there_is_an_error_and_auto_is_not() {
-        let message = Device::Cuda(999).find(Precision::F32).unwrap_err().to_string();
+        let message = "cuda:999".parse::<DeviceSpec>().unwrap().find(Precision::F32).unwrap_err().to_string();
         assert!(message.contains("cuda:999") && message.contains("expected auto"), "{message}");
-        assert!(Device::Auto.find(Precision::F32).is_ok());
-        let message = Device::Cpu.find(Precision::F16).unwrap_err().to_string();
+        let found = DeviceSpec::AUTO.find(Precision::F32).unwrap();
+        assert_ne!(found.kind, Kind::Auto);
+        let message = DeviceSpec::CPU.find(Precision::F16).unwrap_err().to_string();
         assert!(message.contains("f16") && message.contains("f32"), "{message}");
     }
 
@@ -310,7 +289,7 @@ mod tests {
     fn work_comes_back_in_order() {
         let items: Vec<usize> = (0..100).collect();
         assert_eq!(
-            Place::cpu().spread(&items, |some| some.iter().map(|i| i * 2).collect()),
+            Device::cpu().spread(&items, |some| some.iter().map(|i| i * 2).collect()),
             items.iter().map(|i| i * 2).collect::<Vec<_>>()
         );
     }

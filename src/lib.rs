@@ -1,10 +1,11 @@
 //! `diad`: industrial anomaly detection by feature-space diffusion, taught from good parts only.
 //!
-//! A frame goes this way: [`frame`] (crop, resize) → [`space`] (frozen backbone of [`model`] and [`features`]: one grid,
-//! z-score, PCA; or the pixels themselves) → [`diffusion`] with the denoisers of [`model::denoiser`] (rebuild, by default
-//! from a noise-free start) → [`score`] (residual in the metric of good parts' residuals → map → score) → [`detector`]
-//! (class, thresholds, verdict, regions). [`device`] says where: kernels frame by frame on a CPU, tensors batch by batch on a
-//! GPU. [`train`] makes the model file that [`bundle`] reads and writes; the command line in `cli` is the only part that talks.
+//! A frame goes this way: [`frame`] (crop, resize) → [`features`] (the taps of a frozen backbone of [`model`] on one grid,
+//! z-score, PCA; or the pixels themselves) → [`diffusion`] with the denoisers of [`model::denoiser`] (reconstruction, by default
+//! from a noise-free start) → [`residuals`] (distance of each cell from its reconstruction in the metric of good parts) →
+//! [`maps`] (anomaly map, score) → [`detector`] (class, thresholds, verdict, regions). [`device`] says where: kernels frame by
+//! frame on a CPU, tensors batch by batch on a GPU. [`train`] makes the model file that [`bundle`] reads and writes; the command
+//! line in `cli` is the only part that talks.
 //!
 //! Invariants:
 //! 1. Training, evaluation and the line use one preprocessing ([`frame::Preprocess`]) and one scoring path
@@ -38,9 +39,9 @@ pub mod diffusion;
 pub mod calibrate;
 pub mod features;
 pub mod heatmap;
+pub mod maps;
 pub mod regions;
-pub mod score;
-pub mod space;
+pub mod residuals;
 
 pub mod bundle;
 pub mod detector;

@@ -1,4 +1,4 @@
-//! Connected regions of a mask or of an anomaly map. Knows nothing of ours.
+//! Connected regions of a mask or of an anomaly map.
 //!
 //! Neighbours are the eight around a pixel, as in `scipy.ndimage.label` with a 3x3 structure of ones and in MVTec's
 //! definition of AUPRO: two pixels that touch at a corner are one region.
@@ -70,50 +70,23 @@ pub fn components(mask: &[bool], width: usize, height: usize) -> Components {
 pub fn regions(map: &[f32], width: usize, height: usize, threshold: f32, min_area: u32) -> Vec<Region> {
     let mask: Vec<bool> = map.iter().map(|&value| value > threshold).collect();
     let components = components(&mask, width, height);
-    let mut boxes = vec![Bounds::EMPTY; components.count];
+    let none = Region { x: 0, y: 0, width: 0, height: 0, area: 0, peak: f32::NEG_INFINITY };
+    let mut found = vec![none; components.count];
     for (pixel, (&label, &value)) in components.labels.iter().zip(map).enumerate() {
-        if let Some(bounds) = (label as usize).checked_sub(1).and_then(|at| boxes.get_mut(at)) {
-            bounds.take((pixel % width) as u32, (pixel / width) as u32, value);
+        let Some(region) = (label as usize).checked_sub(1).and_then(|at| found.get_mut(at)) else { continue };
+        let (x, y) = ((pixel % width) as u32, (pixel / width) as u32);
+        if region.area == 0 {
+            (region.x, region.y) = (x, y); // no later pixel is above it
         }
+        let right = (region.x + region.width).max(x + 1);
+        region.x = region.x.min(x);
+        (region.width, region.height) = (right - region.x, y + 1 - region.y);
+        region.area += 1;
+        region.peak = region.peak.max(value);
     }
-    let mut found: Vec<Region> = boxes.iter().filter(|b| b.area >= min_area).map(Bounds::region).collect();
+    found.retain(|region| region.area >= min_area);
     found.sort_by(|a, b| b.peak.total_cmp(&a.peak));
     found
-}
-
-/// A region while its pixels are still coming in; both corners inclusive.
-#[derive(Clone, Copy)]
-struct Bounds {
-    left: u32,
-    top: u32,
-    right: u32,
-    bottom: u32,
-    area: u32,
-    peak: f32,
-}
-
-impl Bounds {
-    const EMPTY: Self = Self { left: u32::MAX, top: u32::MAX, right: 0, bottom: 0, area: 0, peak: f32::NEG_INFINITY };
-
-    fn take(&mut self, x: u32, y: u32, value: f32) {
-        self.left = self.left.min(x);
-        self.right = self.right.max(x);
-        self.top = self.top.min(y);
-        self.bottom = self.bottom.max(y);
-        self.area = self.area.saturating_add(1);
-        self.peak = self.peak.max(value);
-    }
-
-    fn region(&self) -> Region {
-        Region {
-            x: self.left,
-            y: self.top,
-            width: self.right - self.left + 1,
-            height: self.bottom - self.top + 1,
-            area: self.area,
-            peak: self.peak,
-        }
-    }
 }
 
 #[cfg(test)]

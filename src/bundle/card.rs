@@ -213,7 +213,7 @@ fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut
     // A higher rank than needed keeps the promise all the more.
     if !(0.0 < false_reject_rate && false_reject_rate <= 1.0) {
         found.add(&format!("{key}.false_reject_rate"), false_reject_rate, "a number x with 0 < x <= 1".into());
-    } else if conformal_rank(scores.len(), false_reject_rate).is_none_or(|needed| rank < needed) {
+    } else if !conformal_rank(scores.len(), false_reject_rate).is_ok_and(|needed| rank >= needed) {
         let expected = format!("a rate that rank {rank} of {} scores keeps", scores.len());
         found.add(&format!("{key}.false_reject_rate"), false_reject_rate, expected);
     }

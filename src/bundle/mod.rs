@@ -16,6 +16,8 @@
 //! by name. Keys of the configuration that a file does not have are at their defaults.
 
 mod card;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod hash;
 mod layout;
 mod read;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::device::{Device, Precision};
+use crate::device::{DeviceSpec, Precision};
 
 const AFTER: &str = "\
 EXIT CODES
@@ -187,8 +187,8 @@ pub(super) struct EvaluateArgs {
 #[derive(Debug, Args)]
 pub(super) struct DeviceArg {
     /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
-    pub(super) device: Device,
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceSpec::AUTO)]
+    pub(super) device: DeviceSpec,
 }
 
 /// Where a model runs, and in what numbers.
@@ -256,7 +256,8 @@ pub(super) struct PredictArgs {
     #[arg(long, value_name = "F")]
     pub(super) jsonl: Option<PathBuf>,
 
-    /// The product shown, if it is known; otherwise the model finds out. Knowing is surer and a little faster
+    /// The product shown, if it is known; otherwise the model finds out. Knowing is surer and a little faster. A product
+    /// called "auto" is written =auto
     #[arg(long, value_name = "C", default_value = "auto")]
     pub(super) class: String,
 

@@ -10,7 +10,7 @@ use super::frames::in_groups;
 use super::truth::{Part, side, truth};
 use crate::baselines::{Baselines, ClassFit, METHODS};
 use crate::data::{Category, Dataset, Sample, hold_out};
-use crate::detector::{Map, Network};
+use crate::detector::{AnomalyMap, Network};
 use crate::error::Result;
 use crate::frame::{Frame, Geometry};
 use crate::metrics::PixelSet;
@@ -42,7 +42,7 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
             let features = features(network, &readable.iter().map(|(_, frame)| frame).collect::<Vec<_>>())?;
             let maps = features.par_iter().map(|(features, geometry)| {
                 let distances = baselines.distances(features, class);
-                distances.map(|distance| network.map(distance, *geometry, network.mask.as_ref()))
+                distances.map(|distance| network.map(distance, *geometry, None))
             });
             let maps = maps.collect::<Vec<_>>();
             for ((sample, _), maps) in readable.iter().zip(maps) {
@@ -62,7 +62,7 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
 }
 
 fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result<Baselines> {
-    let config = &network.config;
+    let config = network.config();
     let (tokens, dim) = (config.tokens(), config.dim());
     let training = &config.training;
     let split = |category: &&Category| hold_out(&category.train, training.calibration_fraction, training.seed).train;
@@ -88,7 +88,7 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
 fn features(network: &Network, frames: &[&Frame]) -> Result<Vec<(Vec<f32>, Geometry)>> {
     let preprocess = network.preprocess();
     let prepared = frames.par_iter().map(|frame| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
-    let values = network.place.numbers(&prepared, |some| network.values(&some.iter().collect::<Vec<_>>()));
+    let values = network.device().values(&prepared, |some| network.features(&some.iter().collect::<Vec<_>>()));
     prepared.iter().zip(values).map(|(prepared, values)| Ok((values?, prepared.geometry))).collect()
 }
 
@@ -105,7 +105,7 @@ impl Figures {
         Self { scores: Vec::new(), defects: Vec::new(), pixels: masks.then(PixelSet::new) }
     }
 
-    fn add(&mut self, sample: &Sample, score: f32, map: &Map) -> Result<()> {
+    fn add(&mut self, sample: &Sample, score: f32, map: &AnomalyMap) -> Result<()> {
         self.scores.push(score);
         self.defects.push(sample.label.is_defect());
         let size = side(&map.geometry);

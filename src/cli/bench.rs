@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, frames};
-use crate::detector::{Ask, Choice, Detector, Limits};
-use crate::device::Target;
+use crate::detector::{Detector, Request};
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::{Frame, Preprocess};
@@ -38,23 +38,23 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         check_writable(path)?;
     }
     frames::check_exists(&args.model)?;
-    let target = args.on.find()?;
-    let mut detector = Detector::open_on(&args.model, &target.open()?)?;
-    let size = detector.network().config.input.size * OVERSIZE;
+    let device = args.on.find()?;
+    let detector = Detector::open_on(&args.model, &device.open()?)?;
+    let size = detector.network().config().input.size * OVERSIZE;
     let frame = draw_part(Kind::Board, 0, size, None).frame;
     let threads = rayon::current_num_threads();
-    console.note(format_args!("on {target}: frames of {size}x{size}, {} per row, {threads} threads", args.frames));
+    console.note(format_args!("on {device}: frames of {size}x{size}, {} per row, {threads} threads", args.frames));
 
     let bench = Bench { context, frame: &frame, frames: args.frames as usize };
     // The calls of several threads do not wait for each other on a GPU.
-    let in_flight = if detector.network().place.has_cpu_kernels() { &IN_FLIGHT[..] } else { &IN_FLIGHT[..1] };
+    let in_flight = if detector.network().device().has_cpu_kernels() { &IN_FLIGHT[..] } else { &IN_FLIGHT[..1] };
     let total = args.ddim_steps.len() * (1 + 2 * args.batch.len() + in_flight.len());
     let mut task = console.task("bench", total);
     let mut figures = Figures {
         schema: 1,
         tool: detector.card().tool.clone(),
         model: args.model.display().to_string(),
-        device: target.to_string(),
+        device: device.to_string(),
         frame: [size, size],
         frames: bench.frames,
         threads,
@@ -68,7 +68,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     };
     for &steps in &args.ddim_steps {
         let steps = usize::from(steps);
-        detector.set_ddim_steps(steps)?;
+        detector.prepare(&request(steps))?;
         figures.stages.push(bench.stages(&detector, steps)?);
         step();
         for &batch in &args.batch {
@@ -80,7 +80,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
             step();
         }
         for &batch in &args.batch {
-            figures.rows.push(bench.worker(&args.model, target, steps, usize::from(batch))?);
+            figures.rows.push(bench.worker(&args.model, device, steps, usize::from(batch))?);
             step();
         }
     }
@@ -90,6 +90,11 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         write_atomic(path, format!("{text}\n").as_bytes())?;
     }
     console.print(figures.tables())
+}
+
+/// Frames whose class is not known.
+fn request(ddim_steps: usize) -> Request {
+    Request { ddim_steps: Some(ddim_steps), ..Request::default() }
 }
 
 /// What is measured, on what.
@@ -106,13 +111,13 @@ impl Bench<'_> {
 
     /// Batches of frames, one after the other.
     fn batch(&self, detector: &Detector, steps: usize, batch: usize) -> Result<Row> {
-        let frames = vec![self.frame.clone(); batch];
+        let (frames, request) = (vec![self.frame.clone(); batch], request(steps));
         let rounds = self.frames.div_ceil(batch);
         let (mut ms, mut seconds) = (Vec::with_capacity(rounds), 0.0);
         for round in 0..rounds + self.warm_up().div_ceil(batch) {
             self.context.check_stop()?;
             let started = Instant::now();
-            detector.detect(&frames, Choice::Auto).into_iter().collect::<Result<Vec<_>>>()?;
+            detector.inspect_frames(&frames, &request).into_iter().collect::<Result<Vec<_>>>()?;
             let spent = started.elapsed().as_secs_f64();
             if round >= self.warm_up().div_ceil(batch) {
                 seconds += spent;
@@ -124,14 +129,12 @@ impl Bench<'_> {
 
     /// Single frames from `callers` threads at once, as several cameras ask.
     fn in_flight(&self, detector: &Detector, steps: usize, callers: usize) -> Result<Row> {
-        let each = self.frames.div_ceil(callers);
+        let (each, request) = (self.frames.div_ceil(callers), request(steps));
         let call = || -> Result<(Vec<f64>, Instant, Instant)> {
             let one = || -> Result<f64> {
                 let started = Instant::now();
-                detector
-                    .detect(std::slice::from_ref(self.frame), Choice::Auto)
-                    .into_iter()
-                    .collect::<Result<Vec<_>>>()?;
+                let found = detector.inspect_frames(std::slice::from_ref(self.frame), &request);
+                found.into_iter().collect::<Result<Vec<_>>>()?;
                 Ok(1e3 * started.elapsed().as_secs_f64())
             };
             for _ in 0..self.warm_up() {
@@ -164,14 +167,12 @@ impl Bench<'_> {
     }
 
     /// Prepared frames through a worker of their own that never lacks any, as on the line: from submission to answer.
-    fn worker(&self, model: &Path, target: Target, steps: usize, batch: usize) -> Result<Row> {
-        let (card, open) = worker::open(model, target)?;
+    fn worker(&self, model: &Path, device: DeviceSpec, steps: usize, batch: usize) -> Result<Row> {
+        let (card, open) = worker::open(model, device)?;
         let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
         let worker = Worker::start(open, options)?;
         let prepared = Preprocess::of(&card.config.input).apply(self.frame)?;
-        let limits = Limits::of(&card);
-        let job =
-            Job { prepared, ask: Arc::new(Ask { choice: Choice::Auto, ddim_steps: Some(steps), limits, mask: None }) };
+        let job = Job { prepared, request: Arc::new(request(steps)) };
         let in_flight = BATCHES_UNDER_WAY * batch;
         let warm_up = self.warm_up().max(in_flight);
         let (mut ms, mut first, mut answered) = (Vec::with_capacity(self.frames), Instant::now(), 0);
@@ -204,22 +205,24 @@ impl Bench<'_> {
     /// The parts of one detection, each measured by itself.
     fn stages(&self, detector: &Detector, steps: usize) -> Result<Stages> {
         let network = detector.network();
-        let (preprocess, program) = (network.preprocess(), network.program(steps)?);
+        let (preprocess, extractor, reconstructor) =
+            (network.preprocess(), network.extractor(), network.reconstructor());
+        let plan = reconstructor.plan(steps)?;
         let prepared = preprocess.apply(self.frame)?;
         let input = [&prepared.frame];
-        let raw = network.space.raw(&input)?;
-        let features = network.space.normalise(&raw)?;
-        let told = network.told(0);
-        let look = network.look(&features, &program, told)?;
+        let raw = extractor.raw(&input)?;
+        let features = extractor.normalise(&raw)?;
+        let class = reconstructor.condition_class(0);
+        let reconstruction = reconstructor.reconstruct(&features, &plan, class)?;
         let done = |tensor: Tensor| Ok(tensor.device().synchronize()?);
         Ok(Stages {
             ddim_steps: steps,
             preprocess: self.time(|| preprocess.apply(self.frame).map(drop))?,
-            backbone: self.time(|| done(network.space.raw(&input)?))?,
-            features: self.time(|| done(network.space.normalise(&raw)?))?,
-            denoise: self.time(|| done(network.look(&features, &program, told)?.residuals))?,
+            backbone: self.time(|| done(extractor.raw(&input)?))?,
+            features: self.time(|| done(extractor.normalise(&raw)?))?,
+            denoise: self.time(|| done(reconstructor.reconstruct(&features, &plan, class)?.residuals))?,
             score: self.time(|| {
-                let cells = network.cells(&features, &look, 0)?;
+                let cells = network.scorer().cells(&features, &reconstruction, 0)?;
                 std::hint::black_box(network.map(cells, prepared.geometry, None));
                 Ok(())
             })?,

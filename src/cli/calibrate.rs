@@ -9,9 +9,9 @@ use super::frames::{check_exists, in_groups};
 use super::train::warn_ignored;
 use super::{Context, words};
 use crate::bundle::{self, Card};
-use crate::calibrate::{TooFew, conformal_rank};
+use crate::calibrate::conformal_rank;
 use crate::data::{Category, Dataset};
-use crate::detector::{Choice, Detector, Network, expected_tensors};
+use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
 use crate::train::{ClassScores, class_card};
@@ -99,11 +99,7 @@ fn products(args: &CalibrateArgs, card: &Card) -> Result<(Dataset, Vec<usize>)> 
 
 /// Refuses a rate that so many images cannot promise, before any work is done.
 fn check_enough(class: &str, n: usize, target: f64) -> Result<()> {
-    if conformal_rank(n, target).is_some() {
-        return Ok(());
-    }
-    let needed = words::parts_needed(target);
-    Err(Error::Usage(format!("class {class}: {}", TooFew { n, target, needed })))
+    conformal_rank(n, target).map(drop).map_err(|few| Error::Usage(format!("class {class}: {few}")))
 }
 
 /// Scores of the good images of one product.
@@ -114,7 +110,7 @@ fn scores(
     category: &Category,
     mut progress: impl FnMut(usize),
 ) -> Result<ClassScores> {
-    let program = network.program(network.config.detection.ddim_steps)?;
+    let request = Request { class: ClassChoice::Known(class), ..Request::default() };
     let preprocess = network.preprocess();
     let mut scores = ClassScores::default();
     let mut lost = 0;
@@ -131,7 +127,8 @@ fn scores(
                 }
             }
         }
-        for inspection in network.inspect_each(&inputs, Choice::Known(class), &program) {
+        let requests: Vec<_> = inputs.iter().map(|input| (input, &request)).collect();
+        for inspection in network.inspect(&requests) {
             scores.push(&inspection?);
         }
         Ok(())

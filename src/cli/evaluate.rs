@@ -10,7 +10,7 @@ use super::train::warn_ignored;
 use super::truth::{Part, side, truth};
 use super::{Context, baselines, words};
 use crate::data::{Category, Dataset, Sample};
-use crate::detector::{Choice, Detector, Verdict};
+use crate::detector::{ClassChoice, Detector, Request, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::read_mask;
@@ -31,12 +31,13 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(&args.data, expected));
     }
-    let detector = frames::open(&args.model, &args.run.on, args.run.ddim_steps)?;
+    let detector = frames::open(&args.model, &args.run.on)?;
     warn_ignored(&context.console, &data.root, &data.ignored);
     let settings = Settings {
         model: args.model.display().to_string(),
         batch: usize::from(args.run.batch),
         class_known: args.class_known,
+        ddim_steps: args.run.ddim_steps.map(usize::from),
         baselines: args.baselines,
     };
     let evaluation = evaluate(context, &detector, &data, &settings)?;
@@ -63,6 +64,8 @@ pub(super) struct Settings {
     pub(super) batch: usize,
     /// Whether the model is told the class of each image.
     pub(super) class_known: bool,
+    /// Denoiser evaluations; the model's own number if absent.
+    pub(super) ddim_steps: Option<usize>,
     /// Whether the baselines are measured as well.
     pub(super) baselines: bool,
 }
@@ -84,16 +87,22 @@ pub(super) fn evaluate(
     data: &Dataset,
     settings: &Settings,
 ) -> Result<Evaluation> {
+    let base = Request { ddim_steps: settings.ddim_steps, ..Request::default() };
+    detector.prepare(&base)?;
     let total = data.categories.iter().map(|category| category.test.len()).sum();
     let mut task = context.console.task("evaluate", total);
     let mut all = All::default();
     let mut gallery = Gallery::new(PICTURES);
     let mut done = 0;
     for category in data.categories.iter().filter(|category| !category.test.is_empty()) {
-        let choice = if settings.class_known { detector.choice(&category.name)? } else { Choice::Auto };
+        let class = match settings.class_known {
+            true => ClassChoice::of_class(&category.name, detector.card())?,
+            false => ClassChoice::Auto,
+        };
+        let request = Request { class, ..base.clone() };
         let mut class = Class::new(category, &data.root);
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
-        inspect_all(context, detector, choice, settings.batch, &paths, |index, seen| {
+        inspect_all(context, detector, &request, settings.batch, &paths, |index, seen| {
             done += 1;
             match seen {
                 Ok(seen) => class.add(&category.test[index], &seen, &mut gallery)?,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Context;
 use super::args::OnArgs;
 use crate::data;
-use crate::detector::{Choice, Detection, Detector};
+use crate::detector::{Detection, Detector, Request};
 use crate::error::{Error, Result};
 use crate::frame::Frame;
 
@@ -24,17 +24,13 @@ pub(super) struct Seen {
     pub(super) ms: f64,
 }
 
-/// Opens a model and sets the number of denoiser evaluations, where one is asked for.
+/// Opens a model.
 ///
 /// # Errors
-/// When there is no such file, it is not a model, the device is not there, or the number is 0.
-pub(super) fn open(model: &Path, on: &OnArgs, ddim_steps: Option<u16>) -> Result<Detector> {
+/// When there is no such file, it is not a model, or the device is not there.
+pub(super) fn open(model: &Path, on: &OnArgs) -> Result<Detector> {
     check_exists(model)?;
-    let mut detector = Detector::open_on(model, &on.find()?.open()?)?;
-    if let Some(steps) = ddim_steps {
-        detector.set_ddim_steps(usize::from(steps))?;
-    }
-    Ok(detector)
+    Detector::open_on(model, &on.find()?.open()?)
 }
 
 /// A file that is not there is a mistake on the command line, found before any work.
@@ -82,7 +78,7 @@ pub(super) fn in_groups(
 pub(super) fn inspect_all(
     context: &Context,
     detector: &Detector,
-    choice: Choice,
+    request: &Request,
     batch: usize,
     paths: &[PathBuf],
     mut f: impl FnMut(usize, Result<Seen>) -> Result<()>,
@@ -92,7 +88,7 @@ pub(super) fn inspect_all(
         let group: Vec<(usize, Result<()>)> =
             group.into_iter().map(|(index, frame)| (index, frame.map(|frame| frames.push(frame)))).collect();
         let started = Instant::now();
-        let detections = detector.detect(&frames, choice);
+        let detections = detector.inspect_frames(&frames, request);
         let ms = started.elapsed().as_secs_f64() * 1e3 / frames.len().max(1) as f64;
         let mut seen = frames.into_iter().zip(detections);
         for (index, read) in group {

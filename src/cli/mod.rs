@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use crate::device::{Precision, Target};
+use crate::device::{DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::train::Stop;
 
@@ -44,14 +44,14 @@ struct Context {
 
 impl args::DeviceArg {
     /// The device that is meant, if it is there.
-    fn find(&self) -> Result<Target> {
+    fn find(&self) -> Result<DeviceSpec> {
         self.device.find(Precision::F32)
     }
 }
 
 impl args::OnArgs {
     /// As [`args::DeviceArg::find`], with its numbers.
-    fn find(&self) -> Result<Target> {
+    fn find(&self) -> Result<DeviceSpec> {
         self.place.device.find(self.precision)
     }
 }

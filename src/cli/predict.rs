@@ -11,7 +11,7 @@ use super::frames::{self, Seen, inspect_all};
 use super::train::warn_ignored;
 use super::{Context, words};
 use crate::data;
-use crate::detector::{ClassSource, Detection, Verdict};
+use crate::detector::{ClassChoice, ClassSource, Detection, Request, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
@@ -35,8 +35,10 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     if let Some(folder) = &args.out {
         prepare_folder(folder)?;
     }
-    let detector = frames::open(&args.model, &args.run.on, args.run.ddim_steps)?;
-    let choice = detector.choice(&args.class)?;
+    let detector = frames::open(&args.model, &args.run.on)?;
+    let class = ClassChoice::parse(&args.class, detector.card())?;
+    let request = Request { class, ddim_steps: args.run.ddim_steps.map(usize::from), ..Request::default() };
+    detector.prepare(&request)?;
     warn_ignored(console, &args.input, &ignored);
 
     let names: Vec<String> = paths.iter().map(|path| words::below(path, &args.input)).collect();
@@ -49,7 +51,7 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut failed = 0;
     let mut task = (to_stdout || paths.len() > 1).then(|| console.task("predict", paths.len()));
-    inspect_all(context, &detector, choice, usize::from(args.run.batch), &paths, |index, seen| {
+    inspect_all(context, &detector, &request, usize::from(args.run.batch), &paths, |index, seen| {
         let name = &names[index];
         let line = match &seen {
             Ok(seen) => {

@@ -7,7 +7,7 @@ use super::args::SampleArgs;
 use super::demo::sheet;
 use super::frames::{self, in_groups};
 use crate::data::Dataset;
-use crate::detector::{Choice, Network, Sampling};
+use crate::detector::{ClassChoice, Network, Sampling};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::{Frame, read_frame};
@@ -26,22 +26,23 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     if !(0.0..=20.0).contains(&args.guidance) {
         return Err(Error::Usage(format!("--guidance {}: expected a number from 0 to 20", args.guidance)));
     }
-    let detector = frames::open(&args.model, &args.on, None)?;
+    let detector = frames::open(&args.model, &args.on)?;
     let network = detector.network();
-    let class = match args.class.as_deref().map(|name| detector.choice(name)).transpose()? {
-        Some(Choice::Known(class)) => Some(class),
-        Some(Choice::Auto) => {
+    let class = args.class.as_deref().map(|name| ClassChoice::parse(name, detector.card())).transpose()?;
+    let class = match class {
+        Some(ClassChoice::Known(class)) => Some(class),
+        Some(ClassChoice::Auto) => {
             return Err(Error::Usage("--class auto: expected a class; without --class it is a part in general".into()));
         }
         None => None,
     };
     let prepare = |path: &Path| network.preprocess().apply(&read_frame(path)?).map(|prepared| prepared.frame);
     let like = args.like.as_deref().map(|path| values(network, &prepare(path)?)).transpose()?;
-    if network.config.denoiser.guide > 0 && like.is_none() {
+    if network.config().denoiser.guide > 0 && like.is_none() {
         return Err(Error::Usage("this model is guided by an image: give one to go by with --like".into()));
     }
-    let patches = match (network.space.picture(&vec![0.0; network.config.tokens() * network.config.dim()]), &args.data)
-    {
+    let shows_pictures = network.extractor().picture(&vec![0.0; network.config().tokens() * network.config().dim()]);
+    let patches = match (shows_pictures, &args.data) {
         (Some(_), _) => None,
         (None, Some(root)) => Some(Patches::read(context, network, root, args.class.as_deref())?),
         (None, None) => {
@@ -58,16 +59,17 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     for group in numbers.chunks(rayon::current_num_threads()) {
         context.check_stop()?;
         let one = |&i: &u64| {
-            let (steps, seed) = (usize::from(args.steps), args.seed.wrapping_add(i));
-            let like = like.as_deref();
-            let values =
-                network.sample(&Sampling { class, like, steps, eta: args.eta, guidance: args.guidance, seed })?;
+            let (steps, seed, like) = (usize::from(args.steps), args.seed.wrapping_add(i), like.as_deref());
+            let (eta, guidance) = (args.eta, args.guidance);
+            let values = network.reconstructor().sample(&Sampling { class, like, steps, eta, guidance, seed })?;
             match &patches {
                 Some(patches) => patches.picture(&values),
-                None => network.space.picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into())),
+                None => {
+                    network.extractor().picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into()))
+                }
             }
         };
-        let drawn = network.place.spread(group, |some| some.iter().map(one).collect());
+        let drawn = network.device().spread(group, |some| some.iter().map(one).collect());
         pictures.extend(drawn.into_iter().collect::<Result<Vec<Frame>>>()?);
         task.set(pictures.len(), "");
     }
@@ -79,7 +81,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
 
 /// Values `[T, D]` of one prepared frame.
 fn values(network: &Network, frame: &Frame) -> Result<Vec<f32>> {
-    Ok(network.space.values(&[frame])?.flatten_all()?.to_vec1()?)
+    Ok(network.extractor().extract(&[frame])?.flatten_all()?.to_vec1()?)
 }
 
 /// The picture at a whole multiple of its size that is large enough for eyes.
@@ -116,7 +118,7 @@ impl Patches {
             data.categories.iter().filter(|category| wanted.is_none_or(|class| category.name == class)).collect();
         let each = PATCH_IMAGES.div_ceil(categories.len().max(1));
         let paths: Vec<PathBuf> = categories.iter().flat_map(|c| c.train.iter().take(each).cloned()).collect();
-        let (grid, dim) = (network.config.features.grid, network.config.dim());
+        let (grid, dim) = (network.config().features.grid, network.config().dim());
         let mut all = Self { grid, dim, values: Vec::new(), images: Vec::new() };
         let mut task = context.console.task("patches", paths.len());
         in_groups(context, &paths, 8, |group| {

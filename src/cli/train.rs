@@ -13,7 +13,7 @@ use super::{Context, words};
 use crate::bundle::ClassCard;
 use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
-use crate::device::Target;
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::model::denoiser::Denoisers;
@@ -32,9 +32,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     if let Some(seed) = args.seed {
         config.assign(&[format!("training.seed={seed}")])?;
     }
-    let target = args.place.find()?;
+    let device = args.place.find()?;
     let options =
-        train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume, target };
+        train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume, device };
     if let Some(report) = &args.report {
         check_writable(report)?;
     }
@@ -43,8 +43,8 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     }
     let data = Dataset::scan(&args.data, &args.classes)?;
     describe(console, &data, &config);
-    if target != Target::CPU {
-        console.note(format_args!("on {target}"));
+    if device != DeviceSpec::CPU {
+        console.note(format_args!("on {device}"));
     }
     let outcome = teach(context, &config, &data, &options)?;
     if let Some(path) = &args.report {

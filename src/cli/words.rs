@@ -30,10 +30,10 @@ pub(super) fn cost(class: &ClassCard) -> String {
     let ClassCard { name, ng, warn, .. } = class;
     let [low, high] = ng.interval.map(percent);
     let lower = lower_rate(ng.false_reject_rate);
-    let way = if calibrate::conformal_rank(ng.n, lower).is_some() {
+    let way = if calibrate::conformal_rank(ng.n, lower).is_ok() {
         format!("these suffice; --set calibration.target_fpr={lower} in training, or diad calibrate")
     } else {
-        let needed = parts_needed(lower);
+        let needed = calibrate::needed(lower);
         format!("{needed} such parts, {} more", needed - ng.n)
     };
     format!(
@@ -67,12 +67,6 @@ pub(super) fn demo_end(out: &Path) -> String {
 fn lower_rate(rate: f64) -> f64 {
     const USUAL: [f64; 8] = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
     USUAL.into_iter().find(|&usual| usual < rate * 0.999).unwrap_or(rate / 2.0)
-}
-
-/// Held-out parts that can promise `rate`.
-pub(super) fn parts_needed(rate: f64) -> usize {
-    let guess = ((1.0 / rate).ceil() as usize).saturating_sub(2).max(1);
-    (guess..).find(|&n| calibrate::conformal_rank(n, rate).is_some()).unwrap_or(usize::MAX)
 }
 
 /// A path as people know it: relative to `root` where it lies below.
@@ -131,8 +125,5 @@ mod tests {
         assert_eq!(lower_rate(0.05), 0.02);
         assert_eq!(lower_rate(1.0 / 13.0), 0.05);
         assert_eq!(lower_rate(0.001), 0.0005);
-        assert_eq!(parts_needed(0.05), 19);
-        assert_eq!(parts_needed(0.01), 99);
-        assert_eq!(parts_needed(0.29), 3);
     }
 }

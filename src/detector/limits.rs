@@ -1,10 +1,10 @@
-//! Where `ok` ends: the thresholds of a model's card, or what the line sets in their place.
+//! Thresholds: those on the model's card, or what the user sets in their place.
 
 use crate::bundle::Card;
-use crate::calibrate::{conformal, smallest_rate};
+use crate::calibrate::conformal;
 use crate::error::{Error, Result};
 
-/// What replaces the thresholds of the card; what is absent stays as it is there.
+/// What the user sets in place of the thresholds on the card. What is absent stays as it is there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// Score above which every class is `ng`.
@@ -40,8 +40,8 @@ impl Limits {
         Self { classes: classes.collect(), min_area: card.config.calibration.min_area }
     }
 
-    /// Those of the card with `overrides` in place. A threshold without a warning threshold warns from the same share of
-    /// it as the card does; a warning never starts above the threshold.
+    /// Those of the card with `overrides` in place. Where the user moves the threshold alone, the warning threshold moves with it
+    /// in proportion; it never lies above the threshold.
     ///
     /// # Errors
     /// When both a threshold and a rate are given, a value is not finite, or a class has too few calibration scores for the
@@ -61,22 +61,16 @@ impl Limits {
         }
         for (class, limits) in card.classes.iter().zip(&mut limits.classes) {
             let share = if limits.ng > 0.0 { limits.warn / limits.ng } else { 1.0 };
-            let moved = match (threshold, target_fpr) {
-                (Some(threshold), _) => Some(*threshold),
-                (None, Some(rate)) => Some(
-                    conformal(&class.calibration_scores, *rate)
-                        .map_err(|few| {
-                            let smallest = smallest_rate(class.calibration_scores.len());
-                            Error::Usage(format!(
-                                "target-fpr = {rate}: class {}: {few}; expected {smallest:.4} or more, or a model with \
-                                 more calibration images (diad calibrate)",
-                                class.name
-                            ))
-                        })?
-                        .value,
-                ),
-                (None, None) => None,
+            let refused = |few| {
+                Error::Usage(format!(
+                    "target-fpr = {:?}: class {}: {few}; expected that rate or more, or a model with more calibration \
+                     images (diad calibrate)",
+                    target_fpr.unwrap_or_default(),
+                    class.name
+                ))
             };
+            let by_rate = |rate| conformal(&class.calibration_scores, rate).map_err(refused);
+            let moved = target_fpr.map(by_rate).transpose()?.map(|found| found.value).or(*threshold);
             if let Some(ng) = moved {
                 *limits = ClassLimits { ng, warn: (ng * share).min(ng), ..*limits };
             }

@@ -1,10 +1,11 @@
-//! What of the frame counts: a mask over the frame, as the map sees it.
+//! A mask over the frame: which cells of the anomaly map count.
 
-use super::MAP_SCALE;
+use super::map::MAP_SCALE;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Preprocess};
 
-/// Which cells of the map count. What is ignored neither raises a score nor colours the cells beside it.
+/// Which cells of the anomaly map count. An ignored cell neither raises the score nor bleeds into its neighbours when the map is
+/// smoothed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
     side: usize,
@@ -12,11 +13,11 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// From an image over the whole frame: black (0) is ignored, everything else counts. A cell of the map is ignored only
-    /// where all of it is.
+    /// From an image of the size of the frame: black (0) is ignored, everything else counts. A cell of the map is ignored only
+    /// if all of its pixels are. `grid` is the number of cells per side of the feature grid.
     ///
     /// # Errors
-    /// When nothing that the model looks at would count.
+    /// When nothing would count of what the model looks at.
     pub fn new(image: &Frame, preprocess: &Preprocess, grid: usize) -> Result<Self> {
         let geometry = preprocess.geometry(image.width(), image.height())?;
         let side = grid * MAP_SCALE;
@@ -66,22 +67,22 @@ impl Mask {
     }
 
     /// The map `[side, side]` of one distance per cell of the grid, as if the ignored cells were not there; 0 in them.
-    /// `spread` brings a grid to the map's size and smooths it.
-    pub(super) fn apply(&self, mut distance: Vec<f32>, grid: usize, spread: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    /// `enlarge` brings a grid `[grid, grid]` to the map's size and smooths it.
+    pub(super) fn apply(&self, mut distance: Vec<f32>, grid: usize, enlarge: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
         let coarse = self.pooled(grid);
         distance.iter_mut().zip(&coarse).for_each(|(d, w)| *d *= w);
-        let (sums, weights) = (spread(&distance), spread(&coarse));
+        let (sums, weights) = (enlarge(&distance), enlarge(&coarse));
         let value =
             |((&own, sum), weight): ((&f32, f32), f32)| if own > 0.0 && weight > 0.0 { sum / weight } else { 0.0 };
         self.weights.iter().zip(sums).zip(weights).map(value).collect()
     }
 
-    /// The values of the cells that count.
+    /// The values of a map `[side, side]` in the cells that count.
     pub(super) fn counted(&self, values: &[f32]) -> Vec<f32> {
         values.iter().zip(&self.weights).filter(|(_, w)| **w > 0.0).map(|(v, _)| *v).collect()
     }
 
-    /// Share of each cell of the feature grid that counts.
+    /// Share of each cell of the feature grid that counts, `[grid, grid]`.
     fn pooled(&self, grid: usize) -> Vec<f32> {
         let mut cells = vec![0.0; grid * grid];
         for (i, weight) in self.weights.iter().enumerate() {
@@ -96,7 +97,7 @@ impl Mask {
 mod tests {
     use super::*;
     use crate::config::Fit;
-    use crate::score::{resize, smooth};
+    use crate::maps::{resize, smooth};
 
     const WHOLE: Preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
 
@@ -108,10 +109,10 @@ mod tests {
     #[test]
     fn what_is_ignored_neither_counts_nor_bleeds() {
         let mask = Mask::new(&half(), &WHOLE, 4).unwrap();
-        let spread = |cells: &[f32]| smooth(&resize(cells, 4, 16), 16, 1.0);
+        let enlarge = |cells: &[f32]| smooth(&resize(cells, 4, 16), 16, 1.0);
         // Column 2 and 3 of the grid are ignored and loud.
         let loud: Vec<f32> = (0..16).map(|i| if i % 4 < 2 { 1.0 } else { 100.0 }).collect();
-        let map = mask.apply(loud, 4, spread);
+        let map = mask.apply(loud, 4, enlarge);
         for (i, value) in map.iter().enumerate() {
             let expected = if i % 16 < 8 { 1.0 } else { 0.0 };
             assert!((value - expected).abs() < 1e-4, "{i}: {value}");

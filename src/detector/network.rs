@@ -1,444 +1,336 @@
-//! The trained network: from a frame to a map and a score, before any threshold.
+//! The trained network: from prepared frames to anomaly maps and scores, before any threshold.
+//!
+//! A batch goes through three phases, so that a GPU can work on one batch while the host finishes another: `embed` sends the
+//! frames and starts the backbone, `measure` waits for the device until every cell has its score, `conclude` makes the maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
-use super::{ClassSource, Look, MAP_SCALE, Map, Mask, Program};
-use crate::bundle::Card;
-use crate::config::{Config, Decision, Distance, ScoreKind};
-use crate::device::Place;
+use super::class::{ClassDecision, prototype_distance};
+use super::map::MapBuilder;
+use super::{AnomalyMap, ClassSource, Mask, Reconstruction, Reconstructor, Request, SamplerPlan, Scorer};
+use crate::config::Config;
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::features::FeatureExtractor;
 use crate::frame::{Frame, Geometry, Prepared, Preprocess};
-use crate::model::denoiser::Denoisers;
-use crate::score::{ResidualField, cosine_distances, resize, root_mean_squares, smooth, top_mean};
-use crate::space::Space;
 
-/// A second class is tried where its prototype is at most this much farther than the nearest.
-const CANDIDATE_RATIO: f32 = 1.5;
-
-/// What the network says of one frame, before any threshold.
+/// What the network finds in one frame, before any threshold.
 #[derive(Clone, Debug)]
 pub struct Inspection {
-    /// Index of the class.
+    /// Index of the class whose statistics were used.
     pub class: usize,
-    /// How it was found.
+    /// How the class was found.
     pub source: ClassSource,
-    /// Distance to the class's prototype.
+    /// Distance of the frame's mean features to the class's prototype.
     pub prototype_distance: f32,
-    /// Image score.
+    /// Image score; unbounded above.
     pub score: f32,
-    /// Map.
-    pub map: Map,
+    /// Anomaly map.
+    pub map: AnomalyMap,
 }
 
-/// The trained network with its statistics, without thresholds.
+/// A trained network with the statistics of its classes.
 pub struct Network {
-    /// Configuration it was made with.
-    pub config: Config,
-    /// Where it computes.
-    pub place: Place,
-    /// What is modelled.
-    pub space: Box<dyn Space>,
-    /// Denoisers.
-    pub denoisers: Denoisers,
-    /// Noise of the start and of the diffusion score `[T, D]`, where one of them needs it.
-    pub noise: Option<Vec<f32>>,
-    /// Residual statistics, one per class.
-    pub fields: Vec<ResidualField>,
-    /// Mean over good parts of the reconstruction's distance and of the noise error at each level of the diffusion score,
-    /// per class; 1 where the score does not need them.
-    pub term_means: Vec<Vec<f32>>,
-    /// Mean features of each class `[D]`.
-    pub prototypes: Vec<Vec<f32>>,
-    /// What counts unless the caller says otherwise; everything when absent.
-    pub mask: Option<Mask>,
+    config: Config,
+    extractor: Arc<FeatureExtractor>,
+    reconstructor: Reconstructor,
+    pub(super) scorer: Scorer,
+    decision: ClassDecision,
+    /// Mean features `[D]` of each class.
+    pub(super) prototypes: Vec<Vec<f32>>,
+    maps: MapBuilder,
+    pub(super) mask: Option<Mask>,
+    /// By the number of steps: the configured one, and those that were asked for.
+    plans: Mutex<BTreeMap<usize, Arc<SamplerPlan>>>,
 }
 
-/// What was measured of a batch where it was seen; what is left to do is the host's. Samples are counted as in the questions.
+/// The features `[B, T, D]` of a batch. On a GPU they may still be on their way.
+pub struct Embeddings(pub(crate) Tensor);
+
+/// The score of every cell of a batch of frames, for each class that a frame may be of.
 #[derive(Debug, Default)]
-pub struct Measured {
-    /// Distances of each sample to the prototypes.
-    distances: Vec<Vec<f32>>,
-    /// Classes that each sample is compared with, and how they were found.
-    candidates: Vec<(Vec<usize>, ClassSource)>,
-    /// [`Network::cells`] `[T]` by sample and class.
-    cells: BTreeMap<(usize, usize), Vec<f32>>,
+pub struct CellScores(Vec<Result<FrameScores>>);
+
+#[derive(Debug)]
+struct FrameScores {
+    source: ClassSource,
+    candidates: Vec<Candidate>,
 }
 
-/// A frame to be judged, beside its values.
-#[derive(Clone, Copy)]
-pub struct Question<'a> {
-    /// Where the input lies in the frame.
-    pub geometry: Geometry,
-    /// How the class is found.
-    pub choice: Choice,
-    /// What the denoiser is asked.
-    pub program: &'a Program,
-    /// Replaces the network's own.
-    pub mask: Option<&'a Mask>,
-}
-
-/// The values of a batch. On a GPU they may be on their way still: nobody has waited for them.
-pub struct Seen {
-    pub(crate) values: Tensor, // [B, T, D]
-    pub(crate) means: Tensor,  // [B, D]
-}
-
-/// How `inspect` finds the class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This class.
-    Known(usize),
-    /// The class whose prototype is near and whose calibrated score is lowest.
-    Auto,
-}
-
-impl Choice {
-    /// The choice for a class name: `auto` or one of the classes on the card.
-    ///
-    /// # Errors
-    /// When there is no such class; the message lists those there are.
-    pub fn named(class: &str, card: &Card) -> Result<Self> {
-        if class == "auto" {
-            return Ok(Self::Auto);
-        }
-        let position = card.classes.iter().position(|c| c.name == class);
-        position.map(Self::Known).ok_or_else(|| {
-            let known = card.classes.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
-            Error::Usage(format!("class {class:?} is not in the model; expected auto or one of: {known}"))
-        })
-    }
+#[derive(Debug)]
+struct Candidate {
+    class: usize,
+    prototype_distance: f32,
+    cells: Vec<f32>, // [T]
 }
 
 impl Network {
-    /// The preprocessing of this network.
+    /// From its parts: `prototypes` are the mean features `[D]` of each class, `mask` says what counts where a request brings no
+    /// mask of its own.
+    ///
+    /// # Errors
+    /// When the parts are of different numbers of classes, or the device has no room.
+    pub fn new(
+        config: &Config,
+        extractor: Arc<FeatureExtractor>,
+        reconstructor: Reconstructor,
+        scorer: Scorer,
+        prototypes: Vec<Vec<f32>>,
+        mask: Option<Mask>,
+    ) -> Result<Self> {
+        let (classes, others) = (prototypes.len(), scorer.statistics.len());
+        if classes == 0 || classes != others {
+            return Err(Error::Internal(format!("detector: {classes} prototypes, statistics of {others} classes")));
+        }
+        let network = Self {
+            extractor,
+            scorer,
+            decision: ClassDecision::new(config, prototypes.len()),
+            prototypes,
+            maps: MapBuilder::new(config),
+            mask,
+            plans: Mutex::default(),
+            reconstructor,
+            config: config.clone(),
+        };
+        network.plan(None)?;
+        Ok(network)
+    }
+
+    /// The configuration that the network was made with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device that it computes on.
+    pub fn device(&self) -> &Device {
+        self.reconstructor.device()
+    }
+
+    /// From frames to features.
+    pub fn extractor(&self) -> &FeatureExtractor {
+        &self.extractor
+    }
+
+    /// From features to their reconstruction.
+    pub fn reconstructor(&self) -> &Reconstructor {
+        &self.reconstructor
+    }
+
+    /// The preprocessing of its frames.
     pub fn preprocess(&self) -> Preprocess {
         Preprocess::of(&self.config.input)
     }
 
-    /// Values `[B, T, D]` of prepared frames.
+    /// From a reconstruction to the scores of cells.
+    pub fn scorer(&self) -> &Scorer {
+        &self.scorer
+    }
+
+    /// Features `[B, T, D]` of prepared frames.
     ///
     /// # Errors
     /// When a frame is not of the model's size, or the device fails.
-    pub fn values(&self, inputs: &[&Prepared]) -> Result<Tensor> {
+    pub fn features(&self, inputs: &[&Prepared]) -> Result<Tensor> {
         let size = self.config.input.size;
         let frames: Vec<&Frame> = inputs.iter().map(|input| &input.frame).collect();
         if let Some(other) = frames.iter().find(|frame| (frame.width(), frame.height()) != (size, size)) {
             let (w, h) = (other.width(), other.height());
             return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}x{size}")));
         }
-        self.space.values(&frames)
+        self.extractor.extract(&frames)
     }
 
-    /// Distances of the mean of an image's cells `[D]` to the prototypes: root mean square over the channels.
-    pub fn prototype_distances(&self, mean: &[f32]) -> Vec<f32> {
-        let distance =
-            |p: &Vec<f32>| (p.iter().zip(mean).map(|(p, m)| (p - m) * (p - m)).sum::<f32>() / mean.len() as f32).sqrt();
-        self.prototypes.iter().map(distance).collect()
+    /// Image score and anomaly map of one score per cell `[T]`; without `mask` the network's own holds.
+    pub fn map(&self, cells: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> (f32, AnomalyMap) {
+        self.maps.build(cells, geometry, mask.or(self.mask.as_ref()))
     }
 
-    /// How far each cell of samples `[B, T, D]` is from what was rebuilt, by the statistics of one class: `[B, T]`.
-    ///
-    /// # Errors
-    /// When shapes do not fit or the device fails.
-    pub fn reconstruction_distance(&self, values: &Tensor, residuals: &Tensor, class: usize) -> Result<Vec<f32>> {
-        let host = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        Ok(match self.config.detection.distance {
-            Distance::Mahalanobis => self.fields[class].distances(residuals)?,
-            Distance::L2 => root_mean_squares(&host(residuals)?, self.config.dim()),
-            // Of raw features: about the mean, where normalised ones are short, an angle says nothing.
-            Distance::Cosine => {
-                let raw = |values: &Tensor| Ok::<_, Error>(self.space.denormalise(&host(values)?));
-                cosine_distances(&raw(values)?, &raw(&(values - residuals)?)?, &self.space.scales())
-            }
-        })
+    /// Inspects frames, each by itself as [`Device::spread`] does. Where the class is to be chosen, scores of several classes are
+    /// compared as they are.
+    pub fn inspect(&self, frames: &[(&Prepared, &Request)]) -> Vec<Result<Inspection>> {
+        self.spread(frames, |scores, some| self.conclude(scores, some, |_, score| score, |found, _| found))
     }
 
-    /// What the maps are made of, `[B, T]`, for samples' values `[B, T, D]` and what the denoiser made of them.
-    ///
-    /// # Errors
-    /// When shapes do not fit or the device fails.
-    pub fn cells(&self, values: &Tensor, look: &Look, class: usize) -> Result<Vec<f32>> {
-        let (detection, tokens) = (&self.config.detection, self.config.tokens());
-        let rebuilt = || self.reconstruction_distance(values, &look.residuals, class);
-        let mean = |term: usize| self.term_means.get(class).and_then(|m| m.get(term)).copied().unwrap_or(1.0);
-        let errors = || look.noise_errors.iter().map(|e| e.flatten_all()?.to_vec1::<f32>());
-        // The mean over the levels of the noise error, each in units of its mean over good parts.
-        let diffusion = || -> Result<Vec<f32>> {
-            let mut sum = vec![0.0; values.dim(0)? * tokens];
-            for (level, errors) in errors().enumerate() {
-                for (s, e) in sum.iter_mut().zip(errors?) {
-                    *s += e.sqrt() / mean(1 + level) / look.noise_errors.len() as f32;
-                }
-            }
-            Ok(sum)
-        };
-        let weight = detection.diffusion_weight as f32;
-        Ok(match detection.score {
-            ScoreKind::Reconstruction => rebuilt()?,
-            ScoreKind::Diffusion => diffusion()?,
-            ScoreKind::Sum => rebuilt()?.iter().zip(diffusion()?).map(|(r, d)| r / mean(0) + weight * d).collect(),
-            ScoreKind::Literal => {
-                let first = errors().next().transpose()?.unwrap_or_default();
-                let image = |sample: usize| {
-                    let errors = first.get(sample * tokens..(sample + 1) * tokens).unwrap_or(&[0.0]);
-                    errors.iter().sum::<f32>() / errors.len() as f32
-                };
-                let squares = root_mean_squares(&look.residuals.flatten_all()?.to_vec1::<f32>()?, self.config.dim());
-                let samples = squares.chunks_exact(tokens).enumerate();
-                samples
-                    .flat_map(|(i, r)| {
-                        let image = image(i);
-                        r.iter().map(move |r| r * r + weight * image)
-                    })
-                    .collect()
-            }
-        })
-    }
-
-    /// Map and image score of one distance per cell `[T]`.
-    pub fn map(&self, mut distance: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> (f32, Map) {
-        let (grid, detection) = (self.config.features.grid, &self.config.detection);
-        let side = grid * MAP_SCALE;
-        if geometry.valid[2] != geometry.valid[3] {
-            blank_border(&mut distance, grid, geometry, self.config.input.size);
-        }
-        let sigma = (detection.smoothing_px * side as f64 / self.config.input.size as f64) as f32;
-        let spread = |cells: &[f32]| smooth(&resize(cells, grid, side), side, sigma);
-        let (values, score) = match mask {
-            None => {
-                let values = spread(&distance);
-                let score = top_mean(&values, detection.top_fraction);
-                (values, score)
-            }
-            Some(mask) => {
-                let values = mask.apply(distance, grid, spread);
-                let score = top_mean(&mask.counted(&values), detection.top_fraction);
-                (values, score)
-            }
-        };
-        (score, Map { side, values, geometry })
-    }
-
-    /// Looks at one frame, whole. `calibrated(class, score)` makes scores of different classes comparable.
-    ///
-    /// # Errors
-    /// When the frame has no pixel in the region of interest, or the device fails.
-    pub fn inspect(
+    /// All phases for frames in groups that suit the device; `conclude` makes the answers of a group.
+    pub(super) fn spread<R: Send>(
         &self,
-        frame: &Frame,
-        choice: Choice,
-        program: &Program,
-        calibrated: impl Fn(usize, f32) -> f32,
-    ) -> Result<Inspection> {
-        self.inspect_prepared(&self.preprocess().apply(frame)?, choice, program, None, calibrated)
-    }
-
-    /// Looks at one frame that is already the model's input. `mask` replaces the network's own.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn inspect_prepared(
-        &self,
-        prepared: &Prepared,
-        choice: Choice,
-        program: &Program,
-        mask: Option<&Mask>,
-        calibrated: impl Fn(usize, f32) -> f32,
-    ) -> Result<Inspection> {
-        let question = Question { geometry: prepared.geometry, choice, program, mask };
-        let mut found = self.judge(&self.see(&[prepared])?, &[question], calibrated)?;
-        found.pop().unwrap_or_else(|| Err(Error::Internal("detector: a frame without an answer".into())))
-    }
-
-    /// Looks at frames that are already the model's input, as the device likes it: see [`Place::spread`].
-    pub fn inspect_each(&self, inputs: &[Prepared], choice: Choice, program: &Program) -> Vec<Result<Inspection>> {
-        self.place.spread(inputs, |some| {
-            let question = |input: &Prepared| Question { geometry: input.geometry, choice, program, mask: None };
-            let questions: Vec<Question<'_>> = some.iter().map(question).collect();
-            let seen = self.see(&some.iter().collect::<Vec<_>>());
-            let found = seen.and_then(|seen| self.judge(&seen, &questions, |_, score| score));
-            found.unwrap_or_else(|error| error.for_all(some.len()))
+        frames: &[(&Prepared, &Request)],
+        conclude: impl Fn(CellScores, &[(&Prepared, &Request)]) -> Vec<Result<R>> + Send + Sync,
+    ) -> Vec<Result<R>> {
+        self.device().spread(frames, |some| {
+            let inputs: Vec<&Prepared> = some.iter().map(|(input, _)| *input).collect();
+            match self.embed(&inputs).and_then(|embeddings| self.measure(&embeddings, some)) {
+                Ok(scores) => conclude(scores, some),
+                Err(error) => error.for_all(some.len()),
+            }
         })
     }
 
-    /// Sends a batch on its way: what does not depend on how it is looked at.
+    /// First phase: sends a batch to the device and starts on its features, without waiting for them.
     ///
     /// # Errors
     /// When a frame is not of the model's size, or the device fails.
-    pub fn see(&self, inputs: &[&Prepared]) -> Result<Seen> {
-        let values = self.values(inputs)?;
-        let means = if values.device().is_cpu() {
-            let dim = self.config.dim();
-            let all = values.flatten_all()?.to_vec1::<f32>()?;
-            let means: Vec<f32> =
-                all.chunks_exact(self.config.tokens() * dim).flat_map(|v| mean_token(v, dim)).collect();
-            Tensor::from_vec(means, (inputs.len(), dim), values.device())?
-        } else {
-            values.mean(1)?
-        };
-        Ok(Seen { values, means })
+    pub(crate) fn embed(&self, inputs: &[&Prepared]) -> Result<Embeddings> {
+        self.features(inputs).map(Embeddings)
     }
 
-    /// What there is to say of a batch, one answer per question.
+    /// Second phase: scores every cell for the classes that the frame may be of. The device is done when this returns.
     ///
     /// # Errors
-    /// When the device fails: then there is no answer to any.
-    pub fn judge(
+    /// When the device fails. What is wrong with one request is the answer to that request.
+    pub(crate) fn measure(
         &self,
-        seen: &Seen,
-        questions: &[Question<'_>],
-        calibrated: impl Fn(usize, f32) -> f32,
-    ) -> Result<Vec<Result<Inspection>>> {
-        Ok(self.conclude(self.measure(seen, questions)?, questions, calibrated))
-    }
-
-    /// The device's part of [`Network::judge`]; it has ended when this returns.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn measure(&self, seen: &Seen, questions: &[Question<'_>]) -> Result<Measured> {
-        let classes = self.prototypes.len();
-        let distances: Vec<Vec<f32>> =
-            seen.means.to_vec2::<f32>()?.iter().map(|mean| self.prototype_distances(mean)).collect();
-        let candidates = |(question, distances): (&Question<'_>, &Vec<f32>)| match question.choice {
-            Choice::Known(class) => (vec![class], ClassSource::Known),
-            Choice::Auto if classes == 1 => (vec![0], ClassSource::Only),
-            Choice::Auto if self.pixel_minimum() => ((0..classes).collect(), ClassSource::Chosen),
-            Choice::Auto => (nearest(distances, self.tells_classes()), ClassSource::Chosen),
+        Embeddings(features): &Embeddings,
+        frames: &[(&Prepared, &Request)],
+    ) -> Result<CellScores> {
+        let candidates = |(mean, (_, request)): (Vec<f32>, &(&Prepared, &Request))| {
+            let distances: Vec<f32> = self.prototypes.iter().map(|p| prototype_distance(p, &mean)).collect();
+            let (classes, source) = self.decision.candidates(request.class, &distances);
+            let candidate = |class: usize| {
+                let unknown = || Error::Internal(format!("detector: class {class} of a model of {}", distances.len()));
+                let prototype_distance = *distances.get(class).ok_or_else(unknown)?;
+                Ok(Candidate { class, prototype_distance, cells: Vec::new() })
+            };
+            Ok(FrameScores { source, candidates: classes.into_iter().map(candidate).collect::<Result<_>>()? })
         };
-        let candidates: Vec<(Vec<usize>, ClassSource)> = questions.iter().zip(&distances).map(candidates).collect();
-        let cells = self.cells_by_class(&seen.values, questions, &candidates)?;
-        Ok(Measured { distances, candidates, cells })
-    }
-
-    /// The host's part of [`Network::judge`].
-    pub fn conclude(
-        &self,
-        mut measured: Measured,
-        questions: &[Question<'_>],
-        calibrated: impl Fn(usize, f32) -> f32,
-    ) -> Vec<Result<Inspection>> {
-        let answers = questions.iter().enumerate().map(|(i, question)| {
-            let Some((classes, source)) = measured.candidates.get(i) else {
-                return Err(Error::Internal("detector: a question that was not measured".into()));
-            };
-            let cells = classes.iter().filter_map(|&class| Some((class, measured.cells.remove(&(i, class))?)));
-            let cells: Vec<(usize, Vec<f32>)> = cells.collect();
-            let lowest = (self.pixel_minimum() && *source == ClassSource::Chosen).then(|| {
-                let lowest = |t: usize| cells.iter().map(|(_, c)| c[t]).fold(f32::INFINITY, f32::min);
-                (0..self.config.tokens()).map(lowest).collect()
-            });
-            let mask = question.mask.or(self.mask.as_ref());
-            let map = |cells| self.map(cells, question.geometry, mask);
-            let scored = cells.into_iter().map(|(class, cells)| (class, map(cells)));
-            let best = scored.min_by(|a, b| calibrated(a.0, a.1.0).total_cmp(&calibrated(b.0, b.1.0)));
-            let Some((class, own)) = best else {
-                return Err(Error::Internal("detector: a model without classes".into()));
-            };
-            let (score, map) = lowest.map_or(own, map);
-            if !score.is_finite() {
-                return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
+        let mut scores: Vec<Result<FrameScores>> = means(features)?.into_iter().zip(frames).map(candidates).collect();
+        // Frames with the same number of steps are reconstructed together.
+        let all_steps: BTreeSet<Option<usize>> = frames.iter().map(|(_, request)| request.ddim_steps).collect();
+        for steps in all_steps {
+            let (group, mut own): (Vec<u32>, Vec<&mut Result<FrameScores>>) = (0..)
+                .zip(scores.iter_mut().zip(frames))
+                .filter_map(|(i, (scores, (_, request)))| (request.ddim_steps == steps).then_some((i, scores)))
+                .unzip();
+            match self.plan(steps) {
+                Ok(plan) => self.measure_group(&rows(features, &group)?, &plan, &mut own)?,
+                Err(error) => {
+                    own.into_iter().zip(error.for_all(group.len())).for_each(|(scores, failed)| *scores = failed)
+                }
             }
-            let prototype_distance = measured.distances[i][class];
-            Ok(Inspection { class, source: *source, prototype_distance, score, map })
+        }
+        Ok(CellScores(scores))
+    }
+
+    /// Scores the cells of frames with `features` `[n, T, D]`, which share a plan.
+    fn measure_group(
+        &self,
+        features: &Tensor,
+        plan: &SamplerPlan,
+        frames: &mut [&mut Result<FrameScores>],
+    ) -> Result<()> {
+        let mut shared: Option<Reconstruction> = None;
+        for class in 0..self.prototypes.len() {
+            let wanted = |frame: &Result<FrameScores>| {
+                frame.as_ref().is_ok_and(|frame| frame.candidates.iter().any(|candidate| candidate.class == class))
+            };
+            let some: Vec<u32> = (0..).zip(frames.iter()).filter_map(|(i, f)| wanted(f).then_some(i)).collect();
+            if some.is_empty() {
+                continue;
+            }
+            let condition = self.reconstructor.condition_class(class);
+            // A denoiser that is not told the class reconstructs every frame once, for all classes.
+            let indices = if condition.is_some() { some } else { (0..frames.len() as u32).collect() };
+            let own = rows(features, &indices)?;
+            let reconstruction = match shared.take() {
+                Some(known) if condition.is_none() => known,
+                _ => self.reconstructor.reconstruct(&own, plan, condition)?,
+            };
+            let cells = self.scorer.cells(&own, &reconstruction, class)?;
+            for (&i, cells) in indices.iter().zip(cells.chunks_exact(self.config.tokens())) {
+                let frame = frames.get_mut(i as usize).and_then(|frame| frame.as_mut().ok());
+                let candidates = frame.into_iter().flat_map(|frame| &mut frame.candidates);
+                candidates.filter(|c| c.class == class).for_each(|candidate| candidate.cells = cells.to_vec());
+            }
+            shared = Some(reconstruction);
+        }
+        Ok(())
+    }
+
+    /// Third phase, on the host: maps, scores and the decision between classes, one answer per frame. `calibrated(class, score)`
+    /// makes the scores of different classes comparable; `finish` turns an inspection into the answer.
+    pub(super) fn conclude<R: Send>(
+        &self,
+        scores: CellScores,
+        frames: &[(&Prepared, &Request)],
+        calibrated: impl Fn(usize, f32) -> f32 + Sync,
+        finish: impl Fn(Inspection, &Request) -> R + Sync,
+    ) -> Vec<Result<R>> {
+        let answer = |(scores, (prepared, request)): (Result<FrameScores>, &(&Prepared, &Request))| {
+            let found = self.decide(scores?, prepared.geometry, request.mask.as_ref(), &calibrated)?;
+            Ok(finish(found, request))
+        };
+        scores.0.into_par_iter().zip(frames).map(answer).collect()
+    }
+
+    fn decide(
+        &self,
+        FrameScores { source, candidates }: FrameScores,
+        geometry: Geometry,
+        mask: Option<&Mask>,
+        calibrated: &impl Fn(usize, f32) -> f32,
+    ) -> Result<Inspection> {
+        let lowest = (self.decision == ClassDecision::PixelMinimum && source == ClassSource::Chosen).then(|| {
+            let lowest = |t: usize| candidates.iter().map(|c| c.cells[t]).fold(f32::INFINITY, f32::min);
+            (0..self.config.tokens()).map(lowest).collect()
         });
-        answers.collect()
-    }
-
-    fn pixel_minimum(&self) -> bool {
-        self.config.detection.decision == Decision::PixelMinimum
-    }
-
-    /// Whether one image's scores for two classes differ in more than the units of the class: only then do they say which
-    /// class explains it better.
-    fn tells_classes(&self) -> bool {
-        let detection = &self.config.detection;
-        let rebuilt = matches!(detection.score, ScoreKind::Reconstruction | ScoreKind::Sum);
-        self.told(0).is_some() || (rebuilt && detection.distance == Distance::Mahalanobis)
-    }
-
-    /// [`Network::cells`] of each sample for each of its classes, by sample and class. Samples that ask the same are looked
-    /// at together, and the denoiser is asked once where its answer does not depend on the class.
-    fn cells_by_class(
-        &self,
-        values: &Tensor,
-        questions: &[Question<'_>],
-        candidates: &[(Vec<usize>, ClassSource)],
-    ) -> Result<BTreeMap<(usize, usize), Vec<f32>>> {
-        let mut all = BTreeMap::new();
-        let mut programs: Vec<&Program> = Vec::new();
-        for question in questions {
-            if !programs.iter().any(|program| std::ptr::eq(*program, question.program)) {
-                programs.push(question.program);
-            }
+        let map = |cells| self.map(cells, geometry, mask);
+        let scored = candidates.into_iter().map(|c| (c.class, c.prototype_distance, map(c.cells)));
+        let best = scored.min_by(|a, b| calibrated(a.0, a.2.0).total_cmp(&calibrated(b.0, b.2.0)));
+        let Some((class, prototype_distance, own)) = best else {
+            return Err(Error::Internal("detector: a frame of no class".into()));
+        };
+        let (score, map) = lowest.map_or(own, map);
+        if !score.is_finite() {
+            return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
         }
-        for program in programs {
-            let asks = |i: &usize| std::ptr::eq(questions[*i].program, program);
-            let everyone: Vec<usize> = (0..questions.len()).filter(asks).collect();
-            let mut shared: Option<(Tensor, Look)> = None;
-            for class in 0..self.prototypes.len() {
-                let some: Vec<usize> = everyone.iter().copied().filter(|&i| candidates[i].0.contains(&class)).collect();
-                if some.is_empty() {
-                    continue;
-                }
-                let told = self.told(class);
-                let asked = if told.is_none() { &everyone } else { &some };
-                let (own, look) = match shared.take() {
-                    Some(known) if told.is_none() => known,
-                    _ => {
-                        let own = rows(values, asked)?;
-                        let look = self.look(&own, program, told)?;
-                        (own, look)
-                    }
-                };
-                let cells = self.cells(&own, &look, class)?;
-                for (&i, cells) in asked.iter().zip(cells.chunks_exact(self.config.tokens())) {
-                    if candidates[i].0.contains(&class) {
-                        all.insert((i, class), cells.to_vec());
-                    }
-                }
-                shared = Some((own, look));
-            }
+        Ok(Inspection { class, source, prototype_distance, score, map })
+    }
+
+    /// The plan for a number of steps, the configured one if there is none; made when it is first asked for.
+    ///
+    /// # Errors
+    /// When so many steps are not possible.
+    pub(super) fn plan(&self, steps: Option<usize>) -> Result<Arc<SamplerPlan>> {
+        let steps = steps.unwrap_or(self.config.detection.ddim_steps);
+        let plans = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = plans().get(&steps).cloned(); // no lock while a plan is made: that is work for many threads
+        if let Some(plan) = known {
+            return Ok(plan);
         }
-        Ok(all)
+        let plan = Arc::new(self.reconstructor.plan(steps)?);
+        plans().insert(steps, plan.clone());
+        Ok(plan)
     }
 }
 
-/// Some of the samples `[B, ...]`.
-fn rows(values: &Tensor, some: &[usize]) -> Result<Tensor> {
+/// Some of the samples `[B, ...]`, by their index.
+fn rows(values: &Tensor, some: &[u32]) -> Result<Tensor> {
     if some.len() == values.dim(0)? {
         return Ok(values.clone());
     }
-    let indices: Vec<u32> = some.iter().map(|&i| i as u32).collect();
-    Ok(values.index_select(&Tensor::new(indices, values.device())?, 0)?)
+    Ok(values.index_select(&Tensor::new(some, values.device())?, 0)?)
 }
 
-/// Mean over the tokens: `[T, D]` to `[D]`.
-pub fn mean_token(features: &[f32], dim: usize) -> Vec<f32> {
+/// Mean of each sample's features `[B, T, D]` over the cells, B of `[D]`, computed where they are.
+fn means(features: &Tensor) -> Result<Vec<Vec<f32>>> {
+    if !features.device().is_cpu() {
+        return Ok(features.mean(1)?.to_vec2()?);
+    }
+    let (_, tokens, dim) = features.dims3()?;
+    let values = features.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.chunks_exact(tokens * dim).map(|values| mean_over_cells(values, dim)).collect())
+}
+
+/// Mean of features over the cells: `[T, D]` to `[D]`.
+pub(crate) fn mean_over_cells(features: &[f32], dim: usize) -> Vec<f32> {
     let mut mean = vec![0.0; dim];
     crate::kernels::pointwise::add_column_sums(features, &mut mean);
-    let tokens = (features.len() / dim) as f32;
-    mean.iter_mut().for_each(|m| *m /= tokens);
+    let cells = (features.len() / dim) as f32;
+    mean.iter_mut().for_each(|m| *m /= cells);
     mean
-}
-
-/// The nearest class, and if `two` the second where it is about as near.
-fn nearest(distances: &[f32], two: bool) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..distances.len()).collect();
-    order.sort_by(|&a, &b| distances[a].total_cmp(&distances[b]));
-    let limit = distances[order[0]] * CANDIDATE_RATIO;
-    order.into_iter().take(1 + usize::from(two)).filter(|&c| distances[c] <= limit).collect()
-}
-
-/// Cells outside the part of the input that shows the frame do not count.
-fn blank_border(distance: &mut [f32], grid: usize, geometry: Geometry, size: usize) {
-    let [x, y, w, h] = geometry.valid.map(|v| v * grid as f64 / size as f64);
-    for (i, d) in distance.iter_mut().enumerate() {
-        let (cx, cy) = ((i % grid) as f64 + 0.5, (i / grid) as f64 + 0.5);
-        if cx < x || cy < y || cx > x + w || cy > y + h {
-            *d = 0.0;
-        }
-    }
 }

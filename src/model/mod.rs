@@ -1,9 +1,9 @@
 //! Networks: frozen backbones and the denoiser.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::config::{BACKBONE_NAMES, backbone_channels};
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 pub mod denoiser;
@@ -35,7 +35,7 @@ pub trait Backbone: Send + Sync {
     /// What `forward` returns, finest first.
     fn taps(&self) -> &[Tap];
 
-    /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, in the numbers of the place, of images `[B, H, W, 3]`:
+    /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, in the numbers of the device, of images `[B, H, W, 3]`:
     /// RGB in 0..=255 as f32. On the CPU a sample's features do not depend on the rest of the batch.
     ///
     /// # Errors
@@ -60,19 +60,19 @@ pub fn embedded(name: &str) -> Result<Option<Weights>> {
     if name != "efficientnet-lite0" {
         return Ok(None);
     }
-    Ok(Some(candle_core::safetensors::load_buffer(LITE0, &Device::Cpu)?))
+    Ok(Some(candle_core::safetensors::load_buffer(LITE0, &candle_core::Device::Cpu)?))
 }
 
 /// A backbone by name from its weights.
 ///
 /// # Errors
 /// When the name is unknown, or weights are missing or of another shape.
-pub fn backbone(name: &str, weights: &Weights, place: &Place) -> Result<Box<dyn Backbone>> {
+pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dyn Backbone>> {
     if LITE_NAMES.contains(&name) {
-        return Ok(Box::new(EfficientNetLite::new(name, weights, place)?));
+        return Ok(Box::new(EfficientNetLite::new(name, weights, device)?));
     }
     if RESNET_NAMES.contains(&name) {
-        return Ok(Box::new(ResNet::new(name, weights, place)?));
+        return Ok(Box::new(ResNet::new(name, weights, device)?));
     }
     Err(unknown(name))
 }

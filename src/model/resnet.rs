@@ -6,11 +6,11 @@
 //! `layer1`, `layer2` and `layer3`, compressed: `sign(x) sqrt|x|`, which takes the heavy tail off a ReLU's output and is
 //! there the plain square root.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::{Backbone, Tap, Weights, check_images, unknown, weight};
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// Names of the variants.
@@ -115,7 +115,7 @@ impl ConvPlan {
     }
 
     /// The convolution with its batch norm folded in.
-    fn load(&self, weights: &Weights, place: &Place) -> Result<Conv> {
+    fn load(&self, weights: &Weights, device: &Device) -> Result<Conv> {
         let mut parts = Vec::with_capacity(5);
         for (name, shape) in self.weight_shapes() {
             parts.push(weight(weights, &name, &shape)?);
@@ -127,8 +127,8 @@ impl ConvPlan {
         let bias = (shift - (mean * &scale)?)?;
         let channels = self.shape[0];
         Ok(Conv {
-            weight: place.weight(&weight.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?)?,
-            bias: place.weight(&bias.reshape((1, channels, 1, 1))?)?,
+            weight: device.weight(&weight.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?)?,
+            bias: device.weight(&bias.reshape((1, channels, 1, 1))?)?,
             stride: self.stride,
         })
     }
@@ -161,10 +161,10 @@ struct Block {
 }
 
 impl Block {
-    fn load(plan: &BlockPlan, weights: &Weights, place: &Place) -> Result<Self> {
+    fn load(plan: &BlockPlan, weights: &Weights, device: &Device) -> Result<Self> {
         Ok(Self {
-            main: plan.main.iter().map(|conv| conv.load(weights, place)).collect::<Result<_>>()?,
-            shortcut: plan.shortcut.as_ref().map(|conv| conv.load(weights, place)).transpose()?,
+            main: plan.main.iter().map(|conv| conv.load(weights, device)).collect::<Result<_>>()?,
+            shortcut: plan.shortcut.as_ref().map(|conv| conv.load(weights, device)).transpose()?,
         })
     }
 
@@ -200,18 +200,18 @@ impl ResNet {
     ///
     /// # Errors
     /// When the name is not one of [`RESNET_NAMES`], or a weight is missing or has another shape.
-    pub fn new(name: &str, weights: &Weights, place: &Place) -> Result<Self> {
+    pub fn new(name: &str, weights: &Weights, device: &Device) -> Result<Self> {
         let plan = Plan::of(name).ok_or_else(|| unknown(name))?;
-        let block = |plan: &BlockPlan| Block::load(plan, weights, place);
+        let block = |plan: &BlockPlan| Block::load(plan, weights, device);
         let layer = |layer: &Vec<BlockPlan>| layer.iter().map(block).collect::<Result<Vec<_>>>();
         Ok(Self {
             name: name.into(),
             taps: plan.taps(),
-            mean: place.weight(&Tensor::new(&MEAN, &Device::Cpu)?)?,
-            std: place.weight(&Tensor::new(&STD, &Device::Cpu)?)?,
-            stem: ConvPlan::stem().load(weights, place)?,
+            mean: device.weight(&Tensor::new(&MEAN, &candle_core::Device::Cpu)?)?,
+            std: device.weight(&Tensor::new(&STD, &candle_core::Device::Cpu)?)?,
+            stem: ConvPlan::stem().load(weights, device)?,
             layers: plan.layers().iter().map(layer).collect::<Result<_>>()?,
-            per_sample: place.has_cpu_kernels(),
+            per_sample: device.has_cpu_kernels(),
         })
     }
 

@@ -68,7 +68,7 @@ impl Fit {
 pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, context: Context<'_>) -> Result<Fit> {
     let training = &config.training;
     let classes = material.names.len();
-    let device = material.place.device();
+    let device = material.device.candle();
     let mut optimizer = Optimizer::new(Denoisers::parameters(config, classes), training.seed, device)?;
     let run = run_digest(config, &material.data_sha256)?;
     let first = if resume { checkpoint::load(path, &mut optimizer, &run)? } else { 0 };

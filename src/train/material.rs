@@ -1,10 +1,11 @@
-//! What training needs of the data: the images that were read, their values in the space that is modelled, and what was
-//! fitted to get there. Made once; networks of several configurations can be trained from it.
+//! What training needs of the data: the images that were read, their features, and the transform that was fitted to make
+//! them. Made once; networks of several configurations can be trained from it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -14,23 +15,22 @@ use crate::bundle::BackboneCard;
 use crate::config::{Config, SpaceKind};
 use crate::data::{self, Dataset};
 use crate::detector::Mask;
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::features::FeatureSpace;
+use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
 use crate::frame::{Frame, Preprocess, read_frame};
 use crate::model::{self, Weights};
-use crate::space::{Features, Pixels, Space, raw_features};
 use crate::text::hex;
 
-/// Feature rows that the feature space is fitted on, at most.
+/// Feature rows that the feature transform is fitted to, at most.
 const FIT_ROWS: usize = 60_000;
 /// Share of a class's images that may be unreadable before training is refused.
 const MAX_UNREADABLE: f64 = 0.05;
 
 /// See the module.
 pub struct Material {
-    /// Where everything is computed.
-    pub(super) place: Place,
+    /// The device that everything is computed on.
+    pub(super) device: Device,
     /// Names of the classes.
     pub(super) names: Vec<String>,
     pub(super) images: Images,
@@ -38,7 +38,7 @@ pub struct Material {
     pub(super) cache: Cache,
     /// Backbone weights; none in pixel space.
     pub(super) weights: Weights,
-    fitted: Option<FeatureSpace>,
+    fitted: Option<FeatureTransform>,
     pub(super) mask: Option<Mask>,
     pub(super) data_sha256: String,
     /// Images that were left out, with the reason.
@@ -63,45 +63,45 @@ impl Material {
         data: &Dataset,
         backbone: Option<&Path>,
         folder: &Path,
-        place: &Place,
+        device: &Device,
         context: Context<'_>,
     ) -> Result<Self> {
-        let gathering = Gathering { config, folder, place, context };
+        let gathering = Gathering { config, folder, device, context };
         let mut skipped = Vec::new();
         let grid = config.features.grid;
         let mask = mask(config)?;
         let (weights, fitted, images, cache) = match config.features.space {
             SpaceKind::Pixel => {
-                let space = Pixels { place: place.clone(), grid };
-                let values = |frames: &[&Frame]| space.values(frames);
+                let extractor = FeatureExtractor::of_pixels(device.clone(), grid);
+                let values = |frames: &[&Frame]| extractor.extract(frames);
                 let (images, cache) = gathering.read(data, 3, &values, &mut skipped)?;
                 (Weights::new(), None, images, cache)
             }
             SpaceKind::Feature => {
                 let weights = backbone_weights(config, backbone)?;
-                let backbone = model::backbone(&config.features.backbone, &weights, place)?;
+                let backbone = model::backbone(&config.features.backbone, &weights, device)?;
                 let channels = model::channels(backbone.name())?;
-                let raw = |frames: &[&Frame]| raw_features(backbone.as_ref(), place, grid, frames);
+                let raw = |frames: &[&Frame]| backbone_features(backbone.as_ref(), device, grid, frames);
                 let (images, raw) = gathering.read(data, channels, &raw, &mut skipped)?;
-                let (space, cache) = gathering.feature_space(&images, raw, channels)?;
-                (weights, Some(space), images, cache)
+                let (transform, cache) = gathering.fit_transform(&images, raw, channels)?;
+                (weights, Some(transform), images, cache)
             }
         };
         let data_sha256 = data_digest(data, &images, config)?;
         let names = data.categories.iter().map(|c| c.name.clone()).collect();
-        Ok(Self { place: place.clone(), names, images, cache, weights, fitted, mask, data_sha256, skipped })
+        Ok(Self { device: device.clone(), names, images, cache, weights, fitted, mask, data_sha256, skipped })
     }
 
-    /// The space, for a network of its own.
-    pub(super) fn space(&self, config: &Config) -> Result<Box<dyn Space>> {
+    /// The feature extractor of a model that is trained on this.
+    pub(super) fn extractor(&self, config: &Config) -> Result<Arc<FeatureExtractor>> {
         let grid = config.features.grid;
-        Ok(match &self.fitted {
-            None => Box::new(Pixels { place: self.place.clone(), grid }),
-            Some(fitted) => {
-                let backbone = model::backbone(&config.features.backbone, &self.weights, &self.place)?;
-                Box::new(Features { backbone, place: self.place.clone(), fitted: fitted.clone(), grid })
+        Ok(Arc::new(match &self.fitted {
+            None => FeatureExtractor::of_pixels(self.device.clone(), grid),
+            Some(transform) => {
+                let backbone = model::backbone(&config.features.backbone, &self.weights, &self.device)?;
+                FeatureExtractor::of_backbone(self.device.clone(), grid, backbone, transform.clone())?
             }
-        })
+        }))
     }
 
     /// The frozen network, for the card.
@@ -115,7 +115,7 @@ impl Material {
 struct Gathering<'a> {
     config: &'a Config,
     folder: &'a Path,
-    place: &'a Place,
+    device: &'a Device,
     context: Context<'a>,
 }
 
@@ -142,7 +142,7 @@ impl Gathering<'_> {
         self.context.each_image(&wanted, skipped, |frames: &[(usize, Frame)], done| {
             let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
             let features =
-                self.place.numbers(&prepared, |some| extract(&some.iter().map(|p| &p.frame).collect::<Vec<_>>()));
+                self.device.values(&prepared, |some| extract(&some.iter().map(|p| &p.frame).collect::<Vec<_>>()));
             for ((index, _), row) in frames.iter().zip(features) {
                 cache.push(&row?)?;
                 kept[*index] = true;
@@ -185,8 +185,8 @@ impl Gathering<'_> {
         Ok((Images { train, calibration, cached }, cache))
     }
 
-    /// Fits the feature space on an even sample of the classes and projects the cache.
-    fn feature_space(&self, images: &Images, raw: Cache, channels: usize) -> Result<(FeatureSpace, Cache)> {
+    /// Fits the feature transform to an even sample of the classes and projects the cache.
+    fn fit_transform(&self, images: &Images, raw: Cache, channels: usize) -> Result<(FeatureTransform, Cache)> {
         let features = &self.config.features;
         let tokens = features.grid * features.grid;
         let per_class = FIT_ROWS / images.cached.len().max(1);
@@ -207,17 +207,17 @@ impl Gathering<'_> {
                 }
             }
         }
-        let space = FeatureSpace::fit(&rows, channels, features.dim, features.whitening, features.clamp)?;
+        let transform = FeatureTransform::fit(&rows, channels, features.dim, features.whitening, features.clamp)?;
         drop(rows);
         let mut cache = self.cache(tokens * features.dim);
         let indices = (0..raw.len()).collect::<Vec<_>>();
         for group in indices.chunks(64) {
-            let projected = group.par_iter().map(|&i| Ok(space.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
+            let projected = group.par_iter().map(|&i| Ok(transform.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
             for values in projected {
                 cache.push(&values)?;
             }
         }
-        Ok((space, cache))
+        Ok((transform, cache))
     }
 }
 
@@ -226,7 +226,7 @@ fn backbone_weights(config: &Config, file: Option<&Path>) -> Result<Weights> {
     let name = &config.features.backbone;
     if let Some(path) = file {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the backbone weights", e))?;
-        return candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        return candle_core::safetensors::load_buffer(&bytes, &candle_core::Device::Cpu)
             .map_err(|e| Error::model(path, format!("not a safetensors file of backbone weights: {e}")));
     }
     model::embedded(name)?.ok_or_else(|| {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::config::Config;
 use crate::data::{self, Dataset};
 use crate::detector::Detector;
-use crate::device::Target;
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::frame::Frame;
 
@@ -113,7 +113,7 @@ pub struct Options {
     /// Go on from the checkpoint beside `out`.
     pub resume: bool,
     /// Where to train; a checkpoint can go on on another device.
-    pub target: Target,
+    pub device: DeviceSpec,
 }
 
 impl Options {
@@ -156,10 +156,10 @@ pub fn train(
     check_targets(options)?;
     let context = Context { observer, stop };
 
-    let place = options.target.open()?;
+    let device = options.device.open()?;
     let started = Instant::now();
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut material = Material::gather(config, data, options.backbone.as_deref(), folder, &place, context)?;
+    let mut material = Material::gather(config, data, options.backbone.as_deref(), folder, &device, context)?;
     let feature_seconds = started.elapsed().as_secs_f64();
 
     let fitted = fit(config, &material, &options.checkpoint(), options.resume, context)?;
@@ -170,7 +170,7 @@ pub fn train(
     let _ = std::fs::remove_file(options.checkpoint()); // there may be none
     let calibration_seconds = started.elapsed().as_secs_f64();
     Ok(Outcome {
-        detector: Detector::open_on(&options.out, &place)?,
+        detector: Detector::open_on(&options.out, &device)?,
         losses: fitted.losses,
         seconds: [feature_seconds, fitted.seconds, calibration_seconds],
         images_per_second: fitted.images_per_second,

@@ -1,7 +1,8 @@
 //! From trained weights to a model: prototypes and statistics of the training images, thresholds from those held out.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -10,18 +11,22 @@ use super::material::Material;
 use super::{ClassScores, Context, Event, class_card};
 use crate::bundle::{Card, ClassCard, SCHEMA, TrainingCard};
 use crate::config::{Config, ScoreKind};
-use crate::detector::{self, Choice, Look, Network, Program, mean_token, needs_noise, seeded_noise};
+use crate::detector::{
+    self, ClassChoice, Network, Reconstruction, Reconstructor, Request, SamplerPlan, Scorer, mean_over_cells,
+    prototype_distance, stored_noise,
+};
 use crate::error::Result;
-use crate::frame::Preprocess;
+use crate::features::FeatureExtractor;
 use crate::model::denoiser::Denoisers;
-use crate::score::ResidualSums;
+use crate::residuals::ResidualSums;
 
 /// Images whose residuals are computed at a time.
 const STATISTICS_BATCH: usize = 16;
 /// A product is unknown when it is farther from the prototype than this times the farthest good part.
 const UNKNOWN_FACTOR: f32 = 2.0;
 
-/// Measures what a model says of good parts and writes it to `out`. `skipped` gets the held-out images that cannot be read.
+/// Measures good parts with the trained weights and writes the model to `out`. Held-out images that cannot be read are added to
+/// `skipped`.
 ///
 /// # Errors
 /// When the file cannot be written or the device fails; `Error::Interrupted` when asked to stop.
@@ -31,25 +36,19 @@ pub fn finish(
     averages: &BTreeMap<String, Tensor>,
     out: &Path,
     context: Context<'_>,
-    skipped: &mut Vec<(std::path::PathBuf, String)>,
+    skipped: &mut Vec<(PathBuf, String)>,
 ) -> Result<()> {
-    let placed = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), material.place.weight(tensor)?));
+    let placed = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), material.device.weight(tensor)?));
     let weights = averages.iter().map(placed).collect::<Result<BTreeMap<String, Tensor>>>()?;
     let denoisers = Denoisers::new(config, material.names.len(), |name| weights.get(name).cloned())?;
-    let noise = needs_noise(config);
-    let noise = noise.then(|| seeded_noise(config.detection.noise_seed, 0, config.tokens() * config.dim()));
-    let mut network = Network {
-        config: config.clone(),
-        space: material.space(config)?,
-        place: material.place.clone(),
-        denoisers,
-        noise,
-        fields: Vec::new(),
-        term_means: Vec::new(),
-        prototypes: Vec::new(),
-        mask: material.mask.clone(),
-    };
-    let classes = calibrate(config, material, &mut network, context, skipped)?;
+    let reconstructor = Reconstructor::new(config, &material.device, denoisers, stored_noise(config))?;
+    let extractor = material.extractor(config)?;
+    let passes = if needs_term_means(config) { 2 } else { 1 };
+    let held_out = material.images.calibration.iter().map(Vec::len).sum::<usize>();
+    let mut progress = Progress { context, done: 0, total: passes * material.cache.len() + held_out };
+    let (scorer, prototypes, farthest) = class_statistics(config, material, &extractor, &reconstructor, &mut progress)?;
+    let network = Network::new(config, extractor, reconstructor, scorer, prototypes, material.mask.clone())?;
+    let classes = thresholds(config, material, &network, farthest, &mut progress, skipped)?;
     let card = Card {
         schema: SCHEMA,
         tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -67,30 +66,42 @@ pub fn finish(
     detector::save(out, &card, &network, &material.weights, averages)
 }
 
-/// Prototypes and residual statistics from the training images, thresholds from the held-out ones.
-fn calibrate(
+/// Images of all passes that are done, for whoever watches.
+struct Progress<'a> {
+    context: Context<'a>,
+    done: usize,
+    total: usize,
+}
+
+impl Progress<'_> {
+    fn set(&mut self, done: usize) {
+        self.done = done;
+        self.context.observer.event(&Event::Calibration { done, total: self.total });
+    }
+}
+
+/// Whether the score is made of terms in units of their mean over good parts.
+fn needs_term_means(config: &Config) -> bool {
+    matches!(config.detection.score, ScoreKind::Diffusion | ScoreKind::Sum)
+}
+
+/// Statistics of the training images for the scorer, and for each class its prototype and the largest distance of an image from it.
+fn class_statistics(
     config: &Config,
     material: &Material,
-    network: &mut Network,
-    context: Context<'_>,
-    skipped: &mut Vec<(std::path::PathBuf, String)>,
-) -> Result<Vec<ClassCard>> {
-    let (images, cache) = (&material.images, &material.cache);
+    extractor: &Arc<FeatureExtractor>,
+    reconstructor: &Reconstructor,
+    progress: &mut Progress<'_>,
+) -> Result<(Scorer, Vec<Vec<f32>>, Vec<f32>)> {
     let (tokens, dim) = (config.tokens(), config.dim());
-    let needs_means = matches!(config.detection.score, ScoreKind::Diffusion | ScoreKind::Sum);
-    let passes = if needs_means { 2 } else { 1 };
-    let total = passes * cache.len() + images.calibration.iter().map(Vec::len).sum::<usize>();
-    let mut done = 0;
-    let program = network.program(config.detection.ddim_steps)?;
-    let mut farthest = Vec::new();
-    for (class, indices) in images.cached.iter().enumerate() {
+    let plan = reconstructor.plan(config.detection.ddim_steps)?;
+    let (mut residuals, mut prototypes, mut farthest) = (Vec::new(), Vec::new(), Vec::new());
+    for (class, indices) in material.images.cached.iter().enumerate() {
         let mut sums = ResidualSums::new(tokens, dim);
         let mut means = Vec::new();
-        each_look(material, network, &program, class, context, |values, look| {
-            means.extend(values.chunks_exact(tokens * dim).map(|v| mean_token(v, dim)));
-            sums.add(&look.residuals.flatten_all()?.to_vec1::<f32>()?);
-            done += values.len() / (tokens * dim);
-            context.observer.event(&Event::Calibration { done, total });
+        each_reconstruction(material, reconstructor, &plan, class, progress, |features, reconstruction| {
+            means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));
+            sums.add(&reconstruction.residuals.flatten_all()?.to_vec1::<f32>()?);
             Ok(())
         })?;
         let mut prototype = vec![0.0; dim];
@@ -99,45 +110,56 @@ fn calibrate(
                 *p += m / indices.len() as f32;
             }
         }
-        network.fields.push(sums.finish()?);
-        network.prototypes.push(prototype);
-        let distances = means.iter().map(|m| network.prototype_distances(m)[class]);
-        farthest.push(distances.fold(0.0f32, f32::max));
+        residuals.push(sums.finish()?);
+        farthest.push(means.iter().map(|mean| prototype_distance(&prototype, mean)).fold(0.0f32, f32::max));
+        prototypes.push(prototype);
     }
-    for class in 0..images.cached.len() {
-        let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
-        if needs_means {
-            let weight = 1.0 / (images.cached[class].len() * tokens) as f64;
-            each_look(material, network, &program, class, context, |values, look| {
-                let distance = network.reconstruction_distance(&network.tensor(values)?, &look.residuals, class)?;
-                means[0] += distance.iter().copied().map(f64::from).sum::<f64>() * weight;
-                for (mean, errors) in means[1..].iter_mut().zip(&look.noise_errors) {
+    let mut scorer = Scorer::new(config, residuals, extractor)?;
+    if needs_term_means(config) {
+        let mut term_means = Vec::new();
+        for class in 0..prototypes.len() {
+            let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
+            let weight = 1.0 / (material.images.cached[class].len() * tokens) as f64;
+            each_reconstruction(material, reconstructor, &plan, class, progress, |features, reconstruction| {
+                let features = reconstructor.tensor(features)?;
+                let distances = scorer.distances(&features, &reconstruction.residuals, class)?;
+                means[0] += distances.iter().copied().map(f64::from).sum::<f64>() * weight;
+                for (mean, errors) in means[1..].iter_mut().zip(&reconstruction.noise_errors) {
                     let errors = errors.flatten_all()?.to_vec1::<f32>()?;
                     *mean += errors.iter().map(|&e| f64::from(e).sqrt()).sum::<f64>() * weight;
                 }
-                done += values.len() / (tokens * dim);
-                context.observer.event(&Event::Calibration { done, total });
                 Ok(())
             })?;
-        } else {
-            means.fill(1.0);
+            term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
         }
-        network.term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
+        scorer = scorer.with_term_means(term_means)?;
     }
-    let preprocess = Preprocess::of(&config.input);
+    Ok((scorer, prototypes, farthest))
+}
+
+/// Thresholds of each class from the scores of its held-out images; `farthest` as of [`class_statistics`].
+fn thresholds(
+    config: &Config,
+    material: &Material,
+    network: &Network,
+    mut farthest: Vec<f32>,
+    progress: &mut Progress<'_>,
+    skipped: &mut Vec<(PathBuf, String)>,
+) -> Result<Vec<ClassCard>> {
+    let (images, context, preprocess) = (&material.images, progress.context, network.preprocess());
     let mut cards = Vec::new();
     for (class, (name, paths)) in material.names.iter().zip(&images.calibration).enumerate() {
         let mut scores = ClassScores::default();
-        let before = done;
+        let (before, request) = (progress.done, Request { class: ClassChoice::Known(class), ..Request::default() });
         context.each_image(paths, skipped, |frames, count| {
             let prepared = frames.par_iter().map(|(_, frame)| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
-            for inspection in network.inspect_each(&prepared, Choice::Known(class), &program) {
+            let frames: Vec<_> = prepared.iter().map(|prepared| (prepared, &request)).collect();
+            for inspection in network.inspect(&frames) {
                 let inspection = inspection?;
                 farthest[class] = farthest[class].max(inspection.prototype_distance);
                 scores.push(&inspection);
             }
-            done = before + count;
-            context.observer.event(&Event::Calibration { done, total });
+            progress.set(before + count);
             Ok(())
         })?;
         let limit = farthest[class] * UNKNOWN_FACTOR;
@@ -146,23 +168,24 @@ fn calibrate(
     Ok(cards)
 }
 
-/// What the denoiser makes of the training images of a class, some at a time: their values `[n, T, D]`, and the look.
-fn each_look(
+/// Reconstructs the training images of a class, some at a time, and hands their features `[n, T, D]` and the result to `f`.
+fn each_reconstruction(
     material: &Material,
-    network: &Network,
-    program: &Program,
+    reconstructor: &Reconstructor,
+    plan: &SamplerPlan,
     class: usize,
-    context: Context<'_>,
-    mut f: impl FnMut(&[f32], &Look) -> Result<()>,
+    progress: &mut Progress<'_>,
+    mut f: impl FnMut(&[f32], &Reconstruction) -> Result<()>,
 ) -> Result<()> {
     for group in material.images.cached[class].chunks(STATISTICS_BATCH) {
-        context.check()?;
-        let mut values = Vec::new();
+        progress.context.check()?;
+        let mut features = Vec::new();
         for &index in group {
-            values.extend(material.cache.get(index)?);
+            features.extend(material.cache.get(index)?);
         }
-        let look = network.look(&network.tensor(&values)?, program, network.told(class))?;
-        f(&values, &look)?;
+        let class = reconstructor.condition_class(class);
+        f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, plan, class)?)?;
+        progress.set(progress.done + group.len());
     }
     Ok(())
 }

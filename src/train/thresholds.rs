@@ -20,16 +20,6 @@ impl ClassScores {
         self.image.push(inspection.score);
         self.pixel.push(inspection.map.values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     }
-
-    /// Number of parts.
-    pub fn len(&self) -> usize {
-        self.image.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.image.is_empty()
-    }
 }
 
 /// The rate that is promised for `n` held-out parts: what was asked for, else 5 % or the smallest that `n` supports.
@@ -37,8 +27,8 @@ fn rate(config: &CalibrationConfig, n: usize) -> f64 {
     config.target_fpr.unwrap_or_else(|| DEFAULT_TARGET_FPR.max(calibrate::smallest_rate(n)))
 }
 
-/// Thresholds of one class by split-conformal calibration; pixels count as a region above the same quantile of the parts'
-/// highest pixels.
+/// Thresholds of one class by split-conformal calibration. The threshold of a region is the same quantile of the parts' highest
+/// map values.
 ///
 /// # Errors
 /// When the rate asked for cannot be promised from so few parts; the message says how many it takes.
@@ -49,7 +39,7 @@ pub fn class_card(
     prototype_limit: f32,
     config: &CalibrationConfig,
 ) -> Result<ClassCard> {
-    let n = scores.len();
+    let n = scores.image.len();
     let target = rate(config, n);
     let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
     let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
@@ -77,11 +67,8 @@ pub fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
     let Some(target) = config.calibration.target_fpr else { return Ok(()) };
     for category in &data.categories {
         let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
-        let n = split.calibration.len();
-        if calibrate::conformal_rank(n, target).is_none() {
-            let needed = calibrate::TooFew { n, target, needed: (1.0 / target - 1.0).ceil() as usize };
-            return Err(Error::Usage(format!("class {}: {needed}", category.name)));
-        }
+        calibrate::conformal_rank(split.calibration.len(), target)
+            .map_err(|few| Error::Usage(format!("class {}: {few}", category.name)))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The worker: one thread that owns a model, and everybody else who wants frames inspected.
+//! The worker: one thread that owns a model and inspects the frames of every stream that uses it.
 //!
 //! ```text
 //! streams -- submit(job) --> bounded channel --> Batcher --> model --> one answer per ticket
@@ -7,52 +7,9 @@
 //! Batches form while the model is busy; one that is not full leaves at the timeout. Every job that is accepted is answered
 //! exactly once: with a detection, with the model's error, with its panic, or, when the worker goes away first, with
 //! [`Failure::Stopped`]. A panic is caught per batch and the model opened again, once. No lock is held across the model's
-//! work.
-//!
-//! # Where the time goes on a GPU
-//!
-//! Nobody has measured this: it is counted from the code, for EfficientNet-Lite0 and the Mahalanobis distance, for batches
-//! of 1 and 16. s is `configs/default.toml` (256 pixels, 16x16 cells, width 128, 4 blocks, one evaluation), m is
-//! `configs/accurate-gpu.toml` (512 pixels, 32x32 cells of 256 channels, width 256, 8 blocks, three evaluations), l is m with
-//! width 384 and 12 blocks. The floors are those of an H100 SXM by its data sheet: 67 TFLOP/s in f32 without tensor cores, 990
-//! in f16 with them, 3.35 TB/s of memory, 50 GB/s from the host; a launch takes about 2.5 us of the GPU at least, and about 5 us
-//! of the thread that does it.
-//!
-//! | per batch | s, 1 | s, 16 | m, 1 | m, 16 | l, 1 | l, 16 |
-//! | --- | --- | --- | --- | --- | --- | --- |
-//! | frames to the device, MB | 0.2 | 3.1 | 0.8 | 12.6 | 0.8 | 12.6 |
-//! | backbone, GFLOP | 0.64 | 10.2 | 2.5 | 40.7 | 2.5 | 40.7 |
-//! | one evaluation, GFLOP | 0.37 | 5.9 | 12.3 | 197 | 38.3 | 613 |
-//! | backbone, MB read and written (f32) | 131 | 2060 | 516 | 8220 | 516 | 8220 |
-//! | one evaluation, MB (f32) | 26 | 370 | 580 | 8950 | 1110 | 16770 |
-//! | statistics of one class, MB | 17 | 17 | 268 | 268 | 268 | 268 |
-//! | launches: backbone and features | 95 | 99 | 95 | 99 | 95 | 99 |
-//! | launches: one evaluation | 43 | 54 | 81 | 102 | 119 | 150 |
-//! | launches: all | 147 | 162 | 349 | 416 | 463 | 560 |
-//! | floor by arithmetic, f32 / f16, ms | 0.02 / 0.00 | 0.24 / 0.02 | 0.6 / 0.04 | 9.4 / 0.6 | 1.8 / 0.1 | 28 / 1.9 |
-//! | floor by memory, f32, ms | 0.05 | 0.7 | 0.8 | 10.5 | 1.2 | 17.6 |
-//! | floor by the link, ms | 0.00 | 0.06 | 0.02 | 0.25 | 0.02 | 0.25 |
-//! | floor by launches, GPU / thread, ms | 0.4 / 0.7 | 0.4 / 0.8 | 0.9 / 1.7 | 1.0 / 2.1 | 1.2 / 2.3 | 1.4 / 2.8 |
-//!
-//! An evaluation of the denoiser launches 7 kernels per block (6 for a batch of 1, whose modulation needs no copy), 15 per
-//! attention (14), 5 around them, and one per layer to repeat the condition for a batch. A block of the backbone is 5 (3
-//! without expansion, 1 more with a residual), its stem 15, bringing the taps to the grid 20 (16), normalising them 5. The
-//! attention's weights are written and read four times and are nearly half of the bytes of an evaluation of size m. Not in the
-//! table: candle uploads the strides of every operation on a tensor that is not contiguous, an allocation and a copy of a few
-//! bytes each on the thread's side.
-//!
-//! So single frames are bound by launches, whatever the size, and batches of 16 of size s just as well; sizes m and l are
-//! bound by memory and arithmetic alike in f32, and `precision=f16` takes from both. A CUDA graph would be worth most for
-//! single frames: candle keeps its uploads for a capture, but whether its allocations can be captured only a GPU will tell.
-//! What the design does about the rest: frames travel as bytes at the model's size (resized where they enter, as on the CPU:
-//! one code for eleven formats, the same bits on every device, and a 5-megapixel frame would be 75 times the bytes) through
-//! page-locked buffers that are used again; bias, activation and gate are one kernel each with their neighbours; conditions,
-//! noises and statistics stay on the device; the driver's pool keeps what is freed; no event is recorded around a tensor. The
-//! next batch is sent as soon as the device is done with the last: its backbone runs while the host smooths, scores and
-//! answers. Between the backbone and the evaluations the device waits once for the host, which finds the classes that are
-//! near. Copies run in the stream of the kernels, not beside them: a second stream would bring those events back, which cost
-//! more than the 4 us per frame that it could hide.
+//! work. Where the time of a batch goes on a GPU is in [`gpu_budget`].
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -62,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
 use crate::bundle::Card;
-use crate::detector::{Ask, Detection, Measured, Seen};
+use crate::detector::{CellScores, Detection, Embeddings, Request};
 use crate::error::{Error, Result};
 use crate::frame::Prepared;
 
@@ -72,12 +29,16 @@ mod share;
 mod stats;
 mod thread;
 
-use thread::{Bench, first, words};
+use thread::{ModelThread, open_and_warm_up, panic_message};
 
 pub use batcher::{Batcher, Next};
 pub use model::open;
 pub use share::{Shared, SharedKey};
 pub use stats::{Durations, Stats, Summary};
+pub use thread::WARM_UP_BATCHES;
+
+#[doc = include_str!("gpu_budget.md")]
+pub mod gpu_budget {}
 
 /// Jobs that may wait in the channel; more than any sensible number of streams has under way.
 const CHANNEL: usize = 1024;
@@ -87,27 +48,38 @@ pub trait Detect: Send {
     /// Its card.
     fn card(&self) -> &Card;
 
-    /// Sends a batch on its way where the device works by itself, so that it computes while the host makes the answers of the
-    /// batch before; nothing where it does not.
+    /// Inspects a batch: one answer per job, in order, that does not depend on the other jobs.
+    fn inspect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>>;
+
+    /// Where the device works by itself, the first of three phases that stand in for [`Detect::inspect`]: sends the batch to the
+    /// device and does not wait. `None` where it does not, then the batch is inspected at once.
     ///
     /// # Errors
     /// When the device fails.
-    fn begin(&mut self, _jobs: &[&Job]) -> Result<Option<Seen>> {
+    fn embed(&mut self, _jobs: &[&Job]) -> Result<Option<Embeddings>> {
         Ok(None)
     }
 
-    /// Waits for all that the device has to say of a batch; `seen` is what [`Detect::begin`] gave for these jobs.
+    /// The second phase: waits until the device is done with the batch.
     ///
     /// # Errors
     /// When the device fails.
-    fn measure(&mut self, jobs: &[&Job], seen: Seen) -> Result<Measured>;
+    fn measure(&mut self, _jobs: &[&Job], _embeddings: Embeddings) -> Result<CellScores> {
+        Err(Error::Internal("worker: this model has no phases".into()))
+    }
 
-    /// Inspects a batch: one answer per job, in order. An answer does not depend on the other jobs. `measured` is what
-    /// [`Detect::measure`] gave for these jobs, if they were begun with.
-    fn detect(&mut self, jobs: &[&Job], measured: Option<Measured>) -> Vec<Result<Detection>>;
+    /// The third phase, on the host: the answers, as those of [`Detect::inspect`].
+    fn conclude(&mut self, jobs: &[&Job], _scores: CellScores) -> Vec<Result<Detection>> {
+        self.inspect(jobs)
+    }
 
-    /// A batch that is as much work as a real one.
-    fn warm_up(&self, size: usize) -> Result<Vec<Job>>;
+    /// Jobs that are as much work as a batch of `size` frames; none for a model that needs no warm-up.
+    ///
+    /// # Errors
+    /// When such jobs cannot be made.
+    fn warm_up(&self, _size: usize) -> Result<Vec<Job>> {
+        Ok(Vec::new())
+    }
 }
 
 /// A frame to be inspected, and how.
@@ -116,7 +88,7 @@ pub struct Job {
     /// The model's input.
     pub prepared: Prepared,
     /// Class, steps, thresholds, mask.
-    pub ask: Arc<Ask>,
+    pub request: Arc<Request>,
 }
 
 /// How a worker works.
@@ -153,7 +125,7 @@ pub enum Failure {
 /// Why a job was not accepted.
 #[derive(Debug)]
 pub enum Refused {
-    /// Too many jobs wait; the job comes back.
+    /// Too many jobs wait; the job comes back as it was, without a copy.
     Full(Box<Job>),
     /// The worker is gone.
     Stopped,
@@ -198,21 +170,22 @@ impl Answer {
     }
 }
 
-/// A job on its way, with the address of its answer. Dropped without one, it answers [`Failure::Stopped`].
+/// A job on its way to the model.
 struct Entry {
     stream: u64,
     job: Job,
-    answer: Option<Sender<Answer>>,
+    reply: Reply,
     wanted: Weak<()>,
     submitted: Instant,
+}
+
+/// The way back of a job's answer. Dropped without one, it answers [`Failure::Stopped`].
+struct Reply {
+    answer: Option<Sender<Answer>>,
     state: Arc<State>,
 }
 
-impl Entry {
-    fn answer(mut self, answer: Answer) {
-        self.send(answer);
-    }
-
+impl Reply {
     fn send(&mut self, answer: Answer) {
         if let Some(sender) = self.answer.take() {
             self.state.pending.fetch_sub(1, Ordering::AcqRel);
@@ -221,7 +194,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for Reply {
     fn drop(&mut self) {
         self.send(Answer::stopped());
     }
@@ -270,13 +243,15 @@ impl Worker {
             Arc::new(State { pending: AtomicUsize::new(0), stats: Mutex::default(), batches: Mutex::default() });
         let (shared, size, timeout) = (state.clone(), options.batch_size, options.batch_timeout);
         let body = move || {
-            let started = catch_unwind(AssertUnwindSafe(|| first(&open, size, &shared)));
-            match started.unwrap_or_else(|panic| Err(Error::Internal(format!("opening panicked: {}", words(&*panic)))))
-            {
+            let opened = catch_unwind(AssertUnwindSafe(|| open_and_warm_up(&open, size, &shared)));
+            let panicked = |panic: Box<dyn Any + Send>| {
+                Err(Error::Internal(format!("opening panicked: {}", panic_message(&*panic))))
+            };
+            match opened.unwrap_or_else(panicked) {
                 Ok(model) => {
                     let _ = report.send(Ok(model.card().clone()));
                     drop(report);
-                    Bench::new(open, model, shared).serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
+                    ModelThread::new(open, model, shared).serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));
@@ -323,16 +298,15 @@ impl Worker {
         let entry = Entry {
             stream,
             job,
-            answer: Some(sender),
+            reply: Reply { answer: Some(sender), state: self.state.clone() },
             wanted: Arc::downgrade(&wanted),
             submitted: Instant::now(),
-            state: self.state.clone(),
         };
         let Some(entries) = &self.entries else { return Err(Refused::Stopped) };
         self.state.pending.fetch_add(1, Ordering::AcqRel);
         match entries.send_timeout(entry, patience) {
             Ok(()) => Ok(Ticket { answer: receiver, _wanted: wanted }),
-            Err(SendTimeoutError::Timeout(entry)) => Err(Refused::Full(Box::new(entry.job.clone()))),
+            Err(SendTimeoutError::Timeout(entry)) => Err(Refused::Full(Box::new(entry.job))),
             Err(SendTimeoutError::Disconnected(_)) => Err(Refused::Stopped),
         }
     }
@@ -347,10 +321,9 @@ impl Worker {
         self.state.stats().clone()
     }
 
-    /// How long the model works on a batch, warm-up included.
+    /// How long the model works on a batch, warm-up included. Cheap to ask for: it is computed once per batch.
     pub fn batch_time(&self) -> Summary {
-        let recent = self.state.batches().clone();
-        recent.summary()
+        self.state.batches().summary()
     }
 }
 

@@ -1,12 +1,13 @@
-//! What the worker has done: counts and durations, copied out as a snapshot.
+//! Counts and durations of the worker, copied out as a snapshot.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Durations kept for the percentiles.
 const RECENT: usize = 1024;
 
-/// Durations: all of them in count, sum and extremes, the last thousand in percentiles.
+/// Durations: count, mean and extremes of all of them, percentiles of the last thousand.
 #[derive(Clone, Debug, Default)]
 pub struct Durations {
     count: u64,
@@ -14,6 +15,8 @@ pub struct Durations {
     min: Option<Duration>,
     max: Duration,
     recent: VecDeque<Duration>,
+    /// The summary, until another duration comes.
+    summary: OnceLock<Summary>,
 }
 
 /// Summary of [`Durations`]; all zero where nothing was measured.
@@ -36,8 +39,9 @@ pub struct Summary {
 }
 
 impl Durations {
-    /// One more.
+    /// Adds a duration.
     pub fn add(&mut self, duration: Duration) {
+        self.summary.take();
         self.count += 1;
         self.sum += duration;
         self.min = Some(self.min.map_or(duration, |min| min.min(duration)));
@@ -48,8 +52,12 @@ impl Durations {
         self.recent.push_back(duration);
     }
 
-    /// The summary.
+    /// The summary. It sorts the recent durations, but only once after each [`Durations::add`].
     pub fn summary(&self) -> Summary {
+        *self.summary.get_or_init(|| self.summarise())
+    }
+
+    fn summarise(&self) -> Summary {
         let mut sorted: Vec<Duration> = self.recent.iter().copied().collect();
         sorted.sort_unstable();
         // Nearest rank: the smallest value that at least `share` of all are at or below.
@@ -69,7 +77,7 @@ impl Durations {
     }
 }
 
-/// What a worker has done since it was opened.
+/// Counts and durations of a worker since it was started.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     /// Batches that the model was given.

@@ -3,43 +3,22 @@
 use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
-use super::thread::WARM_UP;
 use super::*;
-use crate::bundle::{BackboneCard, ClassCard, SCHEMA, TrainingCard};
-use crate::calibrate::Threshold;
-use crate::config::Config;
-use crate::detector::{Choice, ClassSource, Limits, Map, Measured, Seen, Verdict};
+use crate::bundle::fixture;
+use crate::detector::{AnomalyMap, CellScores, ClassSource, Embeddings, Verdict};
 use crate::frame::{Frame, Geometry};
 
 const NOW: Duration = Duration::ZERO;
 
 fn card() -> Card {
-    let threshold = Threshold { value: 1.0, rank: 1, n: 1, false_reject_rate: 0.5, interval: [0.0, 1.0] };
-    Card {
-        schema: SCHEMA,
-        tool: "diad 0".into(),
-        config: Config::default(),
-        backbone: Some(BackboneCard { name: "efficientnet-lite0".into(), sha256: "0".repeat(64) }),
-        classes: vec![ClassCard {
-            name: "part".into(),
-            train_images: 1,
-            calibration_scores: vec![1.0],
-            ng: threshold,
-            warn: threshold,
-            pixel_threshold: 1.0,
-            prototype_limit: 1.0,
-        }],
-        training: TrainingCard { images: 1, data_sha256: "0".repeat(64), seed: 0, steps: 1 },
-        tensors_sha256: "0".repeat(64),
-    }
+    fixture::card(&["part"])
 }
 
 /// A job whose one pixel tells the model what to do.
 fn job(pixel: u8) -> Job {
     let frame = Frame::new(1, 1, vec![pixel; 3]).unwrap();
     let geometry = Geometry { original: [1, 1], valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
-    let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(&card()), mask: None };
-    Job { prepared: Prepared { frame, geometry }, ask: Arc::new(ask) }
+    Job { prepared: Prepared { frame, geometry }, request: Arc::default() }
 }
 
 const PANIC: u8 = 250;
@@ -70,26 +49,36 @@ impl Detect for Scripted {
         &self.card
     }
 
-    fn begin(&mut self, jobs: &[&Job]) -> Result<Option<Seen>> {
+    fn embed(&mut self, jobs: &[&Job]) -> Result<Option<Embeddings>> {
         if !self.ahead || jobs.is_empty() {
             return Ok(None);
         }
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send([&[BEGUN], &pixels[..]].concat());
         assert!(!pixels.contains(&PANIC_EARLY), "told to panic");
-        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu);
-        Ok(Some(Seen { values: zeros(&[jobs.len(), 1, 1])?, means: zeros(&[jobs.len(), 1])? }))
+        let features = Tensor::zeros((jobs.len(), 1, 1), DType::F32, &candle_core::Device::Cpu)?;
+        Ok(Some(Embeddings(features)))
     }
 
-    fn measure(&mut self, jobs: &[&Job], _: Seen) -> Result<Measured> {
+    fn measure(&mut self, jobs: &[&Job], _: Embeddings) -> Result<CellScores> {
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send([&[MEASURED], &pixels[..]].concat());
         assert!(!pixels.contains(&PANIC_LATE), "told to panic");
-        Ok(Measured::default())
+        Ok(CellScores::default())
     }
 
-    fn detect(&mut self, jobs: &[&Job], measured: Option<Measured>) -> Vec<Result<Detection>> {
-        assert_eq!(measured.is_some(), self.ahead && !jobs.is_empty());
+    fn inspect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+        assert!(!self.ahead || jobs.is_empty(), "it works in phases");
+        self.answer(jobs)
+    }
+
+    fn conclude(&mut self, jobs: &[&Job], _: CellScores) -> Vec<Result<Detection>> {
+        self.answer(jobs)
+    }
+}
+
+impl Scripted {
+    fn answer(&self, jobs: &[&Job]) -> Vec<Result<Detection>> {
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send(pixels.clone());
         let _ = self.gate.recv();
@@ -107,7 +96,7 @@ impl Detect for Scripted {
             class_source: ClassSource::Only,
             regions: Vec::new(),
             pixel_threshold: 1.0,
-            map: Map { side: 1, values: vec![0.0], geometry: job(0).prepared.geometry },
+            map: AnomalyMap { side: 1, values: vec![0.0], geometry: job(0).prepared.geometry },
         };
         if pixels.contains(&SHORT_OF_MEMORY) {
             return Error::Memory("no room".into()).for_all(pixels.len());
@@ -117,10 +106,6 @@ impl Detect for Scripted {
         }
         let outcome = |&pixel: &u8| if pixel == FAIL { Err(Error::Usage("no".into())) } else { Ok(detection(pixel)) };
         pixels.iter().map(outcome).collect()
-    }
-
-    fn warm_up(&self, _: usize) -> Result<Vec<Job>> {
-        Ok(Vec::new())
     }
 }
 
@@ -149,7 +134,7 @@ impl Rig {
     fn start(batch_size: usize, openings: usize, batch_timeout: Duration, ahead: bool) -> Self {
         let (tell, began) = bounded(10_000);
         let (gate, closed) = bounded(10_000);
-        for _ in 0..WARM_UP {
+        for _ in 0..WARM_UP_BATCHES {
             gate.send(()).unwrap();
         }
         let opened = AtomicUsize::new(0);
@@ -162,7 +147,7 @@ impl Rig {
         let options = Options { name: "test".into(), batch_size, batch_timeout };
         let worker = Worker::start(Box::new(open), options).unwrap();
         let rig = Self { worker, began, gate: Some(gate) };
-        (0..WARM_UP).for_each(|_| assert!(rig.began.recv().unwrap().is_empty()));
+        (0..WARM_UP_BATCHES).for_each(|_| assert!(rig.began.recv().unwrap().is_empty()));
         rig
     }
 
@@ -395,8 +380,10 @@ fn a_full_channel_is_told_and_the_job_comes_back() {
     let _first = rig.submit(1, 0);
     rig.began.recv().unwrap();
     let _waiting: Vec<_> = (0..CHANNEL).map(|_| rig.submit(1, 1)).collect();
-    let refused = rig.worker.submit(1, job(7), NOW);
-    assert!(matches!(refused, Err(Refused::Full(job)) if job.prepared.frame.rgb()[0] == 7));
+    let job = job(7);
+    let pixels = job.prepared.frame.rgb().as_ptr();
+    let refused = rig.worker.submit(1, job, NOW);
+    assert!(matches!(refused, Err(Refused::Full(job)) if job.prepared.frame.rgb().as_ptr() == pixels), "not a copy");
     assert_eq!(rig.worker.pending(), CHANNEL + 1);
     rig.open(CHANNEL + 1);
 }

@@ -8,14 +8,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::batcher::{Batcher, Next};
 use super::{Answer, Detect, Entry, Failure, Job, Open, State, nanoseconds};
-use crate::detector::{Detection, Measured, Seen};
+use crate::detector::{CellScores, Detection, Embeddings};
 use crate::error::{Error, Result};
 
-/// Batches that the warm-up runs.
-pub(super) const WARM_UP: usize = 4;
+/// Batches that a model runs when its worker starts, before the first frame.
+pub const WARM_UP_BATCHES: usize = 4;
 
-/// The model opened and warmed up.
-pub(super) fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
+/// Opens the model and runs a few batches, so that the first frame takes no longer than the others.
+pub(super) fn open_and_warm_up(open: &Open, size: usize, state: &State) -> Result<Box<dyn Detect>> {
     let mut model = open()?;
     match warm_up(model.as_mut(), size, state) {
         Ok(()) => Ok(model),
@@ -30,12 +30,11 @@ pub(super) fn first(open: &Open, size: usize, state: &State) -> Result<Box<dyn D
 
 fn warm_up(model: &mut dyn Detect, size: usize, state: &State) -> Result<()> {
     let jobs = model.warm_up(size)?;
-    for round in 0..WARM_UP {
+    for round in 0..WARM_UP_BATCHES {
         let started = Instant::now();
         let jobs: Vec<&Job> = jobs.iter().collect();
-        let seen = model.begin(&jobs)?;
-        let measured = seen.map(|seen| model.measure(&jobs, seen)).transpose()?;
-        for outcome in model.detect(&jobs, measured) {
+        let scores = model.embed(&jobs)?.map(|embeddings| model.measure(&jobs, embeddings)).transpose()?;
+        for outcome in inspect(model, &jobs, scores) {
             outcome?;
         }
         if round > 0 {
@@ -45,35 +44,44 @@ fn warm_up(model: &mut dyn Detect, size: usize, state: &State) -> Result<()> {
     Ok(())
 }
 
+/// The answers to a batch, from its scores where the device works by itself.
+fn inspect(model: &mut dyn Detect, jobs: &[&Job], scores: Option<CellScores>) -> Vec<Result<Detection>> {
+    match scores {
+        Some(scores) => model.conclude(jobs, scores),
+        None => model.inspect(jobs),
+    }
+}
+
 /// Gives up a model whose device is lost, without letting go of what it has there: the handles of libraries on a spoiled device
 /// cannot be given back, and panic when they are.
 fn abandon(model: Box<dyn Detect>) {
     std::mem::forget(model);
 }
 
-/// The model, and what has happened to it.
-pub(super) struct Bench {
+/// The thread's own: the model, and what has happened to it.
+pub(super) struct ModelThread {
     open: Open,
     digest: String,
     model: Result<Box<dyn Detect>, Failure>,
-    rebuilt: bool,
-    /// Batches were halved, for want of memory.
+    /// Whether the model was opened anew after a panic.
+    reopened: bool,
+    /// Whether batches were halved for want of memory.
     halved: bool,
     state: Arc<State>,
 }
 
-/// A batch that the model has begun with, and how far it is; nothing where the device does not work by itself.
+/// A batch that the model has begun with, and what a phase gave; nothing where the device does not work by itself.
 struct UnderWay<T> {
     entries: Vec<Entry>,
     started: Instant,
     so_far: Result<Option<T>, Failure>,
 }
 
-impl Bench {
+impl ModelThread {
     /// With a model that is open.
     pub(super) fn new(open: Open, model: Box<dyn Detect>, state: Arc<State>) -> Self {
         let digest = model.card().digest();
-        Self { open, digest, model: Ok(model), rebuilt: false, halved: false, state }
+        Self { open, digest, model: Ok(model), reopened: false, halved: false, state }
     }
 
     /// Until nobody can submit any more and everything is answered. Where the device works by itself, the next batch is
@@ -81,7 +89,7 @@ impl Bench {
     pub(super) fn serve(&mut self, inbox: &Receiver<Entry>, mut batcher: Batcher<Entry>) {
         let epoch = Instant::now();
         let now = || nanoseconds(epoch.elapsed());
-        let mut under_way: Option<UnderWay<Seen>> = None;
+        let mut under_way: Option<UnderWay<Embeddings>> = None;
         loop {
             let busy = under_way.is_some();
             let mut measured = under_way.take().map(|batch| self.measure(batch));
@@ -92,7 +100,7 @@ impl Bench {
                 batcher.push(entry.stream, entry, now());
             }
             let next = batcher.next(now());
-            let begun = if next == Next::Ready { self.begin(batcher.take()) } else { None };
+            let begun = if next == Next::Ready { self.embed(batcher.take()) } else { None };
             if let Some(batch) = measured {
                 self.finish(batch, &mut batcher);
             }
@@ -120,7 +128,7 @@ impl Bench {
     }
 
     /// Sends a batch on its way, without what nobody waits for any more.
-    fn begin(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay<Seen>> {
+    fn embed(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay<Embeddings>> {
         let before = entries.len();
         entries.retain(|entry| entry.wanted.strong_count() > 0);
         self.state.stats().abandoned += (before - entries.len()) as u64;
@@ -128,30 +136,30 @@ impl Bench {
             return None;
         }
         let started = Instant::now();
-        let so_far = self.ask(&entries, |model, jobs| model.begin(jobs));
+        let so_far = self.run(&entries, |model, jobs| model.embed(jobs));
         Some(UnderWay { entries, started, so_far })
     }
 
     /// Waits for the device to be done with a batch.
-    fn measure(&mut self, batch: UnderWay<Seen>) -> UnderWay<Measured> {
+    fn measure(&mut self, batch: UnderWay<Embeddings>) -> UnderWay<CellScores> {
         let UnderWay { entries, started, so_far } = batch;
         let so_far = match so_far {
-            Ok(Some(seen)) => self.ask(&entries, |model, jobs| model.measure(jobs, seen)).map(Some),
+            Ok(Some(embeddings)) => self.run(&entries, |model, jobs| model.measure(jobs, embeddings)).map(Some),
             Ok(None) => Ok(None),
             Err(failure) => Err(failure),
         };
         UnderWay { entries, started, so_far }
     }
 
-    /// Asks the model something about a batch. If it panics it is given up until it is opened anew.
-    fn ask<T>(
+    /// Runs a phase of the model on a batch. A model that panics is given up until it is opened anew.
+    fn run<T>(
         &mut self,
         entries: &[Entry],
-        question: impl FnOnce(&mut dyn Detect, &[&Job]) -> Result<T>,
+        phase: impl FnOnce(&mut dyn Detect, &[&Job]) -> Result<T>,
     ) -> Result<T, Failure> {
         let jobs: Vec<&Job> = entries.iter().map(|entry| &entry.job).collect();
         let model = self.model.as_mut().map_err(|failure| failure.clone())?;
-        match catch_unwind(AssertUnwindSafe(|| question(model.as_mut(), &jobs))) {
+        match catch_unwind(AssertUnwindSafe(|| phase(model.as_mut(), &jobs))) {
             Ok(answer) => answer.map_err(failure),
             Err(panic) => {
                 let failure = panicked(&*panic);
@@ -162,9 +170,9 @@ impl Bench {
     }
 
     /// Answers a batch.
-    fn finish(&mut self, batch: UnderWay<Measured>, batcher: &mut Batcher<Entry>) {
+    fn finish(&mut self, batch: UnderWay<CellScores>, batcher: &mut Batcher<Entry>) {
         let UnderWay { entries, started, so_far } = batch;
-        let (outcomes, panicked) = self.detect(&entries, so_far);
+        let (outcomes, panicked) = self.outcomes(&entries, so_far);
         let infer = started.elapsed();
         let failures = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
         let short_of_memory = failures().any(|failure| matches!(failure, Failure::Memory(_)));
@@ -190,12 +198,12 @@ impl Bench {
                 stats.total.add(entry.submitted.elapsed());
             }
         }
-        for (entry, outcome) in entries.into_iter().zip(outcomes) {
+        for (mut entry, outcome) in entries.into_iter().zip(outcomes) {
             let queue = started - entry.submitted;
-            entry.answer(Answer { outcome, queue, infer, batch: size });
+            entry.reply.send(Answer { outcome, queue, infer, batch: size });
         }
         if panicked {
-            self.rebuild();
+            self.reopen();
         }
         if short_of_memory && !self.halved && batcher.size() > 1 {
             self.halved = true;
@@ -205,16 +213,16 @@ impl Bench {
     }
 
     /// One outcome per entry, and whether the model panicked over this batch.
-    fn detect(
+    fn outcomes(
         &mut self,
         batch: &[Entry],
-        measured: Result<Option<Measured>, Failure>,
+        scores: Result<Option<CellScores>, Failure>,
     ) -> (Vec<Result<Detection, Failure>>, bool) {
-        let outcomes = match (measured, &self.model) {
+        let outcomes = match (scores, &self.model) {
             (Err(failure), _) => Err(failure),
-            // Given up over another batch.
+            // The model was given up over another batch.
             (Ok(_), Err(failure)) => return (vec![Err(failure.clone()); batch.len()], false),
-            (Ok(measured), Ok(_)) => self.ask(batch, |model, jobs| Ok(model.detect(jobs, measured))),
+            (Ok(scores), Ok(_)) => self.run(batch, |model, jobs| Ok(inspect(model, jobs, scores))),
         };
         let failed = match outcomes {
             Ok(outcomes) if outcomes.len() == batch.len() => {
@@ -231,19 +239,21 @@ impl Bench {
     }
 
     /// After a panic the model's state is not to be trusted: it is opened again, once.
-    fn rebuild(&mut self) {
+    fn reopen(&mut self) {
         let no_more = |words: String| Err(Failure::Failed(words));
-        if self.rebuilt {
+        if self.reopened {
             self.model = no_more("the model panicked again after it was opened anew; it is not used any more".into());
             return;
         }
-        self.rebuilt = true;
+        self.reopened = true;
         let opened = catch_unwind(AssertUnwindSafe(|| (self.open)()));
         self.model = match opened {
             Ok(Ok(model)) if model.card().digest() == self.digest => Ok(model),
             Ok(Ok(_)) => no_more("the model panicked, and its file holds another model by now".into()),
             Ok(Err(error)) => no_more(format!("the model panicked and could not be opened anew: {error}")),
-            Err(panic) => no_more(format!("the model panicked and opening it anew panicked: {}", words(&*panic))),
+            Err(panic) => {
+                no_more(format!("the model panicked and opening it anew panicked: {}", panic_message(&*panic)))
+            }
         };
         match &self.model {
             Ok(_) => tracing::warn!("the model was opened anew after a panic"),
@@ -252,7 +262,7 @@ impl Bench {
     }
 }
 
-/// What an error means for a job.
+/// The answer to a job that ended with an error.
 fn failure(error: Error) -> Failure {
     match error {
         Error::Memory(words) => Failure::Memory(words),
@@ -262,13 +272,13 @@ fn failure(error: Error) -> Failure {
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let words = words(panic);
+    let words = panic_message(panic);
     tracing::error!(words, "the model panicked");
     Failure::Panicked(words)
 }
 
 /// What a panic said.
-pub(super) fn words(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("without words").to_owned()
 }

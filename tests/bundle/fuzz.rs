@@ -117,7 +117,7 @@ proptest! {
             let n = calibration_scores.len();
             let rank = rank.index(n) + 1;
             let rate = (n + 1 - rank) as f64 / (n + 1) as f64;
-            let ng = Threshold::at_rank(&calibration_scores, rank, rate).unwrap();
+            let ng = Threshold::at_rank(&calibration_scores, rank, rate);
             ClassCard { name: name.clone(), train_images: n, calibration_scores, ng, warn: ng, pixel_threshold: ng.value, prototype_limit: 1.0 }
         });
         let mut wanted = Card { classes: classes.collect(), ..card() };

@@ -119,7 +119,7 @@ impl Submission<'_> {
         let pre = started.elapsed();
         self.stats.counts().pre.add(pre);
         let mut job = match prepared {
-            Ok(prepared) => Job { prepared, ask: context.ask.clone() },
+            Ok(prepared) => Job { prepared, request: context.request.clone() },
             Err(error) => return Ok((FrameState::Failed(error.to_string()), pre)),
         };
         let patience = if self.quota.is_some() { Duration::ZERO } else { TRY };

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use diad::bundle::Card;
-use diad::detector::{Ask, Choice, Limits, Mask};
-use diad::device::{Device, Target};
+use diad::detector::{ClassChoice, Limits, Mask, Request};
+use diad::device::DeviceSpec;
 use diad::error::Result;
 use diad::frame::Preprocess;
 use diad::worker::{self, Options, Shared, SharedKey, Worker};
@@ -20,7 +20,7 @@ use crate::log;
 /// A model at work.
 pub(super) struct ModelHandle {
     shared: Arc<Shared>,
-    pub(super) target: Target,
+    pub(super) target: DeviceSpec,
     opened_with: Settings,
 }
 
@@ -33,7 +33,7 @@ impl ModelHandle {
         log::forwarding(|| {
             let model =
                 settings.model.as_deref().ok_or("model is not set: expected the name of a model file (.diad)")?;
-            let find = || settings.device.parse::<Device>()?.find(settings.precision.parse()?);
+            let find = || settings.device.parse::<DeviceSpec>()?.find(settings.precision.parse()?);
             let target = find().map_err(|error| error.to_string())?;
             let shared = join(model, target, settings).map_err(|error| error.to_string())?;
             Ok(Self { shared, target, opened_with: settings.clone() })
@@ -66,7 +66,7 @@ impl ModelHandle {
     }
 }
 
-fn join(model: &str, target: Target, settings: &Settings) -> Result<Arc<Shared>> {
+fn join(model: &str, target: DeviceSpec, settings: &Settings) -> Result<Arc<Shared>> {
     let named = |error| match error {
         diad::error::Error::Usage(words) => diad::error::Error::Usage(words), // names its property itself
         other => diad::error::Error::Usage(format!("model = {other}")),
@@ -93,7 +93,7 @@ fn join(model: &str, target: Target, settings: &Settings) -> Result<Arc<Shared>>
 }
 
 fn check(card: &Card, settings: &Settings) -> Result<()> {
-    Choice::named(&settings.class, card)?;
+    ClassChoice::parse(&settings.class, card)?;
     Limits::with(card, &settings.overrides()).map(drop)
 }
 
@@ -101,7 +101,7 @@ fn check(card: &Card, settings: &Settings) -> Result<()> {
 pub(super) struct FrameContext {
     pub(super) model: Arc<ModelHandle>,
     pub(super) preprocess: Preprocess,
-    pub(super) ask: Arc<Ask>,
+    pub(super) request: Arc<Request>,
     settings: Arc<Settings>,
     info: VideoInfo,
 }
@@ -115,15 +115,15 @@ impl FrameContext {
         let card = model.worker().card();
         let input = &card.config.input;
         let roi = settings.roi()?.map(|roi| roi.on(info.width(), info.height())).transpose()?.or(input.roi);
-        let preprocess = Preprocess { size: input.size, fit: input.fit, roi };
+        let preprocess = Preprocess { roi, ..Preprocess::of(input) };
         let mask = settings.mask.as_deref().map(|path| mask(path, info, &preprocess, card)).transpose()?;
-        let ask = Ask {
-            choice: Choice::named(&settings.class, card).map_err(|e| e.to_string())?,
+        let request = Request {
+            class: ClassChoice::parse(&settings.class, card).map_err(|e| e.to_string())?,
             ddim_steps: settings.ddim_steps(),
-            limits: Limits::with(card, &settings.overrides()).map_err(|e| e.to_string())?,
+            limits: Some(Limits::with(card, &settings.overrides()).map_err(|e| e.to_string())?),
             mask,
         };
-        Ok(Self { preprocess, ask: Arc::new(ask), info: info.clone(), model, settings })
+        Ok(Self { preprocess, request: Arc::new(request), info: info.clone(), model, settings })
     }
 
     /// Whether frames like `info` are still looked at with this.

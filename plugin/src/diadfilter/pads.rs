@@ -108,7 +108,7 @@ impl StreamElement for DiadFilter {
             height: info.height(),
             frame_id: counted.number,
             model: context.model.worker().digest().to_owned(),
-            precision: context.model.target.precision.to_string(),
+            precision: context.model.target.precision().to_string(),
             pose: None,
             timing: outcome.timing,
         };

@@ -16,7 +16,7 @@ use crate::bundle::sha256_hex;
 use crate::config::{CalibrationConfig, Config, DetectionConfig};
 use crate::data::{self, Dataset};
 use crate::detector::Detector;
-use crate::device::{Place, Target};
+use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::report::{Ablation, AblationRow};
@@ -35,9 +35,9 @@ struct Sources {
 }
 
 impl Sources {
-    fn of(args: &AblateArgs, data: &Dataset, target: Target) -> Result<Self> {
+    fn of(args: &AblateArgs, data: &Dataset, device: DeviceSpec) -> Result<Self> {
         let weights = data::data_sha256(args.backbone.as_slice())?;
-        let (mut training, mut test) = (format!("{target} {weights}"), format!("{}", args.class_known));
+        let (mut training, mut test) = (format!("{device} {weights}"), format!("{}", args.class_known));
         for category in &data.categories {
             let name = &category.name;
             training += &format!(" {name} {}", data::data_sha256(&category.train)?);
@@ -93,13 +93,13 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     }
     let data = Dataset::scan(root, &args.classes)?;
     data::check_trainable(&data)?;
-    let target = args.place.find()?;
-    let place = target.open()?;
+    let found = args.place.find()?;
+    let device = found.open()?;
     if data.categories.iter().all(|category| category.test.is_empty()) {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(root, expected));
     }
-    let sources = Sources::of(args, &data, target)?;
+    let sources = Sources::of(args, &data, found)?;
     let grid = rows.into_iter().map(|row| Work::of_row(row, &base, &sources));
     let files = args.with.iter().map(|file| Work::of_file(file, &args.config.set, &sources));
     let works = grid.chain(files).collect::<Result<Vec<_>>>()?;
@@ -108,7 +108,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
     }
     describe(&context.console, &data, &base);
-    let mut bench = Bench { context, args, data: &data, out, place: &place, material: None };
+    let mut bench = Bench { context, args, data: &data, out, device: &device, material: None };
     let mut done = Vec::new();
     for (at, work) in works.iter().enumerate() {
         context.check_stop()?;
@@ -200,7 +200,7 @@ struct Bench<'a> {
     args: &'a AblateArgs,
     data: &'a Dataset,
     out: &'a Path,
-    place: &'a Place,
+    device: &'a Device,
     /// Values of the images, and the configuration they were made with.
     material: Option<(Config, Material)>,
 }
@@ -233,10 +233,15 @@ impl Bench<'_> {
             let told = train::Context { observer: &progress, stop: &context.stop };
             train::finish(config, material, &fit.averages, &model, told, &mut Vec::new())?;
         }
-        let detector = Detector::open_on(&model, self.place)?;
+        let detector = Detector::open_on(&model, self.device)?;
         let _ = fs::remove_file(&model); // its tensors are in memory
-        let settings =
-            Settings { model: work.name.clone(), batch: 8, class_known: self.args.class_known, baselines: false };
+        let settings = Settings {
+            model: work.name.clone(),
+            batch: 8,
+            class_known: self.args.class_known,
+            ddim_steps: None,
+            baselines: false,
+        };
         let report = evaluate(context, &detector, self.data, &settings)?.report;
         let row = AblationRow {
             group: work.group.clone(),
@@ -289,7 +294,7 @@ impl Bench<'_> {
                 let progress = TrainingProgress::new(&self.context.console);
                 let told = train::Context { observer: &progress, stop: &self.context.stop };
                 let backbone = self.args.backbone.as_deref();
-                (config.clone(), Material::gather(config, self.data, backbone, self.out, self.place, told)?)
+                (config.clone(), Material::gather(config, self.data, backbone, self.out, self.device, told)?)
             }
         };
         Ok(&self.material.insert((config, material)).1)

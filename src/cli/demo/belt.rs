@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use crate::data::{Dataset, Label};
-use crate::detector::{Choice, Detector};
+use crate::detector::{Detector, Request};
 use crate::error::{Error, Result};
 use crate::frame::read_frame;
 
@@ -139,7 +139,7 @@ impl Belt {
         for (line, (path, defect)) in lines.iter().zip(&self.parts) {
             *passed.verdicts.entry(line.verdict.clone()).or_default() += 1;
             passed.right += usize::from((line.verdict == "ng") == *defect);
-            let expected = detector.detect(&[read_frame(path)?], Choice::Auto).pop();
+            let expected = detector.inspect_frames(&[read_frame(path)?], &Request::default()).pop();
             let same = expected
                 .and_then(Result::ok)
                 .is_some_and(|found| matches!(&line.results[..], [Found { score }] if *score == Some(found.score)));

@@ -17,8 +17,8 @@ use super::train::{configuration, teach};
 use super::{Context, predict, words};
 use crate::config::Config;
 use crate::data::{Dataset, Label, Sample};
-use crate::detector::{Choice, Detector, Verdict};
-use crate::device::Target;
+use crate::detector::{Detector, Request, Verdict};
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::frame::read_mask;
@@ -47,7 +47,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     let data = draw(context, &folder, args.images)?;
 
     say(2, "Teaching one model all three from good parts only; it never sees a defect");
-    let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false, target: Target::CPU };
+    let options = Options { out: folder.file("demo.diad"), backbone: None, resume: false, device: DeviceSpec::CPU };
     // An interrupted demo starts anew.
     let _ = fs::remove_file(options.checkpoint());
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;
@@ -57,7 +57,13 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     }
 
     say(3, "Measuring it on parts it has not seen, good and bad, beside simpler methods on the same features");
-    let settings = Settings { model: options.out.display().to_string(), batch: 8, class_known: false, baselines: true };
+    let settings = Settings {
+        model: options.out.display().to_string(),
+        batch: 8,
+        class_known: false,
+        ddim_steps: None,
+        baselines: true,
+    };
     let evaluation = evaluate(context, detector, &data, &settings)?;
     let (json, html) = (folder.file("report.json"), folder.file("report.html"));
     evaluation.write(Some(&json), Some(&html))?;
@@ -171,7 +177,7 @@ fn pictures(context: &Context, detector: &Detector, data: &Dataset, folder: &Fol
         // The good part comes first.
         samples.sort_by_key(|sample| sample.label != Label::Good);
         let paths: Vec<PathBuf> = samples.iter().map(|sample| sample.path.clone()).collect();
-        inspect_all(context, detector, Choice::Auto, paths.len(), &paths, |index, seen| {
+        inspect_all(context, detector, &Request::default(), paths.len(), &paths, |index, seen| {
             let (seen, sample) = (seen?, samples[index]);
             let Seen { frame, detection, .. } = &seen;
             let name = format!("{}_{}_heat.png", category.name, sample.label.name());

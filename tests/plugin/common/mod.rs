@@ -13,8 +13,8 @@ use std::time::Duration;
 use diad::bundle::Card;
 use diad::config::Config;
 use diad::data::Dataset;
-use diad::detector::{Detection, Detector, Measured, Seen};
-use diad::device::Target;
+use diad::detector::{Detection, Detector};
+use diad::device::DeviceSpec;
 use diad::error::Result;
 use diad::frame::{Frame, read_frame};
 use diad::train::{Event, Observer, Options, Stop, train};
@@ -50,7 +50,7 @@ pub(crate) fn teach(parts: &Path, classes: &[String], out: &Path, assignments: &
     let mut config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
     config.assign(assignments).unwrap();
     let data = Dataset::scan(parts, classes).unwrap();
-    let options = Options { out: out.to_owned(), backbone: None, resume: false, target: Target::CPU };
+    let options = Options { out: out.to_owned(), backbone: None, resume: false, device: DeviceSpec::CPU };
     train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
 }
 
@@ -87,16 +87,8 @@ impl<F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send> Detect for S
         self.model.card()
     }
 
-    fn measure(&mut self, _: &[&Job], _: Seen) -> Result<Measured> {
-        Ok(Measured::default()) // nothing is begun with
-    }
-
-    fn detect(&mut self, jobs: &[&Job], _: Option<Measured>) -> Vec<Result<Detection>> {
+    fn inspect(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
         (self.answer)(jobs, &self.model)
-    }
-
-    fn warm_up(&self, _: usize) -> Result<Vec<Job>> {
-        Ok(Vec::new())
     }
 }
 
@@ -129,7 +121,7 @@ where
     let key = SharedKey {
         id: Some(id.into()),
         digest,
-        device: Target::CPU.to_string(),
+        device: DeviceSpec::CPU.to_string(),
         batch_size,
         batch_timeout: Duration::ZERO,
     };
@@ -138,7 +130,7 @@ where
 
 /// What the true model says of each job.
 pub(crate) fn truly(jobs: &[&Job], model: &Detector) -> Vec<Result<Detection>> {
-    jobs.iter().map(|job| model.inspect(&job.prepared, &job.ask)).collect()
+    model.inspect(&jobs.iter().map(|job| (&job.prepared, job.request.as_ref())).collect::<Vec<_>>())
 }
 
 /// A counter of a `stats` structure.

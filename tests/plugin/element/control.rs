@@ -1,6 +1,6 @@
 //! What the line's operator and application can do: thresholds, regions, confirmation, parts, messages, another model.
 
-use diad::detector::{Choice, Detector, Verdict};
+use diad::detector::{Detector, Request, Verdict};
 use gst::MessageView;
 
 use super::common::*;
@@ -44,7 +44,7 @@ fn thresholds_of_the_line_replace_those_of_the_model() {
 
 #[test]
 fn a_region_and_a_mask_are_those_of_the_library() {
-    use diad::detector::{Ask, Limits, Mask};
+    use diad::detector::Mask;
     use diad::frame::Preprocess;
 
     let shop = shop();
@@ -62,15 +62,13 @@ fn a_region_and_a_mask_are_those_of_the_library() {
     let preprocess = Preprocess { size: input.size, fit: input.fit, roi: Some([0.125, 0.0, 0.75, 1.0]) };
     let mask = Mask::new(&diad::frame::read_frame(&path).unwrap(), &preprocess, detector.card().config.features.grid);
     let prepared = preprocess.apply(frame).unwrap();
-    let limits = Limits::of(detector.card());
-    let mut ask = Ask { choice: Choice::Auto, ddim_steps: None, limits, mask: None };
-    let expected = detector.inspect(&prepared, &ask).unwrap();
+    let inspect = |request: Request| detector.inspect(&[(&prepared, &request)]).remove(0).unwrap();
+    let expected = inspect(Request::default());
     let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
     assert_eq!((found.score, found.regions), (expected.score, expected.regions));
 
     element.set_property("mask-location", path.to_str().unwrap());
-    ask.mask = Some(mask.unwrap());
-    let masked = detector.inspect(&prepared, &ask).unwrap();
+    let masked = inspect(Request { mask: Some(mask.unwrap()), ..Request::default() });
     assert_ne!(masked.score, expected.score);
     let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
     assert_eq!((found.score, found.regions), (masked.score, masked.regions));

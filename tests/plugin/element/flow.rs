@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use diad::detector::{Ask, Choice, Detector, Limits, Verdict};
+use diad::detector::{Detector, Request, Verdict};
 use diad::error::Error;
 use diad::worker::Job;
 
@@ -47,7 +47,7 @@ fn a_frame_gets_the_bits_that_the_library_gives_its_pixels() {
     let detector = Detector::open(&shop.model).unwrap();
     let frames: Vec<Frame> =
         shop.frames("blister/test/missing").into_iter().chain(shop.frames("washer/test/good")).collect();
-    let expected = detector.detect(&frames, Choice::Auto);
+    let expected = detector.inspect_frames(&frames, &Request::default());
     for format in ["RGB", "BGR", "RGBx", "BGRx", "xRGB", "xBGR", "RGBA", "BGRA"] {
         let element = filter(&shop);
         let mut harness = harness(&element, 64, 64);
@@ -88,7 +88,7 @@ fn every_way_of_the_method_runs_on_the_line_with_the_bits_of_the_library() {
     for way in ways {
         let model = folder.path().join("way.diad");
         teach(&shop.parts, &[], &model, way);
-        let expected = Detector::open(&model).unwrap().detect(&frames, Choice::Auto);
+        let expected = Detector::open(&model).unwrap().inspect_frames(&frames, &Request::default());
         let element = filter(&shop);
         element.set_property("model", model.to_str().unwrap());
         let mut harness = harness(&element, 64, 64);
@@ -108,7 +108,7 @@ fn four_streams_on_one_worker_get_what_each_gets_alone() {
     let detector = Detector::open(&shop.model).unwrap();
     let frames = Arc::new(shop.frames("washer/test/good"));
     let expected: Vec<u32> =
-        detector.detect(&frames, Choice::Auto).into_iter().map(|d| d.unwrap().score.to_bits()).collect();
+        detector.inspect_frames(&frames, &Request::default()).into_iter().map(|d| d.unwrap().score.to_bits()).collect();
     let elements: Vec<_> = (0..4)
         .map(|_| {
             let element = filter(&shop);
@@ -246,8 +246,7 @@ fn a_flush_counts_the_frame_that_the_worker_has_no_room_for() {
     // Another stream fills the queue while the model is at its first frame.
     let (worker, detector) = (held.shared.worker(), Detector::open(&shop.model).unwrap());
     let frame = &shop.frames("washer/test/good")[0];
-    let ask = Ask { choice: Choice::Auto, ddim_steps: None, limits: Limits::of(detector.card()), mask: None };
-    let job = Job { prepared: detector.network().preprocess().apply(frame).unwrap(), ask: Arc::new(ask) };
+    let job = Job { prepared: detector.network().preprocess().apply(frame).unwrap(), request: Arc::default() };
     let submit = || worker.submit(u64::MAX, job.clone(), Duration::ZERO).ok();
     let first = submit().unwrap();
     began.recv().unwrap();

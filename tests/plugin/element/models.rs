@@ -1,6 +1,6 @@
 //! A model belongs to its element, whatever it shares; of several changes the last one wins, and a wrong one changes nothing.
 
-use diad::detector::{Choice, Detector};
+use diad::detector::{Detector, Request};
 use gst::MessageView;
 
 use super::common::*;
@@ -54,7 +54,8 @@ fn another_model_takes_over_while_playing_and_a_wrong_one_changes_nothing() {
     assert_eq!(element.property::<String>("model"), other);
     let after = push(&mut harness, &frame);
     assert_eq!((after.model, after.finding.unwrap().class), (digest(&shop.other), "washer".into()));
-    let expected = Detector::open(&shop.other).unwrap().detect(std::slice::from_ref(&frame), Choice::Auto);
+    let expected =
+        Detector::open(&shop.other).unwrap().inspect_frames(std::slice::from_ref(&frame), &Request::default());
     let score = push(&mut harness, &frame).finding.unwrap().score;
     assert_eq!(score.to_bits(), expected[0].as_ref().unwrap().score.to_bits());
     assert_all_counted(&element);

@@ -1,22 +1,23 @@
-//! Which tensors a model file holds, and the way there and back.
+//! The tensors of a model file: which there are, and how a network is written to them and made of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use safetensors::Dtype;
 
-use super::program::needs_noise;
-use super::{MAP_SCALE, Mask, Network};
+use super::map::MAP_SCALE;
+use super::reconstruction::{Reconstructor, needs_noise};
+use super::scorer::terms;
+use super::{Mask, Network, Scorer};
 use crate::bundle::{self, BackboneCard, Card, TensorSpec};
-use crate::config::Config;
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::features::FeatureSpace;
+use crate::features::{FeatureExtractor, FeatureTransform};
 use crate::model::denoiser::Denoisers;
 use crate::model::{self, Weights};
-use crate::score::ResidualField;
-use crate::space::{Features, Pixels, Space};
+use crate::residuals::ResidualStatistics;
 
 const MEAN: &str = "residuals.mean";
 const WHITEN: &str = "residuals.whiten";
@@ -24,11 +25,6 @@ const PROTOTYPES: &str = "prototypes";
 const MASK: &str = "mask";
 const NOISE: &str = "noise";
 const TERM_MEANS: &str = "terms.mean";
-
-/// Parts that the map of a configuration is made of: the reconstruction, and the diffusion score at each level.
-fn terms(config: &Config) -> usize {
-    1 + config.detection.diffusion_alpha_bars.len()
-}
 
 /// The tensors that a model with this card holds.
 ///
@@ -42,7 +38,7 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
         for (name, shape) in model::weight_shapes(backbone)? {
             all.push(spec(format!("backbone.{name}"), Dtype::F16, shape));
         }
-        for (name, shape) in FeatureSpace::shapes(model::channels(backbone)?, dim) {
+        for (name, shape) in FeatureTransform::shapes(model::channels(backbone)?, dim) {
             all.push(spec(name, Dtype::F32, shape));
         }
     }
@@ -65,7 +61,7 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     Ok(all)
 }
 
-/// Writes a model: the network's tensors, the backbone's weights (f16), the denoiser's by name, and the card.
+/// Writes a model: the tensors of the network, the weights of the backbone (as f16) and of the denoisers by name, and the card.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -84,66 +80,72 @@ pub fn save(
             tensors.insert(format!("backbone.{name}"), weight.to_dtype(candle_core::DType::F16)?);
         }
     }
-    tensors.extend(network.space.tensors()?);
+    if let Some(transform) = network.extractor().transform() {
+        tensors.extend(transform.tensors()?);
+    }
     tensors.extend(denoiser.iter().map(|(name, tensor)| (format!("denoiser.{name}"), tensor.clone())));
-    let (classes, tokens, dim) = (network.fields.len(), card.config.tokens(), card.config.dim());
-    let mean = network.fields.iter().flat_map(ResidualField::mean).copied().collect::<Vec<_>>();
-    let whiten = network.fields.iter().flat_map(ResidualField::whiten).copied().collect::<Vec<_>>();
-    let cpu = &Device::Cpu;
+    let Scorer { statistics, term_means, .. } = &network.scorer;
+    let (classes, tokens, dim) = (statistics.len(), card.config.tokens(), card.config.dim());
+    let mean = statistics.iter().flat_map(ResidualStatistics::mean).copied().collect::<Vec<_>>();
+    let whiten = statistics.iter().flat_map(ResidualStatistics::whiten).copied().collect::<Vec<_>>();
+    let cpu = &candle_core::Device::Cpu;
     tensors.insert(MEAN.into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
     tensors.insert(WHITEN.into(), Tensor::from_vec(whiten, (classes, tokens, dim * (dim + 1) / 2), cpu)?);
     if let Some(mask) = &network.mask {
         let side = card.config.features.grid * MAP_SCALE;
         tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (side, side), cpu)?);
     }
-    if let Some(noise) = &network.noise {
+    if let Some(noise) = &network.reconstructor().noise {
         tensors.insert(NOISE.into(), Tensor::from_slice(noise, (tokens, dim), cpu)?);
     }
     if card.config.detection.needs_noise_errors() {
-        let means = Tensor::from_vec(network.term_means.concat(), (classes, terms(&card.config)), cpu)?;
+        let means = Tensor::from_vec(term_means.concat(), (classes, terms(&card.config)), cpu)?;
         tensors.insert(TERM_MEANS.into(), means);
     }
     tensors.insert(PROTOTYPES.into(), Tensor::from_vec(network.prototypes.concat(), (classes, dim), cpu)?);
     bundle::save(path, card, &tensors)
 }
 
-/// The network of a loaded and checked file.
-pub(super) fn network(card: &Card, tensors: &Weights, place: &Place) -> Result<Network> {
-    let (classes, tokens, dim) = (card.classes.len(), card.config.tokens(), card.config.dim());
-    let grid = card.config.features.grid;
-    let space: Box<dyn Space> = match &card.backbone {
-        None => Box::new(Pixels { place: place.clone(), grid }),
+/// The network of a file that was loaded and checked.
+pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result<Network> {
+    let (config, classes, grid) = (&card.config, card.classes.len(), card.config.features.grid);
+    let (tokens, dim) = (config.tokens(), config.dim());
+    let extractor = match &card.backbone {
+        None => FeatureExtractor::of_pixels(device.clone(), grid),
         Some(BackboneCard { name: backbone, .. }) => {
             let own =
                 |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix("backbone.")?.to_owned(), tensor.clone()));
-            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), place)?;
-            let fitted = FeatureSpace::load(tensors, card.config.features.clamp)?;
-            Box::new(Features { backbone, place: place.clone(), fitted, grid })
+            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), device)?;
+            let transform = FeatureTransform::load(tensors, config.features.clamp)?;
+            FeatureExtractor::of_backbone(device.clone(), grid, backbone, transform)?
         }
     };
+    let extractor = Arc::new(extractor);
     let own = |(name, tensor): (&String, &Tensor)| {
-        name.strip_prefix("denoiser.").map(|name| Ok((name.to_owned(), place.weight(tensor)?)))
+        name.strip_prefix("denoiser.").map(|name| Ok((name.to_owned(), device.weight(tensor)?)))
     };
     let weights = tensors.iter().filter_map(own).collect::<Result<Weights>>()?;
-    let denoisers = Denoisers::new(&card.config, classes, |name| weights.get(name).cloned())?;
-    let get = |name: &str| {
-        tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing"))).map(Tensor::flatten_all)
+    let denoisers = Denoisers::new(config, classes, |name| weights.get(name).cloned())?;
+    let get = |name: &str| -> Result<Tensor> {
+        let tensor = tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing")))?;
+        Ok(tensor.flatten_all()?)
     };
-    let mean = get(MEAN)??.to_vec1::<f32>()?;
-    let whiten = get(WHITEN)??.to_vec1::<half::f16>()?;
-    let prototypes = get(PROTOTYPES)??.to_vec1::<f32>()?;
-    let fields = mean
+    let noise = needs_noise(config).then(|| Ok::<_, Error>(get(NOISE)?.to_vec1()?)).transpose()?;
+    let mean = get(MEAN)?.to_vec1::<f32>()?;
+    let whiten = get(WHITEN)?.to_vec1::<half::f16>()?;
+    let residuals = mean
         .chunks_exact(tokens * dim)
         .zip(whiten.chunks_exact(tokens * dim * (dim + 1) / 2))
-        .map(|(mean, whiten)| ResidualField::new(dim, mean.to_vec(), whiten.to_vec()))
+        .map(|(mean, whiten)| ResidualStatistics::new(dim, mean.to_vec(), whiten.to_vec()))
         .collect::<Result<Vec<_>>>()?;
-    let prototypes = prototypes.chunks_exact(dim).map(<[f32]>::to_vec).collect();
-    let noise = needs_noise(&card.config).then(|| get(NOISE)?.and_then(|t| t.to_vec1()).map_err(Error::from));
-    let term_means = match card.config.detection.needs_noise_errors() {
-        true => get(TERM_MEANS)??.to_vec1::<f32>()?.chunks_exact(terms(&card.config)).map(<[f32]>::to_vec).collect(),
-        false => Vec::new(),
-    };
-    let mask = card.config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)??.to_vec1()?)).transpose()?;
-    let (config, place, noise) = (card.config.clone(), place.clone(), noise.transpose()?);
-    Ok(Network { config, place, space, denoisers, noise, fields, term_means, prototypes, mask })
+    let by_class =
+        |values: Vec<f32>, each: usize| -> Vec<Vec<f32>> { values.chunks_exact(each).map(<[f32]>::to_vec).collect() };
+    let mut scorer = Scorer::new(config, residuals, &extractor)?;
+    if config.detection.needs_noise_errors() {
+        scorer = scorer.with_term_means(by_class(get(TERM_MEANS)?.to_vec1()?, terms(config)))?;
+    }
+    let prototypes = by_class(get(PROTOTYPES)?.to_vec1()?, dim);
+    let mask = config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)?.to_vec1()?)).transpose()?;
+    let reconstructor = Reconstructor::new(config, device, denoisers, noise)?;
+    Network::new(config, extractor, reconstructor, scorer, prototypes, mask)
 }

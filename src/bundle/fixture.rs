@@ -1,0 +1,28 @@
+//! A card for tests.
+
+use super::{BackboneCard, Card, ClassCard, SCHEMA, TrainingCard};
+use crate::calibrate::Threshold;
+use crate::config::Config;
+
+/// The card of a model with these classes, whose thresholds are 1.
+pub(crate) fn card(classes: &[&str]) -> Card {
+    let threshold = Threshold { value: 1.0, rank: 1, n: 1, false_reject_rate: 0.5, interval: [0.0, 1.0] };
+    let class = |name: &&str| ClassCard {
+        name: (*name).to_owned(),
+        train_images: 1,
+        calibration_scores: vec![1.0],
+        ng: threshold,
+        warn: threshold,
+        pixel_threshold: 1.0,
+        prototype_limit: 1.0,
+    };
+    Card {
+        schema: SCHEMA,
+        tool: "diad 0".into(),
+        config: Config::default(),
+        backbone: Some(BackboneCard { name: "efficientnet-lite0".into(), sha256: "0".repeat(64) }),
+        classes: classes.iter().map(class).collect(),
+        training: TrainingCard { images: 1, data_sha256: "0".repeat(64), seed: 0, steps: 1 },
+        tensors_sha256: "0".repeat(64),
+    }
+}
