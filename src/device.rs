@@ -1,12 +1,14 @@
 //! Devices: which one a model runs on ([`DeviceSpec`]), the open device ([`Device`]), and the numbers it computes in.
 
+use std::error::Error as _;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_panic};
 use crate::named::named;
 
 named! {
@@ -136,8 +138,9 @@ impl DeviceSpec {
     /// Opens the device, on the thread that will use it.
     ///
     /// # Errors
-    /// As [`DeviceSpec::find`] for a device that was not found yet; what the driver says.
+    /// As [`DeviceSpec::find`] for a device that was not found yet; what the driver says; [`Error::Threads`].
     pub fn open(self) -> Result<Device> {
+        start_threads()?;
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
             Precision::F16 => DType::F16,
@@ -177,6 +180,24 @@ fn first_device() -> Kind {
         tracing::info!("device = auto: the CPU, as {reason}");
     }
     Kind::Cpu
+}
+
+/// Starts the threads that all computation shares: those of rayon and of candle. Left to themselves they start when they are
+/// first used, and panic where the system gives none.
+fn start_threads() -> Result<()> {
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| {
+        // Without a source it says that there are threads already.
+        let pool = rayon::ThreadPoolBuilder::new().build_global();
+        if let Err(error) = &pool
+            && let Some(reason) = error.source()
+        {
+            return Err(reason.to_string());
+        }
+        let pool = catch_panic(|| candle_core::utils::barrier_pool().n_workers());
+        pool.map(drop).map_err(|_| "the tensor library gets none".to_owned())
+    });
+    started.clone().map_err(|reason| Error::threads("computes", reason))
 }
 
 impl Device {

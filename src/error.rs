@@ -1,6 +1,12 @@
 //! The one error type. Every message names the thing that is wrong, its value and what was expected.
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+
+/// Why there may be no further thread.
+pub(crate) const THREAD_LIMITS: &str = "a limit is reached: on threads and processes (`ulimit -u`, or pids.max of a \
+    container), or on memory (`ulimit -v`)";
 
 /// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -52,6 +58,14 @@ pub enum Error {
         action: &'static str,
         /// The system's words.
         source: std::io::Error,
+    },
+    /// The operating system starts no further thread.
+    #[error("cannot start a thread that {purpose}: {reason}; {}", THREAD_LIMITS)]
+    Threads {
+        /// What it was to do, for instance "reads images".
+        purpose: &'static str,
+        /// The system's words.
+        reason: String,
     },
     /// A tensor operation failed (shape, dtype, device).
     #[error("tensor operation failed: {0}")]
@@ -146,6 +160,11 @@ impl Error {
         Self::Io { path: path.as_ref().to_path_buf(), action, source }
     }
 
+    /// `Error::Threads` for a thread that `purpose`.
+    pub fn threads(purpose: &'static str, reason: impl std::fmt::Display) -> Self {
+        Self::Threads { purpose, reason: reason.to_string() }
+    }
+
     /// `Error::Data` for `path`.
     pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }
@@ -165,4 +184,25 @@ impl Error {
             _ => 1,
         }
     }
+}
+
+thread_local! {
+    static PANIC_IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code of others that panics where it should return an error, as decoders do on some damaged files: such a panic says
+/// something about the input and is no mistake in this program. Meanwhile [`panic_is_caught`] is true on this thread.
+///
+/// # Errors
+/// The panic's payload.
+pub fn catch_panic<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
+    let before = PANIC_IS_CAUGHT.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    PANIC_IS_CAUGHT.set(before);
+    outcome
+}
+
+/// Whether a panic on this thread would end in [`catch_panic`]: a panic hook then has nothing to tell.
+pub fn panic_is_caught() -> bool {
+    PANIC_IS_CAUGHT.get()
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 mod common;
 
-use common::{command, diad, names, shop, smoke};
+use common::{DIAD, command, diad, finished, names, shop, smoke};
 
 const COMMANDS: [&str; 11] = [
     "train",
@@ -222,6 +222,23 @@ fn what_fails_while_working_is_named_and_ends_with_code_1() {
     assert!(output.status.code() == Some(1) && said.contains("standard output"), "{said}");
     assert_eq!(names(folder.path()), before, "nothing half-written stays");
 
+    // A disk that is full before the last line, or the first picture: what is there is whole.
+    let limited = |flag: &str, path: &Path| {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"", DIAD, "predict", "--quiet", flag]).arg(path);
+        shell.arg("--model").arg(&shop.model).arg("--input").arg(&images);
+        finished(shell)
+    };
+    let said = limited("--jsonl", &at("few.jsonl")).refused(1, &["few.jsonl", "the lines before it are kept"]);
+    let lines = fs::read_to_string(at("few.jsonl")).unwrap();
+    let rows = said.stdout.lines().count() - 1;
+    assert!((1..6).contains(&rows) && lines.lines().count() == rows && lines.ends_with('\n'), "{lines:?}");
+    assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["score"].is_number()));
+    fs::remove_file(at("few.jsonl")).unwrap();
+    limited("--out", &at("heat")).refused(1, &["_heat.png"]);
+    assert!(names(&at("heat")).is_empty(), "no picture fits");
+    fs::remove_dir(at("heat")).unwrap();
+
     // An image that cannot be read does not stop the others.
     let mixed = at("mixed");
     fs::create_dir(&mixed).unwrap();
@@ -229,11 +246,30 @@ fn what_fails_while_working_is_named_and_ends_with_code_1() {
     fs::write(mixed.join("b.png"), "no picture").unwrap();
     fs::copy(images.join(&names(&images)[1]), mixed.join("c.png")).unwrap();
     fs::write(mixed.join("notes.txt"), "x").unwrap();
-    let run = diad("predict --model {} --input {} --jsonl -", &[&shop.model, &mixed]).refused(1, &["1 of 3", "b.png"]);
+    // Strips whose number overflows: the decoder panics, where it is built with checks.
+    let tags: [(u16, u32); 10] = [
+        (256, 16),
+        (257, 1 << 17),
+        (258, 8),
+        (259, 1),
+        (262, 2),
+        (273, 8),
+        (277, 65_535),
+        (278, 1),
+        (279, 1),
+        (284, 2),
+    ];
+    let mut tiff = [&b"II*\0\x08\0\0\0"[..], &(tags.len() as u16).to_le_bytes()].concat();
+    for (tag, value) in tags {
+        tiff.extend([&tag.to_le_bytes()[..], &4u16.to_le_bytes(), &1u32.to_le_bytes(), &value.to_le_bytes()].concat());
+    }
+    fs::write(mixed.join("d.tif"), [&tiff[..], &[0; 16]].concat()).unwrap();
+    let run = diad("predict --model {} --input {} --jsonl -", &[&shop.model, &mixed]);
+    let run = run.refused(1, &["2 of 4", "b.png", "d.tif"]);
     assert!(run.stderr.contains("1 file"), "what was passed over is told: {}", run.stderr);
     let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 3);
-    assert_eq!(lines[1]["verdict"], "error");
+    assert_eq!(lines.len(), 4);
+    assert_eq!((&lines[1]["verdict"], &lines[3]["verdict"]), (&"error".into(), &"error".into()));
     assert!(lines[1]["error"].as_str().unwrap().contains("b.png"));
     assert!(lines[0]["score"].is_number() && lines[2]["score"].is_number());
 }
@@ -354,44 +390,48 @@ fn a_model_is_evaluated_asked_calibrated_and_inspected() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// A signal after a checkpoint ends training with 130, and what is resumed ends in the same file, byte for byte.
+/// Ctrl-C in the middle: the lines of what was done are in the file.
 #[test]
-fn interrupted_and_resumed_training_equals_uninterrupted() {
+fn interrupted_prediction_keeps_the_lines_of_what_was_done() {
     let shop = shop();
     let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let line = "train --data {} --out {} --config {} --class washer --set training.steps=400 --set \
-                training.checkpoint_steps=20 --seed 3";
-    let whole = diad(line, &[&shop.parts, &at("whole.diad"), &smoke()]).ok();
-    assert!(whole.stdout.contains("washer: rejected above") && whole.stdout.contains("95 %"), "{}", whole.stdout);
-    assert!(whole.stderr.contains("images/s"), "{}", whole.stderr);
-
-    let mut resume = "";
-    for signal in ["INT", "TERM"] {
-        let mut child = command(&format!("{line} {resume}"), &[&shop.parts, &at("parts.diad"), &smoke()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap());
-        let mut text = String::new();
-        while !text.lines().last().unwrap_or("").starts_with("checkpoint ") {
-            assert_ne!(said.read_line(&mut text).unwrap(), 0, "no checkpoint in {text}");
-        }
-        let pid = child.id().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
-        said.read_to_string(&mut text).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-        assert!(text.contains("diad: error: interrupted") && text.contains("parts.diad.checkpoint"), "{text}");
-        assert!(!text.contains("100 %), loss"), "it was over before the signal came: {text}");
-        assert_eq!(names(folder.path()), ["parts.diad.checkpoint", "whole.diad"]);
-        resume = "--resume";
+    let (many, lines) = (folder.path().join("many"), folder.path().join("lines.jsonl"));
+    fs::create_dir(&many).unwrap();
+    let good = shop.parts.join("washer/test/good");
+    let image = good.join(&names(&good)[0]);
+    // Their rows are more than a pipe holds that nobody reads: it cannot end before the signal.
+    for i in 0..4000 {
+        std::os::unix::fs::symlink(&image, many.join(format!("part_with_a_long_name_{i:04}.png"))).unwrap();
     }
-    // Another seed is another run.
-    diad(&format!("{line}7 --resume"), &[&shop.parts, &at("parts.diad"), &smoke()]).refused(2, &["checkpoint", "seed"]);
-    let rest = diad(&format!("{line} --resume --quiet"), &[&shop.parts, &at("parts.diad"), &smoke()]).ok();
-    assert!(rest.stderr.lines().all(|line| line.starts_with("diad: warning: ")), "{}", rest.stderr);
-    assert_eq!(names(folder.path()), ["parts.diad", "whole.diad"]);
-    assert!(fs::read(at("parts.diad")).unwrap() == fs::read(at("whole.diad")).unwrap(), "the files differ");
+    let mut child = command("predict --model {} --input {} --jsonl {}", &[&shop.model, &many, &lines])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut rows = BufReader::new(child.stdout.take().unwrap());
+    let mut table = String::new();
+    while table.lines().count() < 10 {
+        assert_ne!(rows.read_line(&mut table).unwrap(), 0, "{table}");
+    }
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    rows.read_to_string(&mut table).unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    let done = table.lines().count() - 1;
+    assert!(done < 4000 && said.contains(&format!("{done} of 4000 images done")), "{said}");
+    let lines = fs::read_to_string(&lines).unwrap();
+    assert_eq!(lines.lines().count(), done);
+    assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["score"].is_number()));
+}
+
+/// Where the system gives no thread, that is said, and what limits there are.
+#[test]
+fn a_thread_that_cannot_be_had_is_an_error_that_names_the_limits() {
+    let shop = shop();
+    let mut program = command("predict --model {} --input {}", &[&shop.model, &shop.parts.join("washer/test/good")]);
+    program.env("RUST_MIN_STACK", (1u64 << 50).to_string()); // more than there are addresses
+    finished(program).refused(1, &["cannot start a thread", "ulimit -u"]);
 }
 
 /// The whole story, small: everything that it promises to leave is there, and it can be told again.

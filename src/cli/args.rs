@@ -230,7 +230,8 @@ VERDICTS
   ng     above the threshold, or not a product that the model knows (class_source unknown-product)
   error  could not be inspected; never counts as good
 
-The exit code is 0 also when parts are ng; it is 1 when an image could not be inspected.
+The exit code is 0 also when parts are ng; it is 1 when an image could not be inspected. After Ctrl-C, or on a full disk, the
+lines and pictures of what was done are there, each of them whole.
 The percentile says how many in a hundred of the good parts held out in training score lower.";
 
 /// Ask a model about images.
@@ -252,7 +253,8 @@ pub(super) struct PredictArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
 
-    /// Write one JSON object per image here; `-` writes them to standard output instead of the table
+    /// Write one JSON object per image here, each as soon as it is known; `-` writes them to standard output instead of the
+    /// table
     #[arg(long, value_name = "F")]
     pub(super) jsonl: Option<PathBuf>,
 

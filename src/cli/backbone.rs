@@ -2,8 +2,8 @@
 
 use super::Context;
 use super::args::ImportArgs;
-use super::frames::check_exists;
-use super::words;
+use super::images::check_exists;
+use super::messages;
 use crate::error::Result;
 use crate::files::check_writable;
 use crate::model::import::Trunk;
@@ -32,6 +32,6 @@ pub(super) fn import(context: &Context, args: &ImportArgs) -> Result<()> {
     context.console.print(format_args!(
         "{}  ({}, {bytes} bytes)",
         args.out.display(),
-        words::count(trunk.tensors(), "tensor")
+        messages::count(trunk.tensors(), "tensor")
     ))
 }

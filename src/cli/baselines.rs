@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::Context;
-use super::frames::in_groups;
-use super::truth::{Part, side, truth};
+use super::ground_truth::{ShownArea, ground_truth, input_side};
+use super::images::prepare;
+use super::{Context, messages};
 use crate::baselines::{Baselines, ClassFit, METHODS};
-use crate::data::{Category, Dataset, Sample, hold_out};
+use crate::data::{Category, Dataset, ReadAhead, Sample, hold_out};
 use crate::detector::{AnomalyMap, Network};
 use crate::error::Result;
-use crate::frame::{Frame, Geometry};
+use crate::frame::{Geometry, Prepared};
 use crate::metrics::PixelSet;
 use crate::report::{Baseline, Metrics};
 
@@ -27,25 +27,23 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
     let categories: Vec<&Category> = data.categories.iter().filter(|category| !category.test.is_empty()).collect();
     let baselines = fit(context, network, &categories)?;
     let mut methods: [BTreeMap<String, Metrics>; METHODS.len()] = Default::default();
-    let mut task = context.console.task("baselines", categories.iter().map(|category| category.test.len()).sum());
+    let mut task = context.task("baselines", categories.iter().map(|category| category.test.len()).sum());
     let mut done = 0;
     for (class, category) in categories.iter().enumerate() {
         let mut figures = METHODS.map(|_| Figures::of(category));
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
-        in_groups(context, &paths, GROUP, |group| {
-            let mut readable = Vec::new();
+        ReadAhead::new(GROUP, &context.stop).each_group(&paths, prepare(context, network), |group| {
             done += group.len();
-            for (index, frame) in group {
-                // Who cannot be read was told of when the model was measured.
-                readable.extend(frame.ok().map(|frame| (&category.test[index], frame)));
-            }
-            let features = features(network, &readable.iter().map(|(_, frame)| frame).collect::<Vec<_>>())?;
+            // An image that cannot be read was named when the model was measured.
+            let read = group.into_iter().filter_map(|(index, image)| Some((&category.test[index], image.ok()?)));
+            let (samples, inputs): (Vec<&Sample>, Vec<Prepared>) = read.unzip();
+            let features = features(network, &inputs)?;
             let maps = features.par_iter().map(|(features, geometry)| {
                 let distances = baselines.distances(features, class);
                 distances.map(|distance| network.map(distance, *geometry, None))
             });
             let maps = maps.collect::<Vec<_>>();
-            for ((sample, _), maps) in readable.iter().zip(maps) {
+            for (sample, maps) in samples.into_iter().zip(maps) {
                 for (figures, (score, map)) in figures.iter_mut().zip(maps) {
                     figures.add(sample, score, &map)?;
                 }
@@ -67,15 +65,21 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
     let training = &config.training;
     let split = |category: &&Category| hold_out(&category.train, training.calibration_fraction, training.seed).train;
     let images: Vec<Vec<PathBuf>> = categories.iter().map(split).collect();
-    let mut task = context.console.task("learning", images.iter().map(Vec::len).sum());
+    let mut task = context.task("learning", images.iter().map(Vec::len).sum());
     let mut done = 0;
     let mut classes = Vec::new();
     for paths in &images {
         let mut class = ClassFit::new(tokens, dim, paths.len(), training.seed);
-        in_groups(context, paths, GROUP, |group| {
-            let readable: Vec<&Frame> = group.iter().filter_map(|(_, frame)| frame.as_ref().ok()).collect();
-            features(network, &readable)?.iter().for_each(|(row, _)| class.add(row));
+        ReadAhead::new(GROUP, &context.stop).each_group(paths, prepare(context, network), |group| {
             done += group.len();
+            let mut inputs = Vec::with_capacity(group.len());
+            for (_, image) in group {
+                match image {
+                    Ok(input) => inputs.push(input),
+                    Err(error) => context.console.warn(messages::left_out(&error)),
+                }
+            }
+            features(network, &inputs)?.iter().for_each(|(row, _)| class.add(row));
             task.set(done, "for the baselines");
             Ok(())
         })?;
@@ -85,11 +89,9 @@ fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result
     Ok(Baselines::new(classes))
 }
 
-fn features(network: &Network, frames: &[&Frame]) -> Result<Vec<(Vec<f32>, Geometry)>> {
-    let preprocess = network.preprocess();
-    let prepared = frames.par_iter().map(|frame| preprocess.apply(frame)).collect::<Result<Vec<_>>>()?;
-    let values = network.device().values(&prepared, |some| network.features(&some.iter().collect::<Vec<_>>()));
-    prepared.iter().zip(values).map(|(prepared, values)| Ok((values?, prepared.geometry))).collect()
+fn features(network: &Network, inputs: &[Prepared]) -> Result<Vec<(Vec<f32>, Geometry)>> {
+    let values = network.device().values(inputs, |some| network.features(&some.iter().collect::<Vec<_>>()));
+    inputs.iter().zip(values).map(|(prepared, values)| Ok((values?, prepared.geometry))).collect()
 }
 
 /// What one method says of the images of one class.
@@ -108,12 +110,12 @@ impl Figures {
     fn add(&mut self, sample: &Sample, score: f32, map: &AnomalyMap) -> Result<()> {
         self.scores.push(score);
         self.defects.push(sample.label.is_defect());
-        let size = side(&map.geometry);
+        let size = input_side(&map.geometry);
         // A mask that cannot be read was told of when the model was measured.
-        let truth = truth(sample, &map.geometry, size).unwrap_or_default();
+        let truth = ground_truth(sample, &map.geometry, size).unwrap_or_default();
         if let (Some(pixels), Some(truth)) = (&mut self.pixels, truth) {
-            let part = Part::of(&map.geometry, size);
-            pixels.push(&part.cut(&map.resized(size), size), &part.cut(&truth, size), part.width, part.height)?;
+            let area = ShownArea::of(&map.geometry, size);
+            pixels.push(&area.cut(&map.resized(size), size), &area.cut(&truth, size), area.width, area.height)?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::args::BenchArgs;
 use super::table::{Align, Table};
-use super::{Context, frames};
+use super::{Context, images};
 use crate::detector::{Detector, Request};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.report {
         check_writable(path)?;
     }
-    frames::check_exists(&args.model)?;
+    images::check_exists(&args.model)?;
     let device = args.on.find()?;
     let detector = Detector::open_on(&args.model, &device.open()?)?;
     let size = detector.network().config().input.size * OVERSIZE;
@@ -49,7 +49,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     // The calls of several threads do not wait for each other on a GPU.
     let in_flight = if detector.network().device().has_cpu_kernels() { &IN_FLIGHT[..] } else { &IN_FLIGHT[..1] };
     let total = args.ddim_steps.len() * (1 + 2 * args.batch.len() + in_flight.len());
-    let mut task = console.task("bench", total);
+    let mut task = context.task("bench", total);
     let mut figures = Figures {
         schema: 1,
         tool: detector.card().tool.clone(),
@@ -115,7 +115,7 @@ impl Bench<'_> {
         let rounds = self.frames.div_ceil(batch);
         let (mut ms, mut seconds) = (Vec::with_capacity(rounds), 0.0);
         for round in 0..rounds + self.warm_up().div_ceil(batch) {
-            self.context.check_stop()?;
+            self.context.stop.check()?;
             let started = Instant::now();
             detector.inspect_frames(&frames, &request).into_iter().collect::<Result<Vec<_>>>()?;
             let spent = started.elapsed().as_secs_f64();
@@ -143,7 +143,7 @@ impl Bench<'_> {
             let begin = Instant::now();
             let mut ms = Vec::with_capacity(each);
             for _ in 0..each {
-                self.context.check_stop()?;
+                self.context.stop.check()?;
                 ms.push(one()?);
             }
             Ok((ms, begin, Instant::now()))
@@ -153,7 +153,7 @@ impl Bench<'_> {
                 thread::Builder::new()
                     .name(format!("diad-bench-{n}"))
                     .spawn_scoped(scope, call)
-                    .map_err(|e| Error::Internal(format!("cannot start a thread: {e}")))
+                    .map_err(|error| Error::threads("asks for detections", error))
             });
             let spawned = spawned.collect::<Result<Vec<_>>>()?;
             let lost = |_| Error::Internal("bench: a thread panicked".into());
@@ -190,7 +190,7 @@ impl Bench<'_> {
         };
         let mut under_way = VecDeque::with_capacity(in_flight);
         for _ in 0..warm_up + self.frames {
-            self.context.check_stop()?;
+            self.context.stop.check()?;
             if under_way.len() == in_flight {
                 under_way.pop_front().map_or(Ok(()), &mut settle)?;
             }
@@ -232,7 +232,7 @@ impl Bench<'_> {
     fn time(&self, work: impl Fn() -> Result<()>) -> Result<Latency> {
         let mut ms = Vec::with_capacity(self.frames);
         for round in 0..self.frames + self.warm_up() {
-            self.context.check_stop()?;
+            self.context.stop.check()?;
             let started = Instant::now();
             work()?;
             if round >= self.warm_up() {
@@ -258,24 +258,24 @@ struct Figures {
     stages: Vec<Stages>,
 }
 
-/// Who runs the frames.
+/// How the frames are run.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Through {
-    /// Whoever asks, and waits for the answer.
+    /// By calls of the detector.
     Call,
-    /// The worker of a line.
+    /// Through a worker, as `diadfilter` does.
     Worker,
 }
 
-/// One way to run frames.
+/// The measurement of one way to run frames.
 #[derive(Serialize)]
 struct Row {
     through: Through,
     ddim_steps: usize,
     batch: usize,
     in_flight: usize,
-    /// Of a call, that is of a whole batch; of a frame through the worker, with the time it waits for its batch.
+    /// Milliseconds of a call, that is of a whole batch; of a frame through the worker, including the wait for its batch.
     ms: Latency,
     frames_per_second: f64,
 }

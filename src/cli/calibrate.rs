@@ -2,22 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::args::CalibrateArgs;
-use super::frames::{check_exists, in_groups};
+use super::images::{check_exists, prepare};
 use super::train::warn_ignored;
-use super::{Context, words};
+use super::{Context, messages};
 use crate::bundle::{self, Card};
-use crate::calibrate::conformal_rank;
-use crate::data::{Category, Dataset};
+use crate::data::{Category, Dataset, ReadAhead, check_unreadable};
 use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
-use crate::train::{ClassScores, class_card};
+use crate::train::{ClassScores, check_rate, class_card};
 
-/// Share of a product's images that may be unreadable: the promise is for parts as they come, not for those that remain.
-const MAX_UNREADABLE: f64 = 0.05;
 /// Images scored at a time.
 const GROUP: usize = 8;
 
@@ -38,7 +33,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let card = bundle::read_card(&args.model)?;
     let (data, targets) = products(args, &card)?;
     for (category, &class) in data.categories.iter().zip(&targets) {
-        check_enough(&card.classes[class].name, category.train.len(), args.target_fpr)?;
+        check_rate(&card.classes[class].name, category.train.len(), args.target_fpr)?;
     }
     warn_ignored(console, &data.root, &data.ignored);
 
@@ -48,7 +43,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let mut settings = card.config.calibration.clone();
     (settings.target_fpr, settings.warn_fpr) = (Some(args.target_fpr), args.warn_fpr);
     let total = data.categories.iter().map(|category| category.train.len()).sum();
-    let mut task = console.task("calibrate", total);
+    let mut task = context.task("calibrate", total);
     let mut done = 0;
     for (category, &class) in data.categories.iter().zip(&targets) {
         let scores = scores(context, detector.network(), class, category, |more| {
@@ -64,7 +59,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     console.print(format_args!("{}", args.out.display()))?;
     for (index, class) in card.classes.iter().enumerate() {
         let kept = if targets.contains(&index) { "" } else { " (unchanged)" };
-        console.print(format_args!("{}{kept}", words::cost(class)))?;
+        console.print(format_args!("{}{kept}", messages::cost(class)))?;
     }
     Ok(())
 }
@@ -74,7 +69,7 @@ fn products(args: &CalibrateArgs, card: &Card) -> Result<(Dataset, Vec<usize>)> 
     let position = |name: &str| card.classes.iter().position(|class| class.name == name);
     let known = || card.classes.iter().map(|class| class.name.as_str()).collect::<Vec<_>>().join(", ");
     let data = Dataset::scan(&args.data, &[])?;
-    // One folder of any name: it is the class that was named, or the only one there is.
+    // One folder of any name: it is of the class that --class names, or of the only one.
     if let [category] = data.categories.as_slice() {
         let named = match args.classes.as_slice() {
             [] => position(&category.name).or((card.classes.len() == 1).then_some(0)),
@@ -97,11 +92,6 @@ fn products(args: &CalibrateArgs, card: &Card) -> Result<(Dataset, Vec<usize>)> 
     Ok((data, targets))
 }
 
-/// Refuses a rate that so many images cannot promise, before any work is done.
-fn check_enough(class: &str, n: usize, target: f64) -> Result<()> {
-    conformal_rank(n, target).map(drop).map_err(|few| Error::Usage(format!("class {class}: {few}")))
-}
-
 /// Scores of the good images of one product.
 fn scores(
     context: &Context,
@@ -111,20 +101,15 @@ fn scores(
     mut progress: impl FnMut(usize),
 ) -> Result<ClassScores> {
     let request = Request { class: ClassChoice::Known(class), ..Request::default() };
-    let preprocess = network.preprocess();
     let mut scores = ClassScores::default();
-    let mut lost = 0;
-    in_groups(context, &category.train, GROUP, |group| {
+    let mut images = ReadAhead::new(GROUP, &context.stop);
+    images.each_group(&category.train, prepare(context, network), |group| {
         progress(group.len());
-        let prepared: Vec<_> = group.par_iter().map(|(_, frame)| frame.as_ref().map(|f| preprocess.apply(f))).collect();
-        let mut inputs = Vec::with_capacity(prepared.len());
-        for input in prepared {
-            match input {
-                Ok(input) => inputs.push(input?),
-                Err(error) => {
-                    lost += 1;
-                    context.console.warn(format_args!("{}; left out", words::error(error)));
-                }
+        let mut inputs = Vec::with_capacity(group.len());
+        for (_, image) in group {
+            match image {
+                Ok(input) => inputs.push(input),
+                Err(error) => context.console.warn(messages::left_out(&error)),
             }
         }
         let requests: Vec<_> = inputs.iter().map(|input| (input, &request)).collect();
@@ -133,25 +118,6 @@ fn scores(
         }
         Ok(())
     })?;
-    if lost as f64 > MAX_UNREADABLE * category.train.len() as f64 {
-        return Err(Error::Image {
-            path: category.root.clone(),
-            reason: format!("{lost} of {} images cannot be read: too many for a promise", category.train.len()),
-        });
-    }
+    check_unreadable(&category.root, category.train.len(), &images.unreadable)?;
     Ok(scores)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_that_the_images_cannot_promise_is_refused_with_the_number_it_takes() {
-        check_enough("bottle", 19, 0.05).unwrap();
-        let error = check_enough("bottle", 18, 0.05).unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        let text = error.to_string();
-        assert!(text.contains("bottle") && text.contains("needs 19"), "{text}");
-    }
 }

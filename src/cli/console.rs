@@ -1,17 +1,16 @@
-//! The way to the user: results to stdout; progress, notes and warnings to stderr.
+//! What is written where: results to stdout; progress, notes and warnings to stderr.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write};
 
 use indicatif::{MultiProgress, ProgressDrawTarget};
 
-use super::progress::Task;
 use crate::error::{Error, Result};
 
-/// The name under which stdout stands in errors.
+/// The name of stdout in errors.
 const STDOUT: &str = "standard output";
 
-/// Where everything is said. Bars on stderr step aside while something is written.
+/// Writes everything that users read. Bars on stderr are hidden while a line is written.
 #[derive(Clone)]
 pub(super) struct Console {
     quiet: bool,
@@ -38,24 +37,19 @@ impl Console {
         .map_err(|source| Error::io(STDOUT, "cannot write", source))
     }
 
-    /// Something the user may like to know.
+    /// A note on stderr, which `--quiet` leaves out.
     pub(super) fn note(&self, text: impl Display) {
         if !self.quiet {
             self.say(text);
         }
     }
 
-    /// Something the user should know.
+    /// A warning on stderr.
     pub(super) fn warn(&self, text: impl Display) {
         self.say(format_args!("diad: warning: {text}"));
     }
 
-    /// Shows the progress of `total` things.
-    pub(super) fn task(&self, name: &'static str, total: usize) -> Task {
-        Task::new(self.clone(), name, 0, total)
-    }
-
-    /// The bars, where stderr is a terminal that wants them.
+    /// The progress bars, if stderr is a terminal and not quiet.
     pub(super) fn bars(&self) -> Option<&MultiProgress> {
         self.bars.as_ref()
     }
@@ -73,7 +67,7 @@ impl Console {
     }
 }
 
-/// Log lines go the way of the notes.
+/// For log lines, which go to stderr.
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.aside(|| io::stderr().lock().write(bytes))

@@ -1,20 +1,30 @@
-//! What a user sees of a mistake in the program itself: one message that says what to do, no backtrace.
+//! Panics: a user sees one message that says what to do, and no backtrace.
 
 use std::any::Any;
-use std::panic;
+use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::console;
+use crate::error::{THREAD_LIMITS, panic_is_caught};
 
-/// From here on a panic is told as an internal error, once: several threads may meet the same one.
+/// Installs the panic hook: from here on the first panic is reported as an internal error (several threads may meet the same
+/// one). A panic that is caught and becomes an error of its own is not reported.
 pub(super) fn install() {
-    static TOLD: AtomicBool = AtomicBool::new(false);
     panic::set_hook(Box::new(|info| {
-        if !TOLD.swap(true, Ordering::Relaxed) {
-            let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
-            console::error(message(info.payload(), place.as_deref().unwrap_or("an unknown place")));
+        if let Some(text) = told(info) {
+            console::error(text);
         }
     }));
+}
+
+/// The message about a panic, if it is to be reported.
+fn told(info: &PanicHookInfo<'_>) -> Option<String> {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if panic_is_caught() || TOLD.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
+    Some(message(info.payload(), place.as_deref().unwrap_or("an unknown place")))
 }
 
 fn message(payload: &dyn Any, place: &str) -> String {
@@ -23,6 +33,10 @@ fn message(payload: &dyn Any, place: &str) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "no message".to_owned());
+    // The panic of another crate that could not start a thread: std, rayon and candle all print the system's error.
+    if what.contains("WouldBlock") {
+        return format!("{what}; {THREAD_LIMITS}");
+    }
     format!(
         "internal error: {what} (at {place}). This is a mistake in diad {}, not in what you did; please report it with \
          this line, the command and, if you can, its input",
@@ -32,7 +46,11 @@ fn message(payload: &dyn Any, place: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
     use super::*;
+    use crate::error::catch_panic;
 
     #[test]
     fn a_panic_is_told_in_one_line_with_its_place() {
@@ -42,5 +60,26 @@ mod tests {
             assert!(!text.contains('\n'));
         }
         assert!(message(&7, "y").contains("no message"));
+        // std, rayon and candle put it like this.
+        let text = message(&"failed to spawn: Os { code: 11, kind: WouldBlock, message: \"...\" }", "y");
+        assert!(text.contains("ulimit -u") && !text.contains("internal error"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_that_says_something_of_the_input_is_not_told_and_a_later_mistake_is() {
+        let said: &'static Mutex<Vec<Option<String>>> = Box::leak(Box::default());
+        let before = panic::take_hook();
+        let this = thread::current().id(); // other tests of this process may panic as well
+        panic::set_hook(Box::new(move |info| {
+            if thread::current().id() == this {
+                said.lock().unwrap().push(told(info));
+            }
+        }));
+        assert!(catch_panic(|| catch_panic(|| panic!("decoder")).is_err()).unwrap());
+        assert!(panic::catch_unwind(|| panic!("mistake")).is_err());
+        panic::set_hook(before);
+        let said = said.lock().unwrap();
+        assert_eq!(said[0], None);
+        assert!(said[1].as_ref().unwrap().starts_with("internal error: mistake (at src/cli/crash.rs:"), "{said:?}");
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::args::EvaluateArgs;
-use super::frames::{self, Seen, inspect_all};
+use super::ground_truth::{ShownArea, ground_truth, input_side};
+use super::images::{self, Inspected, inspect_all};
 use super::table::{Align, Table, figure};
 use super::train::warn_ignored;
-use super::truth::{Part, side, truth};
-use super::{Context, baselines, words};
+use super::{Context, baselines, messages};
 use crate::data::{Category, Dataset, Sample};
 use crate::detector::{ClassChoice, Detector, Request, Verdict};
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(&args.data, expected));
     }
-    let detector = frames::open(&args.model, &args.run.on)?;
+    let detector = images::open_model(&args.model, &args.run.on)?;
     warn_ignored(&context.console, &data.root, &data.ignored);
     let settings = Settings {
         model: args.model.display().to_string(),
@@ -49,7 +49,7 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
             path: args.data.clone(),
             reason: format!(
                 "{} could not be inspected; the figures are without them",
-                words::count(unreadable, "image")
+                messages::count(unreadable, "image")
             ),
         });
     }
@@ -90,7 +90,7 @@ pub(super) fn evaluate(
     let base = Request { ddim_steps: settings.ddim_steps, ..Request::default() };
     detector.prepare(&base)?;
     let total = data.categories.iter().map(|category| category.test.len()).sum();
-    let mut task = context.console.task("evaluate", total);
+    let mut task = context.task("evaluate", total);
     let mut all = All::default();
     let mut gallery = Gallery::new(PICTURES);
     let mut done = 0;
@@ -107,7 +107,7 @@ pub(super) fn evaluate(
             match seen {
                 Ok(seen) => class.add(&category.test[index], &seen, &mut gallery)?,
                 Err(error) => {
-                    context.console.warn(words::error(&error));
+                    context.console.warn(messages::error(&error));
                     class.unreadable.push(unreadable(&paths[index], &data.root, &error));
                 }
             }
@@ -127,7 +127,7 @@ pub(super) fn evaluate(
     Ok(Evaluation { report, curves: all.curves, gallery })
 }
 
-/// What the classes have in common.
+/// Results of all classes.
 #[derive(Default)]
 struct All {
     classes: BTreeMap<String, ClassReport>,
@@ -153,7 +153,7 @@ impl All {
     }
 }
 
-/// One class while its images are inspected.
+/// Results of one class, while its images are inspected.
 struct Class<'a> {
     category: &'a Category,
     root: &'a Path,
@@ -171,11 +171,11 @@ impl<'a> Class<'a> {
         Self { category, root, images: Vec::new(), pixels, unreadable: Vec::new(), ms: Vec::new() }
     }
 
-    fn add(&mut self, sample: &Sample, seen: &Seen, gallery: &mut Gallery) -> Result<()> {
+    fn add(&mut self, sample: &Sample, seen: &Inspected, gallery: &mut Gallery) -> Result<()> {
         let detection = &seen.detection;
         let map = &detection.map;
-        let size = side(&map.geometry);
-        let truth = match truth(sample, &map.geometry, size) {
+        let size = input_side(&map.geometry);
+        let truth = match ground_truth(sample, &map.geometry, size) {
             Ok(truth) => truth,
             Err(error) => {
                 self.unreadable.push(unreadable(sample.mask.as_deref().unwrap_or(&sample.path), self.root, &error));
@@ -183,11 +183,11 @@ impl<'a> Class<'a> {
             }
         };
         if let (Some(pixels), Some(truth)) = (&mut self.pixels, &truth) {
-            let part = Part::of(&map.geometry, size);
-            pixels.push(&part.cut(&map.resized(size), size), &part.cut(truth, size), part.width, part.height)?;
+            let area = ShownArea::of(&map.geometry, size);
+            pixels.push(&area.cut(&map.resized(size), size), &area.cut(truth, size), area.width, area.height)?;
         }
         let image = ImageResult {
-            path: words::below(&sample.path, self.root),
+            path: messages::below(&sample.path, self.root),
             category: self.category.name.clone(),
             label: sample.label.name().to_owned(),
             score: detection.score,
@@ -219,10 +219,10 @@ impl<'a> Class<'a> {
 }
 
 fn unreadable(path: &Path, root: &Path, error: &Error) -> Unreadable {
-    Unreadable { path: words::below(path, root), reason: error.to_string() }
+    Unreadable { path: messages::below(path, root), reason: error.to_string() }
 }
 
-/// The thresholds that images of this category are held against: its own, or those of the model's only class.
+/// The thresholds of this category: those of the class of the same name, or of the model's only class.
 fn thresholds(detector: &Detector, category: &str) -> Thresholds {
     let classes = &detector.card().classes;
     let own = classes.iter().find(|class| class.name == category);

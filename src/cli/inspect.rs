@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::args::{InspectArgs, ValidateArgs};
-use super::frames::check_exists;
-use super::{Context, words};
+use super::images::check_exists;
+use super::{Context, messages};
 use crate::bundle::{self, Card, Contents};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -52,14 +52,14 @@ fn describe(file: &str, contents: &Contents) -> String {
     let training = &card.training;
     line(
         "training",
-        format!("{}, {} steps, seed {}", words::count(training.images, "image"), training.steps, training.seed),
+        format!("{}, {} steps, seed {}", messages::count(training.images, "image"), training.steps, training.seed),
     );
     line("data", format!("sha256 {}", training.data_sha256));
     let changes = changes(&card.config);
     line("config", if changes.is_empty() { "all defaults".to_owned() } else { changes.join("\n           ") });
-    let _ = write!(out, "\n{}", words::count(card.classes.len(), "class").replace("classs", "classes"));
+    let _ = write!(out, "\n{}", messages::count(card.classes.len(), "class").replace("classs", "classes"));
     for class in &card.classes {
-        let _ = write!(out, "\n{}", words::cost(class));
+        let _ = write!(out, "\n{}", messages::cost(class));
     }
     out
 }

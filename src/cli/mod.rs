@@ -1,16 +1,17 @@
-//! The command line: what is typed, what is said, exit codes. The only part of the crate that talks, and the only user
-//! of clap and indicatif.
+//! The command line: arguments, output, exit codes. The only part of the crate that prints, and the only user of clap and
+//! indicatif.
 
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
+use crate::data::{SampleDepth, Stop};
 use crate::device::{DeviceSpec, Precision};
-use crate::error::{Error, Result};
-use crate::train::Stop;
+use crate::error::Result;
 
 mod ablate;
 mod args;
@@ -22,48 +23,60 @@ mod console;
 mod crash;
 mod demo;
 mod evaluate;
-mod frames;
+mod ground_truth;
+mod images;
 mod inspect;
+mod jsonl;
+mod messages;
 mod predict;
 mod progress;
 mod sample;
 mod signals;
 mod table;
 mod train;
-mod truth;
-mod words;
 
 use args::{Cli, Command};
 use console::Console;
+use progress::Task;
 
-/// What every command gets beside its arguments.
+/// What every command is given beside its arguments.
 struct Context {
     console: Console,
     stop: Stop,
+    /// How many of their 16 bits the images of this run use.
+    depth: SampleDepth,
+    /// Whether the user was warned of that.
+    depth_told: AtomicBool,
 }
 
 impl args::DeviceArg {
-    /// The device that is meant, if it is there.
+    /// The device that the argument names.
+    ///
+    /// # Errors
+    /// When it is not there.
     fn find(&self) -> Result<DeviceSpec> {
         self.device.find(Precision::F32)
     }
 }
 
 impl args::OnArgs {
-    /// As [`args::DeviceArg::find`], with its numbers.
+    /// The device and the precision that the arguments name.
+    ///
+    /// # Errors
+    /// When it is not there, or does not compute in this precision.
     fn find(&self) -> Result<DeviceSpec> {
         self.place.device.find(self.precision)
     }
 }
 
-/// Runs the command that `args` spell; the first of them is the program's name.
+/// Runs the command given by `args`, of which the first is the program's name; returns its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     crash::install();
     let outcome = catch_unwind(AssertUnwindSafe(|| match Cli::try_parse_from(args) {
         Ok(cli) => exit_code(run(cli)),
         Err(error) => usage(&error),
     }));
-    // What there is to say about a panic was said by the hook.
+    // The hook has printed a message about a panic.
     ExitCode::from(outcome.unwrap_or(1))
 }
 
@@ -71,8 +84,8 @@ fn run(cli: Cli) -> Result<()> {
     let console = Console::new(cli.quiet);
     subscribe(&console, cli.quiet, cli.verbose);
     let stop = signals::install(&console)?;
-    let context = Context { console, stop };
-    match cli.command {
+    let context = Context { console, stop, depth: SampleDepth::default(), depth_told: AtomicBool::new(false) };
+    let outcome = match cli.command {
         Command::Train(args) => train::run(&context, &args),
         Command::Evaluate(args) => evaluate::run(&context, &args),
         Command::Predict(args) => predict::run(&context, &args),
@@ -84,25 +97,27 @@ fn run(cli: Cli) -> Result<()> {
         Command::Ablate(args) => ablate::run(&context, &args),
         Command::Sample(args) => sample::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
-    }
+    };
+    context.warn_of_depth(&context.depth);
+    outcome
 }
 
-/// The exit code of a finished command, after saying what went wrong.
+/// The exit code of a finished command; prints its error.
 fn exit_code(outcome: Result<()>) -> u8 {
     match outcome {
         Ok(()) => 0,
         Err(error) if console::is_broken_pipe(&error) => 0,
         Err(error) => {
-            console::error(words::error(&error));
+            console::error(messages::error(&error));
             error.exit_code()
         }
     }
 }
 
-/// Help and version are answers; everything else is wrong use.
+/// The exit code after clap's message: help and version are answers, everything else is wrong use.
 fn usage(error: &clap::Error) -> u8 {
     match error.kind() {
-        // A reader that has gone does not matter.
+        // It does not matter if the reader of stdout has gone.
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
             0
@@ -119,8 +134,8 @@ fn usage(error: &clap::Error) -> u8 {
     }
 }
 
-/// Log lines of the library go to stderr: warnings, with `-v` what goes on, with `-vv` everything. The variable
-/// `DIAD_LOG` (`diad=debug`) is stronger.
+/// Writes log lines of the library to stderr: warnings, with `-v` also information, with `-vv` everything. The environment
+/// variable `DIAD_LOG` (for instance `diad=debug`) takes precedence.
 fn subscribe(console: &Console, quiet: bool, verbose: u8) {
     use tracing_subscriber::{EnvFilter, fmt};
 
@@ -132,13 +147,22 @@ fn subscribe(console: &Console, quiet: bool, verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("DIAD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let writer = console.clone();
-    // A second subscriber in one process is a test's; the first one stays.
+    // Fails if there is a subscriber already, as in tests; that one stays.
     let _ = fmt().with_env_filter(filter).with_writer(move || writer.clone()).without_time().try_init();
 }
 
 impl Context {
-    /// Stops here if somebody asked to.
-    fn check_stop(&self) -> Result<()> {
-        if self.stop.requested() { Err(Error::Interrupted { checkpoint: None }) } else { Ok(()) }
+    /// Warns, once in a run, of images that do not use their 16 bits.
+    fn warn_of_depth(&self, depth: &SampleDepth) {
+        if let Some(text) = depth.warning()
+            && !self.depth_told.swap(true, Ordering::Relaxed)
+        {
+            self.console.warn(text);
+        }
+    }
+
+    /// Shows the progress of `total` things.
+    fn task(&self, name: &'static str, total: usize) -> Task {
+        Task::new(self.console.clone(), name, 0, total)
     }
 }

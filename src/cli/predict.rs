@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::PredictArgs;
-use super::frames::{self, Seen, inspect_all};
+use super::images::{self, Inspected, inspect_all};
+use super::jsonl::JsonLines;
 use super::train::warn_ignored;
-use super::{Context, words};
+use super::{Context, messages};
 use crate::data;
 use crate::detector::{ClassChoice, ClassSource, Detection, Request, Verdict};
 use crate::error::{Error, Result};
@@ -19,12 +20,13 @@ use crate::heatmap::{HeatScale, MapView};
 use crate::regions::Region;
 use crate::report::png;
 
-/// Cells per side of the map that is painted over an image, at most; it is smooth, more would show nothing.
+/// Longest side in pixels at which the map is computed before it is painted over an image; it is smooth, more would show
+/// nothing.
 const PAINTED: usize = 512;
 
 pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     let console = &context.console;
-    frames::check_exists(&args.model)?;
+    images::check_exists(&args.model)?;
     let (paths, ignored) = data::images_in(&args.input)?;
     if paths.is_empty() {
         return Err(Error::data(&args.input, format!("expected an image or a folder of images; it holds {ignored}")));
@@ -35,23 +37,24 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
     if let Some(folder) = &args.out {
         prepare_folder(folder)?;
     }
-    let detector = frames::open(&args.model, &args.run.on)?;
+    let detector = images::open_model(&args.model, &args.run.on)?;
     let class = ClassChoice::parse(&args.class, detector.card())?;
     let request = Request { class, ddim_steps: args.run.ddim_steps.map(usize::from), ..Request::default() };
     detector.prepare(&request)?;
     warn_ignored(console, &args.input, &ignored);
 
-    let names: Vec<String> = paths.iter().map(|path| words::below(path, &args.input)).collect();
+    let names: Vec<String> = paths.iter().map(|path| messages::below(path, &args.input)).collect();
     let columns = Columns { name: names.iter().map(|n| n.chars().count()).max().unwrap_or(0).clamp(5, 60) };
     let pictures = picture_names(&paths);
     if !to_stdout {
         console.print(columns.heading())?;
     }
-    let mut lines = String::new();
+    let mut lines = jsonl.map(JsonLines::create).transpose()?;
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut failed = 0;
-    let mut task = (to_stdout || paths.len() > 1).then(|| console.task("predict", paths.len()));
-    inspect_all(context, &detector, &request, usize::from(args.run.batch), &paths, |index, seen| {
+    let mut done = 0;
+    let mut task = (to_stdout || paths.len() > 1).then(|| context.task("predict", paths.len()));
+    let inspected = inspect_all(context, &detector, &request, usize::from(args.run.batch), &paths, |index, seen| {
         let name = &names[index];
         let line = match &seen {
             Ok(seen) => {
@@ -62,55 +65,53 @@ pub(super) fn run(context: &Context, args: &PredictArgs) -> Result<()> {
             }
             Err(error) => {
                 failed += 1;
-                console.warn(words::error(error));
+                console.warn(messages::error(error));
                 Line::of(&paths[index], Err(error))
             }
         };
-        *counts.entry(line.verdict().to_string()).or_default() += 1;
-        if args.jsonl.is_some() {
-            let json = serde_json::to_string(&line).map_err(|e| Error::Internal(format!("{name}: {e}")))?;
-            if to_stdout {
-                console.print(&json)?;
-            } else {
-                lines.push_str(&json);
-                lines.push('\n');
-            }
+        if let Some(lines) = &mut lines {
+            lines.write(&line)?;
         }
-        if !to_stdout {
+        if to_stdout {
+            console.print(serde_json::to_string(&line).map_err(|e| Error::Internal(format!("{name}: {e}")))?)?;
+        } else {
             console.print(columns.row(name, &line))?;
         }
+        *counts.entry(line.verdict().to_string()).or_default() += 1;
+        done += 1;
         if let Some(task) = &mut task {
             task.set(index + 1, "");
         }
         Ok(())
-    })?;
+    });
+    if let Err(error) = inspected {
+        console.note(format_args!("{done} of {} done", messages::count(paths.len(), "image")));
+        return Err(error);
+    }
     if let Some(task) = task {
         task.finish();
     }
-    if let Some(path) = jsonl {
-        write_atomic(path, lines.as_bytes())?;
-    }
     let counted: Vec<String> = counts.iter().map(|(verdict, n)| format!("{n} {verdict}")).collect();
-    console.note(format_args!("{}: {}", words::count(paths.len(), "image"), counted.join(", ")));
+    console.note(format_args!("{}: {}", messages::count(paths.len(), "image"), counted.join(", ")));
     if failed > 0 {
         return Err(Error::Image {
             path: args.input.clone(),
-            reason: format!("{} of {} could not be inspected", failed, words::count(paths.len(), "image")),
+            reason: format!("{} of {} could not be inspected", failed, messages::count(paths.len(), "image")),
         });
     }
     Ok(())
 }
 
-/// Makes the folder and sees whether a file can be put there.
+/// Makes the folder and checks that a file can be written there.
 pub(super) fn prepare_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)
         .map_err(|e| Error::Usage(format!("{}: cannot make this folder: {e}", folder.display())))?;
     check_writable(folder.join("probe.png"))
 }
 
-/// The image with its map over it.
-pub(super) fn painted(seen: &Seen) -> Frame {
-    let Seen { frame, detection, .. } = seen;
+/// The image with its anomaly map painted over it.
+pub(super) fn painted(seen: &Inspected) -> Frame {
+    let Inspected { frame, detection, .. } = seen;
     let largest = frame.width().max(frame.height());
     let scale = (PAINTED as f64 / largest as f64).min(1.0);
     let side = |pixels: usize| ((pixels as f64 * scale).round() as usize).max(1);
@@ -138,7 +139,7 @@ fn picture_names(paths: &[PathBuf]) -> Vec<OsString> {
     paths.iter().map(name).collect()
 }
 
-/// One line of `--jsonl`.
+/// One line of `--jsonl`: the result for one image.
 #[derive(Serialize)]
 struct Line<'a> {
     image: String,
@@ -162,9 +163,9 @@ enum Answer<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(path: &Path, seen: Result<&'a Seen, &Error>) -> Self {
+    fn of(path: &Path, seen: Result<&'a Inspected, &Error>) -> Self {
         let answer = match seen {
-            Ok(Seen { frame, detection, .. }) => {
+            Ok(Inspected { frame, detection, .. }) => {
                 Answer::Seen { width: frame.width(), height: frame.height(), detection }
             }
             Err(error) => Answer::Failed { verdict: Verdict::Error, error: error.to_string() },
@@ -180,7 +181,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The table is written row by row, so its columns are fixed beforehand.
+/// Columns of the table on stdout. It is written row by row, so their widths are fixed beforehand.
 struct Columns {
     name: usize,
 }

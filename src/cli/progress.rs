@@ -1,10 +1,11 @@
-//! Progress: bars on a terminal, now and then a line in a pipe or a log file.
+//! Progress: bars on a terminal, and a line now and then in a pipe or a log file.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::Context;
 use super::console::Console;
 use crate::train;
 
@@ -50,8 +51,7 @@ impl Task {
             return;
         }
         let now = Instant::now();
-        let due = Line { done, told: self.told, total: self.total, since: now - self.last }.is_due();
-        if due {
+        if is_due(done, self.told, self.total, now - self.last) {
             let left =
                 time_left(now - self.started, done - self.first.min(done), self.total - self.first.min(self.total));
             let percent = 100 * done / self.total.max(1);
@@ -79,21 +79,12 @@ impl Drop for Task {
     }
 }
 
-/// Whether a line is worth its place.
-struct Line {
-    done: usize,
-    told: usize,
-    total: usize,
-    since: Duration,
-}
-
-impl Line {
-    fn is_due(&self) -> bool {
-        let share = |done: usize| done * LINE_SHARE / self.total.max(1);
-        let further = share(self.done) > share(self.told) && self.since >= LINE_PAUSE;
-        let last = self.done >= self.total && self.told < self.total;
-        last || further || self.since >= LINE_EVERY
-    }
+/// Whether to write a line when `done` of `total` things are done; the last one said `told` and is `since` old.
+fn is_due(done: usize, told: usize, total: usize, since: Duration) -> bool {
+    let share = |done: usize| done * LINE_SHARE / total.max(1);
+    let further = share(done) > share(told) && since >= LINE_PAUSE;
+    let last = done >= total && told < total;
+    last || further || since >= LINE_EVERY
 }
 
 fn style() -> ProgressStyle {
@@ -102,7 +93,7 @@ fn style() -> ProgressStyle {
         .progress_chars("━╸─")
 }
 
-/// `, 1 min 20 s left`; nothing where there is no telling yet.
+/// `, 1 min 20 s left`; empty until there is enough to go by.
 fn time_left(spent: Duration, done: usize, total: usize) -> String {
     if done == 0 || done >= total || spent < LINE_PAUSE {
         return String::new();
@@ -121,49 +112,44 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
-/// Shows what training says.
+/// Shows the progress of a training run.
 pub(super) struct TrainingProgress<'a> {
-    console: &'a Console,
+    context: &'a Context,
     current: RefCell<Current>,
 }
 
 #[derive(Default)]
 struct Current {
-    task: Option<(Stage, Task)>,
+    task: Option<Task>,
     /// Loss, smoothed over the last steps so that one can see where it goes.
     loss: Option<f64>,
     first_step: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Features,
-    Steps,
-    Calibration,
-}
-
+/// Name of the stage of the optimizer's steps.
+const TRAINING: &str = "training";
 /// Weight of a new loss in the one that is shown.
 const LOSS_WEIGHT: f64 = 0.05;
 
 impl<'a> TrainingProgress<'a> {
-    pub(super) fn new(console: &'a Console) -> Self {
-        Self { console, current: RefCell::default() }
+    pub(super) fn new(context: &'a Context) -> Self {
+        Self { context, current: RefCell::default() }
     }
 
-    fn show(&self, stage: Stage, name: &'static str, done: usize, total: usize, detail: &str) {
+    fn show(&self, name: &'static str, done: usize, total: usize, detail: &str) {
         let mut current = self.current.borrow_mut();
-        if current.task.as_ref().is_none_or(|(of, _)| *of != stage) {
-            if let Some((_, task)) = current.task.take() {
+        if current.task.as_ref().is_none_or(|task| task.name != name) {
+            if let Some(task) = current.task.take() {
                 task.finish();
             }
-            let first = if stage == Stage::Steps { current.first_step } else { 0 };
-            current.task = Some((stage, Task::new(self.console.clone(), name, first, total)));
+            let first = if name == TRAINING { current.first_step } else { 0 };
+            current.task = Some(Task::new(self.context.console.clone(), name, first, total));
         }
-        if let Some((_, task)) = &mut current.task {
+        if let Some(task) = &mut current.task {
             task.set(done, detail);
         }
         if done >= total
-            && let Some((_, task)) = current.task.take()
+            && let Some(task) = current.task.take()
         {
             task.finish();
         }
@@ -172,21 +158,22 @@ impl<'a> TrainingProgress<'a> {
 
 impl train::Observer for TrainingProgress<'_> {
     fn event(&self, event: &train::Event<'_>) {
+        let console = &self.context.console;
         match event {
-            train::Event::Features { done, total } => self.show(Stage::Features, "features", *done, *total, ""),
+            train::Event::Images { done, total } => self.show("images", *done, *total, ""),
             train::Event::Skipped { path, reason } => {
                 let name = path.display().to_string();
                 let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(reason);
-                self.console.warn(format_args!("{name}: {reason}; left out"));
+                console.warn(format_args!("{name}: {reason}; left out"));
             }
+            train::Event::SampleDepth { depth } => self.context.warn_of_depth(depth),
             train::Event::Spilled => {
-                self.console
-                    .note("features exceed training.cache_mib: the rest goes to a temporary file beside the model");
+                console.note("images exceed training.cache_mib: the rest goes to a temporary file beside the model");
             }
             train::Event::Started { step, parameters } => {
                 self.current.borrow_mut().first_step = *step;
                 let from = if *step > 0 { format!(", going on after step {step}") } else { String::new() };
-                self.console.note(format_args!("training {parameters} parameters{from}"));
+                console.note(format_args!("training {parameters} parameters{from}"));
             }
             train::Event::Step { step, steps, loss, images_per_second } => {
                 let shown = {
@@ -196,12 +183,10 @@ impl train::Observer for TrainingProgress<'_> {
                     shown
                 };
                 let detail = format!("loss {shown:.4}, {images_per_second:.1} images/s");
-                self.show(Stage::Steps, "training", *step, *steps, &detail);
+                self.show(TRAINING, *step, *steps, &detail);
             }
-            train::Event::Checkpoint { path } => self.console.note(format_args!("checkpoint {}", path.display())),
-            train::Event::Calibration { done, total } => {
-                self.show(Stage::Calibration, "calibration", *done, *total, "")
-            }
+            train::Event::Checkpoint { path } => console.note(format_args!("checkpoint {}", path.display())),
+            train::Event::Calibration { done, total } => self.show("calibration", *done, *total, ""),
         }
     }
 }
@@ -212,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_line_is_due_after_a_share_or_a_while_and_at_the_end() {
-        let line = |done, told, ms| Line { done, told, total: 1000, since: Duration::from_millis(ms) }.is_due();
+        let line = |done, told, ms| is_due(done, told, 1000, Duration::from_millis(ms));
         assert!(!line(49, 0, 5000), "less than a twentieth");
         assert!(line(50, 0, 1000));
         assert!(!line(50, 0, 999), "too soon");

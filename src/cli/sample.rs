@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use super::Context;
 use super::args::SampleArgs;
 use super::demo::sheet;
-use super::frames::{self, in_groups};
-use crate::data::Dataset;
+use super::images::{self, prepare};
+use crate::data::{Dataset, ReadAhead};
 use crate::detector::{ClassChoice, Network, Sampling};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::{Frame, read_frame};
+use crate::frame::Frame;
 use crate::report::png;
 
-/// Good images whose patches stand for features, at most.
+/// Good images whose patches are used to show features, at most.
 const PATCH_IMAGES: usize = 40;
 /// Small pictures are enlarged to at least this side, for eyes.
 const SIDE: usize = 128;
@@ -26,7 +26,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
     if !(0.0..=20.0).contains(&args.guidance) {
         return Err(Error::Usage(format!("--guidance {}: expected a number from 0 to 20", args.guidance)));
     }
-    let detector = frames::open(&args.model, &args.on)?;
+    let detector = images::open_model(&args.model, &args.on)?;
     let network = detector.network();
     let class = args.class.as_deref().map(|name| ClassChoice::parse(name, detector.card())).transpose()?;
     let class = match class {
@@ -36,8 +36,7 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
         }
         None => None,
     };
-    let prepare = |path: &Path| network.preprocess().apply(&read_frame(path)?).map(|prepared| prepared.frame);
-    let like = args.like.as_deref().map(|path| values(network, &prepare(path)?)).transpose()?;
+    let like = args.like.as_deref().map(|path| values(network, &prepare(context, network)(path)?.frame)).transpose()?;
     if network.config().denoiser.guide > 0 && like.is_none() {
         return Err(Error::Usage("this model is guided by an image: give one to go by with --like".into()));
     }
@@ -53,11 +52,11 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
         }
     };
     let count = usize::from(args.count);
-    let mut task = context.console.task("sample", count);
+    let mut task = context.task("sample", count);
     let mut pictures = Vec::with_capacity(count);
     let numbers: Vec<u64> = (0..count as u64).collect();
     for group in numbers.chunks(rayon::current_num_threads()) {
-        context.check_stop()?;
+        context.stop.check()?;
         let one = |&i: &u64| {
             let (steps, seed, like) = (usize::from(args.steps), args.seed.wrapping_add(i), like.as_deref());
             let (eta, guidance) = (args.eta, args.guidance);
@@ -98,7 +97,7 @@ fn enlarged(picture: &Frame) -> Result<Frame> {
     Frame::new(width, height, rgb)
 }
 
-/// Cells of good images: what they are to the model, and what they look like.
+/// Cells of good images: their features and their pixels.
 struct Patches {
     grid: usize,
     dim: usize,
@@ -109,7 +108,7 @@ struct Patches {
 }
 
 impl Patches {
-    /// Those of a few good images of every product, or of one.
+    /// The cells of a few good images of every product, or of `class`.
     fn read(context: &Context, network: &Network, root: &Path, class: Option<&str>) -> Result<Self> {
         let data = Dataset::scan(root, &[])?;
         let named = |name: &str| data.categories.iter().any(|category| category.name == name);
@@ -120,10 +119,10 @@ impl Patches {
         let paths: Vec<PathBuf> = categories.iter().flat_map(|c| c.train.iter().take(each).cloned()).collect();
         let (grid, dim) = (network.config().features.grid, network.config().dim());
         let mut all = Self { grid, dim, values: Vec::new(), images: Vec::new() };
-        let mut task = context.console.task("patches", paths.len());
-        in_groups(context, &paths, 8, |group| {
-            for (_, frame) in group {
-                let prepared = network.preprocess().apply(&frame?)?.frame;
+        let mut task = context.task("patches", paths.len());
+        ReadAhead::new(8, &context.stop).each_group(&paths, prepare(context, network), |group| {
+            for (_, image) in group {
+                let prepared = image?.frame;
                 all.values.extend(values(network, &prepared)?);
                 all.images.push(prepared);
             }
@@ -134,7 +133,7 @@ impl Patches {
         Ok(all)
     }
 
-    /// Each cell as the patch whose values are nearest.
+    /// A picture of features `[T, D]`: each cell shown as the patch whose features are nearest.
     fn picture(&self, values: &[f32]) -> Result<Frame> {
         let tokens = self.grid * self.grid;
         let size = self.images.first().map_or(self.grid, Frame::width);

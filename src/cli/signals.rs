@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks the command to stop in order, the second ends the program at once.
+//! Ctrl-C and SIGTERM: the first requests an orderly stop of the command, the second ends the program at once.
 
 use super::console::Console;
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use crate::train::Stop;
 /// Exit code of an interrupted program.
 const INTERRUPTED: i32 = 130;
 
-/// From here on signals ask the returned `Stop`.
+/// Installs the handler: from here on a signal requests the returned `Stop`.
 pub(super) fn install(console: &Console) -> Result<Stop> {
     let stop = Stop::default();
     let (asked, console) = (stop.clone(), console.clone());
@@ -18,6 +18,6 @@ pub(super) fn install(console: &Console) -> Result<Stop> {
         asked.request();
         console.note("stopping after the work in hand; once more to stop at once");
     })
-    .map_err(|error| Error::Internal(format!("cannot listen to signals: {error}")))?;
+    .map_err(|error| Error::threads("listens to signals", error))?;
     Ok(stop)
 }

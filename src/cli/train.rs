@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::args::{ConfigArgs, TrainArgs};
 use super::console::Console;
-use super::frames::check_exists;
+use super::images::check_exists;
 use super::progress::{TrainingProgress, duration};
-use super::{Context, words};
+use super::{Context, messages};
 use crate::bundle::ClassCard;
 use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     }
     console.print(format_args!("{}", args.out.display()))?;
     for class in &outcome.detector.card().classes {
-        console.print(words::cost(class))?;
+        console.print(messages::cost(class))?;
     }
     console.note(format_args!(
         "next: diad evaluate --model {0} --data {1}, diad predict --model {0} --input IMAGE",
@@ -65,9 +65,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// Trains, with progress, and says where the time went.
+/// Trains with progress, and prints how long each stage took.
 pub(super) fn teach(context: &Context, config: &Config, data: &Dataset, options: &train::Options) -> Result<Outcome> {
-    let outcome = train::train(config, data, options, &TrainingProgress::new(&context.console), &context.stop)?;
+    let outcome = train::train(config, data, options, &TrainingProgress::new(context), &context.stop)?;
     let [features, steps, calibration] = outcome.seconds.map(Duration::from_secs_f64);
     context.console.note(format_args!(
         "features {}, training {} ({:.1} images/s), calibration {}",
@@ -79,7 +79,7 @@ pub(super) fn teach(context: &Context, config: &Config, data: &Dataset, options:
     Ok(outcome)
 }
 
-/// Defaults, then the file, then `--set`.
+/// The configuration: defaults, overridden by the file, overridden by `--set`.
 pub(super) fn configuration(args: &ConfigArgs, default: Config) -> Result<Config> {
     let mut config = match &args.config {
         Some(path) => Config::from_file(path)?,
@@ -89,21 +89,21 @@ pub(super) fn configuration(args: &ConfigArgs, default: Config) -> Result<Config
     Ok(config)
 }
 
-/// Says what was found, and warns of what may go wrong with it.
+/// Prints what was found, and warns of few and unbalanced images.
 pub(super) fn describe(console: &Console, data: &Dataset, config: &Config) {
     for category in &data.categories {
         let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
         console.note(format_args!(
             "{}: {}, {} held out for the threshold",
             category.name,
-            words::count(category.train.len(), "good image"),
+            messages::count(category.train.len(), "good image"),
             split.calibration.len()
         ));
         if category.train.len() < FEW_IMAGES {
             console.warn(format_args!(
                 "{}: only {}; expect false rejects of parts that look a little different ({FEW_IMAGES} or more are a start)",
                 category.name,
-                words::count(category.train.len(), "good image"),
+                messages::count(category.train.len(), "good image"),
             ));
         }
     }
@@ -123,14 +123,14 @@ pub(super) fn describe(console: &Console, data: &Dataset, config: &Config) {
     warn_ignored(console, &data.root, &data.ignored);
 }
 
-/// Nobody should wonder where an image went.
+/// Warns of files and folders that are not used.
 pub(super) fn warn_ignored(console: &Console, root: &Path, ignored: &Ignored) {
     if !ignored.is_empty() {
         console.warn(format_args!("{}: passed over {ignored}", root.display()));
     }
 }
 
-/// What `--report` writes.
+/// The JSON of `--report`.
 #[derive(Serialize)]
 struct Report<'a> {
     schema: u32,

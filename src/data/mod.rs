@@ -1,17 +1,20 @@
-//! Images on disk: where they are ([`Dataset`]), which are held out ([`split`]), how many are read at once ([`stream`]).
-//! Knows nothing of models.
+//! Images on disk: where they are ([`Dataset`]), which are held out ([`split`]), how many are read ([`ReadAhead`]). Knows
+//! nothing of models.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+mod depth;
+mod read_ahead;
 mod scan;
 pub mod split;
-pub mod stream;
 
+pub use depth::SampleDepth;
+pub use read_ahead::{Group, ReadAhead, Stop, check_unreadable};
 pub use scan::images_in;
 pub use split::{Split, data_sha256, hold_out};
-pub use stream::read_all;
 
 /// Fewest good images per class that a model is trained from: below, the held-out two and the rest say nothing.
 pub const MIN_TRAIN: usize = 8;
@@ -19,6 +22,12 @@ pub const MIN_TRAIN: usize = 8;
 /// File name extensions that count as images, in any case.
 pub const IMAGE_EXTENSIONS: [&str; 12] =
     ["png", "jpg", "jpeg", "jpe", "bmp", "tif", "tiff", "webp", "pnm", "pbm", "pgm", "ppm"];
+
+/// Those of images that are not read.
+const UNREAD_EXTENSIONS: [&str; 24] = [
+    "heic", "heif", "avif", "gif", "jp2", "j2k", "jpx", "jxl", "jxr", "tga", "ico", "psd", "exr", "hdr", "dds", "qoi",
+    "pfm", "raw", "dng", "cr2", "cr3", "nef", "arw", "svg",
+];
 
 /// What a test image is known to be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,10 +78,12 @@ pub struct Category {
 }
 
 /// What a scan passed over, so that nobody wonders where an image went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ignored {
     /// Files and folders whose name starts with a dot.
     pub hidden: usize,
+    /// Images in formats that are not read, by extension.
+    pub unread_formats: BTreeMap<&'static str, usize>,
     /// Files whose extension is not that of an image.
     pub other_files: usize,
     /// Images at a place that says nothing about them, such as directly in `test`.
@@ -95,6 +106,9 @@ impl Ignored {
 impl std::ops::AddAssign for Ignored {
     fn add_assign(&mut self, other: Self) {
         self.hidden += other.hidden;
+        for (extension, count) in other.unread_formats {
+            *self.unread_formats.entry(extension).or_default() += count;
+        }
         self.other_files += other.other_files;
         self.unplaced_images += other.unplaced_images;
         self.other_folders += other.other_folders;
@@ -106,8 +120,12 @@ impl std::ops::AddAssign for Ignored {
 /// `2 hidden files, 1 file that is not an image`; empty where nothing was passed over.
 impl std::fmt::Display for Ignored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let formats: Vec<String> = self.unread_formats.keys().map(|extension| format!(".{extension}")).collect();
+        let formats = formats.join(", ");
+        let unread = ["image", "images"].map(|noun| format!("{noun} in a format that is not read ({formats})"));
         let parts = [
             (self.hidden, "hidden file", "hidden files"),
+            (self.unread_formats.values().sum(), unread[0].as_str(), unread[1].as_str()),
             (self.other_files, "file that is not an image", "files that are not images"),
             (self.unplaced_images, "image outside of any labelled folder", "images outside of any labelled folder"),
             (self.other_folders, "folder without train/good", "folders without train/good"),
@@ -150,11 +168,6 @@ impl Dataset {
     /// [`Error::Usage`] for a name in `classes` that does not exist; [`Error::Io`] when a folder cannot be listed.
     pub fn scan(root: &Path, classes: &[String]) -> Result<Self> {
         scan::scan(root, classes)
-    }
-
-    /// The category of this name.
-    pub fn category(&self, name: &str) -> Option<&Category> {
-        self.categories.iter().find(|c| c.name == name)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Category, Dataset, IMAGE_EXTENSIONS, Ignored, Label, Sample};
+use super::{Category, Dataset, IMAGE_EXTENSIONS, Ignored, Label, Sample, UNREAD_EXTENSIONS};
 use crate::error::{Error, Result};
 use crate::text::closest;
 
@@ -33,7 +33,7 @@ pub(super) fn scan(root: &Path, classes: &[String]) -> Result<Dataset> {
         }
         found.push((folder_name(root)?, root.to_path_buf()));
     } else if !is_category(root) {
-        ignored += listing.ignored;
+        ignored += listing.ignored.clone();
         ignored.unplaced_images += listing.images.len();
         ignored.other_folders += listing.folders.len() - found.len();
     }
@@ -42,7 +42,7 @@ pub(super) fn scan(root: &Path, classes: &[String]) -> Result<Dataset> {
     let mut categories = Vec::with_capacity(found.len());
     for (name, folder) in found {
         let category = if flat {
-            ignored += listing.ignored;
+            ignored += listing.ignored.clone();
             ignored.sub_folders += listing.folders.len();
             Category { name, root: folder, train: listing.images.clone(), test: Vec::new() }
         } else {
@@ -153,7 +153,7 @@ impl Masks {
 struct Listing {
     folders: Vec<PathBuf>,
     images: Vec<PathBuf>,
-    /// `hidden` and `other_files` only.
+    /// `hidden`, `other_files` and `unread_formats` only.
     ignored: Ignored,
     /// Names of the other files, for messages.
     others: Vec<String>,
@@ -178,11 +178,14 @@ impl Listing {
                 listing.ignored.hidden += 1;
             } else if path.is_dir() {
                 listing.folders.push(path);
-            } else if is_image_name(&path) {
+            } else if extension(&path, &IMAGE_EXTENSIONS).is_some() {
                 // A dangling link stays in: reading it names the file, leaving it out would hide it.
                 listing.images.push(path);
             } else {
-                listing.ignored.other_files += 1;
+                match extension(&path, &UNREAD_EXTENSIONS) {
+                    Some(format) => *listing.ignored.unread_formats.entry(format).or_default() += 1,
+                    None => listing.ignored.other_files += 1,
+                }
                 listing.others.push(name);
             }
         }
@@ -226,9 +229,10 @@ fn images_below(folder: &Path) -> Result<(Vec<PathBuf>, Ignored)> {
     Ok((images, ignored))
 }
 
-fn is_image_name(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+/// The extension of a file name, if it is one of `known`, in any case.
+fn extension(path: &Path, known: &[&'static str]) -> Option<&'static str> {
+    let extension = path.extension()?.to_str()?;
+    known.iter().copied().find(|known| extension.eq_ignore_ascii_case(known))
 }
 
 fn extensions() -> String {
@@ -320,11 +324,11 @@ mod tests {
         let data = Dataset::scan(root.path(), &[]).unwrap();
         let names: Vec<&str> = data.categories.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["bolt", "nut"]);
-        let nut = data.category("nut").unwrap();
+        let nut = &data.categories[1];
         assert_eq!(relative(&nut.root, &nut.train), ["train/good/a.png", "train/good/b.PNG"]);
         assert!(nut.test.is_empty());
 
-        let bolt = data.category("bolt").unwrap();
+        let bolt = &data.categories[0];
         let got: Vec<(String, &str, Option<String>)> = bolt
             .test
             .iter()
@@ -346,8 +350,8 @@ mod tests {
             other_files: 2,
             unplaced_images: 2,
             other_folders: 1,
-            sub_folders: 0,
             unused_masks: 1,
+            ..Ignored::default()
         };
         assert_eq!(data.ignored, ignored);
         assert_eq!(
@@ -366,6 +370,18 @@ mod tests {
         assert_eq!((flat.categories[0].name.as_str(), flat.categories[0].train.len()), ("caps", 2));
         assert!(flat.categories[0].test.is_empty());
         assert_eq!(flat.ignored, Ignored { hidden: 1, other_files: 1, ..Ignored::default() });
+    }
+
+    #[test]
+    fn images_in_a_format_that_is_not_read_are_told_from_other_files() {
+        let root = tree(&["cap/1.png", "cap/2.HEIC", "cap/3.heic", "cap/4.avif", "cap/notes.txt"]);
+        let ignored = Dataset::scan(&root.path().join("cap"), &[]).unwrap().ignored;
+        assert_eq!(
+            ignored.to_string(),
+            "3 images in a format that is not read (.avif, .heic), 1 file that is not an image"
+        );
+        let one = images_in(&tree(&["1.gif"]).path().join(".")).unwrap().1;
+        assert_eq!(one.to_string(), "1 image in a format that is not read (.gif)");
     }
 
     #[test]

@@ -1,14 +1,10 @@
 //! Which good images are held out for calibration, and the digest that says what a model was trained on.
 //! Both go by file name, so that a folder can be moved without changing either.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
 use crate::text::hex;
 
 /// Fewest images held out of a class: a threshold needs more than one score.
@@ -58,18 +54,11 @@ fn name_bytes(path: &Path) -> &[u8] {
     path.file_name().unwrap_or_default().as_encoded_bytes()
 }
 
-/// SHA-256, in hexadecimal, over names and contents of files: for each the length of its name (8 bytes, little
-/// endian), its name and the SHA-256 of its content, in order of name and content. Independent of the folders the
-/// files lie in and of the order given. Read in pieces, several files at a time.
-///
-/// # Errors
-/// [`Error::Io`] for the first file that cannot be read.
-pub fn data_sha256(paths: &[PathBuf]) -> Result<String> {
-    let digests: Vec<Result<[u8; 32]>> = paths.par_iter().map(|path| content_sha256(path)).collect();
-    let mut entries = Vec::with_capacity(paths.len());
-    for (path, digest) in paths.iter().zip(digests) {
-        entries.push((name_bytes(path), digest?));
-    }
+/// SHA-256, in hexadecimal, over names and contents of files, given as their paths and the SHA-256 of their contents: for
+/// each the length of its name (8 bytes, little endian), its name and the digest of its content, in order of name and
+/// content. Independent of the folders the files lie in and of the order given.
+pub fn data_sha256<'a>(files: impl IntoIterator<Item = (&'a Path, [u8; 32])>) -> String {
+    let mut entries: Vec<_> = files.into_iter().map(|(path, digest)| (name_bytes(path), digest)).collect();
     entries.sort();
     let mut hash = Sha256::new();
     for (name, digest) in entries {
@@ -77,28 +66,12 @@ pub fn data_sha256(paths: &[PathBuf]) -> Result<String> {
         hash.update(name);
         hash.update(digest);
     }
-    Ok(hex(&hash.finalize()))
-}
-
-fn content_sha256(path: &Path) -> Result<[u8; 32]> {
-    let unreadable = |e| Error::io(path, "cannot read the file", e);
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut hash = Sha256::new();
-    let mut piece = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(n) => hash.update(&piece[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(unreadable(e)),
-        }
-    }
+    hex(&hash.finalize())
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs;
 
     use proptest::prelude::*;
 
@@ -134,28 +107,18 @@ mod tests {
 
     #[test]
     fn the_digest_is_that_of_its_description() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, content: &[u8]| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, content).unwrap();
-            path
+        let digest = |files: &[(&str, &[u8])]| {
+            data_sha256(files.iter().map(|(path, content)| (Path::new(*path), Sha256::digest(content).into())))
         };
         let large = vec![7; 200_000];
-        let paths = [write("a/2.png", b"two"), write("a/1.png", &large)];
         // s = lambda b: hashlib.sha256(b)
         // e = lambda n, b: len(n).to_bytes(8, 'little') + n + s(b).digest()
         // s(e(b'1.png', bytes([7]) * 200000) + e(b'2.png', b'two')).hexdigest()
         let expected = "f28a8240adddb8d5b4ad53b3845cc37a70365b23ffe8fec4d63eefb93f4e170d";
-        assert_eq!(data_sha256(&paths).unwrap(), expected);
-        let moved = [write("b/c/1.png", &large), write("b/2.png", b"two")];
-        assert_eq!(data_sha256(&moved).unwrap(), expected, "neither folder nor order matter");
-        let renamed = [moved[0].clone(), write("b/3.png", b"two")];
-        assert_ne!(data_sha256(&renamed).unwrap(), expected);
-        let changed = [moved[0].clone(), write("b/2.png", b"twO")];
-        assert_ne!(data_sha256(&changed).unwrap(), expected);
-        let missing = data_sha256(&[root.path().join("gone.png")]).unwrap_err();
-        assert!(missing.to_string().contains("gone.png"));
+        assert_eq!(digest(&[("a/2.png", b"two"), ("a/1.png", &large)]), expected);
+        assert_eq!(digest(&[("b/c/1.png", &large), ("b/2.png", b"two")]), expected, "neither folder nor order matter");
+        assert_ne!(digest(&[("a/1.png", &large), ("a/3.png", b"two")]), expected);
+        assert_ne!(digest(&[("a/1.png", &large), ("a/2.png", b"twO")]), expected);
     }
 
     proptest! {

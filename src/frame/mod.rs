@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 pub mod read;
 mod view;
 
-pub use read::{decode_frame, read_frame, read_mask};
+pub use read::{Decoded, decode_frame, decode_image, read_bytes, read_frame, read_image, read_mask};
 pub use view::{Plane, View, Yuv};
 
 /// An owned 8-bit RGB image, rows without padding.

@@ -2,14 +2,14 @@
 //! Bounded: a file, a side or a decoded image beyond the limits below is an error before memory is taken.
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use tiff::tags::{PhotometricInterpretation as Colours, SampleFormat, Tag};
 
 use super::Frame;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, catch_panic};
 use crate::files::read_regular;
 
 /// Longest side of an image that is read, in pixels.
@@ -18,11 +18,26 @@ pub const MAX_SIDE: u32 = 16_384;
 /// Largest file, and largest decoded image, that is read, in bytes.
 pub const MAX_BYTES: u64 = 512 << 20;
 
+/// What a decoder may take beside the decoded image, in bytes: a TIFF in a single strip takes as much as the image.
+const MAX_WORKING: u64 = MAX_BYTES;
+
+/// How a BigTIFF starts, which `image` reads but does not recognise.
+const BIG_TIFF: [&[u8]; 2] = [b"II+\0", b"MM\0+"];
+
+/// An image as it was decoded.
+pub struct Decoded {
+    /// Its pixels.
+    pub frame: Frame,
+    /// Highest sample of an image of 16 bits per sample, of its alpha apart.
+    pub peak: Option<u16>,
+}
+
 /// Reads an image file (PNG, JPEG, BMP, TIFF, PNM, WebP; told by its content, not its name) as RGB8.
 ///
 /// - Grayscale is repeated into three channels; palettes are looked up; CMYK is converted.
-/// - 16 bits per channel become 8 by dividing by 257 with rounding, so that 65535 is 255. Images with fewer
-///   significant bits in 16-bit words (10 or 12 of a camera) come out as dark as they are stored.
+/// - 16 bits per channel become 8 by dividing by 257 with rounding, so that 65535 is 255. (GStreamer's videoconvert
+///   rounds in another way: a `GRAY16_LE` frame of the same values may be one level off.) Images with fewer
+///   significant bits in 16-bit words (10 or 12 of a camera) come out as dark as they are stored; see [`Decoded::peak`].
 /// - Alpha is dropped and the stored colours are kept: what a camera's RGBA or RGBx frame means on the line, so
 ///   that a file and a stream with the same pixels give the same frame.
 /// - EXIF orientation is applied.
@@ -31,17 +46,50 @@ pub const MAX_BYTES: u64 = 512 << 20;
 /// [`Error::Io`] when the file cannot be read or exceeds [`MAX_BYTES`]; [`Error::Image`] when it is not a whole image in a
 /// known format or exceeds [`MAX_SIDE`]. Both name the file.
 pub fn read_frame(path: &Path) -> Result<Frame> {
-    decode_frame(&read_regular(path, MAX_BYTES, "an image")?, path)
+    read_image(path).map(|image| image.frame)
 }
 
-/// What [`read_frame`] does, for bytes that are already in memory; `name` is only for messages.
+/// As [`read_frame`], with what is lost in eight bits.
+///
+/// # Errors
+/// As for [`read_frame`].
+pub fn read_image(path: &Path) -> Result<Decoded> {
+    decode_image(&read_bytes(path)?, path)
+}
+
+/// As [`read_image`], from bytes that are already in memory; `name` is only for messages.
+///
+/// # Errors
+/// [`Error::Image`] as for [`read_frame`].
+pub fn decode_image(bytes: &[u8], name: &Path) -> Result<Decoded> {
+    let image = decode(bytes, name)?;
+    let peak = peak(&image);
+    let rgb = image.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    let frame = Frame::new(width, height, rgb.into_raw()).map_err(|e| image_error(name, e.to_string()))?;
+    Ok(Decoded { frame, peak })
+}
+
+/// As [`read_frame`], from bytes that are already in memory; `name` is only for messages.
 ///
 /// # Errors
 /// [`Error::Image`] as for [`read_frame`].
 pub fn decode_frame(bytes: &[u8], name: &Path) -> Result<Frame> {
-    let rgb = decode(bytes, name)?.into_rgb8();
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    Frame::new(width, height, rgb.into_raw()).map_err(|e| image_error(name, e.to_string()))
+    decode_image(bytes, name).map(|image| image.frame)
+}
+
+/// The highest 16-bit sample that is not alpha.
+fn peak(image: &DynamicImage) -> Option<u16> {
+    fn highest(samples: &[u16], channels: usize, colours: usize) -> Option<u16> {
+        samples.chunks_exact(channels).flat_map(|pixel| &pixel[..colours]).max().copied()
+    }
+    match image {
+        DynamicImage::ImageLuma16(image) => highest(image, 1, 1),
+        DynamicImage::ImageLumaA16(image) => highest(image, 2, 1),
+        DynamicImage::ImageRgb16(image) => highest(image, 3, 3),
+        DynamicImage::ImageRgba16(image) => highest(image, 4, 3),
+        _ => None,
+    }
 }
 
 /// Reads a ground-truth mask, resized to `width` x `height` by the nearest pixel: true where any colour channel is
@@ -51,7 +99,7 @@ pub fn decode_frame(bytes: &[u8], name: &Path) -> Result<Frame> {
 /// As for [`read_frame`].
 pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> {
     // Kept at 16 bits: a label value of 1 in a 16-bit mask must not be rounded to 0.
-    let mask = decode(&read_regular(path, MAX_BYTES, "an image")?, path)?.into_rgb16();
+    let mask = decode(&read_bytes(path)?, path)?.into_rgb16();
     let (w, h) = (mask.width() as usize, mask.height() as usize);
     if w == 0 || h == 0 {
         return Err(image_error(path, "the mask has no pixels"));
@@ -72,10 +120,18 @@ fn image_error(path: &Path, reason: impl Into<String>) -> Error {
     Error::Image { path: path.to_path_buf(), reason: reason.into() }
 }
 
+/// The content of an image file.
+///
+/// # Errors
+/// [`Error::Io`] when it is no regular file, cannot be read, or is larger than [`MAX_BYTES`].
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    read_regular(path, MAX_BYTES, "an image")
+}
+
 /// Decodes and turns upright. A panic of a decoder counts as a damaged file: the decoders are other people's code,
 /// and one bad image must not end a training run or a line.
 fn decode(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
-    catch_unwind(AssertUnwindSafe(|| decode_upright(bytes)))
+    catch_panic(|| decode_upright(bytes))
         .unwrap_or_else(|_| Err("the image is damaged (its decoder gave up)".into()))
         .map_err(|reason| image_error(name, reason))
 }
@@ -84,12 +140,17 @@ fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    if reader.format().is_none() {
-        return Err("not an image in a known format (PNG, JPEG, BMP, TIFF, PNM, WebP)".into());
+    let format = match image::guess_format(bytes) {
+        Ok(format) => format,
+        Err(_) if BIG_TIFF.iter().any(|start| bytes.starts_with(start)) => ImageFormat::Tiff,
+        Err(_) => return Err("not an image in a known format (PNG, JPEG, BMP, TIFF, PNM, WebP)".into()),
+    };
+    if format == ImageFormat::Tiff {
+        check_samples(bytes)?;
     }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
+    limits.max_alloc = Some(MAX_BYTES + MAX_WORKING);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(describe)?;
     let (width, height) = decoder.dimensions();
@@ -110,11 +171,33 @@ fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     Ok(image)
 }
 
+/// Refuses a TIFF of samples that cannot be made 8-bit colours of, in words; the decoder has none for them, and clips numbers
+/// with a fraction.
+fn check_samples(bytes: &[u8]) -> Result<(), String> {
+    // What else is wrong with the file is found when it is decoded.
+    let Ok(mut file) = tiff::decoder::Decoder::new(Cursor::new(bytes)) else { return Ok(()) };
+    let mut first = |tag| file.find_tag_unsigned_vec::<u16>(tag).ok()??.first().copied();
+    let bits = first(Tag::BitsPerSample).unwrap_or(1);
+    let kind = match first(Tag::SampleFormat).map(SampleFormat::from_u16) {
+        None | Some(Some(SampleFormat::Uint)) => "unsigned",
+        Some(Some(SampleFormat::Int)) => "signed",
+        Some(Some(SampleFormat::IEEEFP)) => "float",
+        Some(_) => "unknown",
+    };
+    let found = match first(Tag::PhotometricInterpretation).and_then(Colours::from_u16) {
+        Some(Colours::RGBPalette) => "palette colours".to_owned(),
+        Some(Colours::CIELab | Colours::IccLab | Colours::ItuLab) => "Lab colours".to_owned(),
+        _ if kind != "unsigned" || !matches!(bits, 1 | 8 | 16) => format!("{bits}-bit {kind} samples"),
+        _ => return Ok(()),
+    };
+    Err(format!("a TIFF of {found}: expected 8- or 16-bit unsigned samples of grey, RGB or CMYK"))
+}
+
 /// The decoder's words, with the limit where one was hit.
 fn describe(error: image::ImageError) -> String {
     match error {
-        image::ImageError::Limits(e) => {
-            format!("{e} (limits: {MAX_SIDE} pixels on each side, {} MiB)", MAX_BYTES >> 20)
+        image::ImageError::Limits(_) => {
+            format!("takes more memory to decode than the limit of {} MiB", (MAX_BYTES + MAX_WORKING) >> 20)
         }
         other => other.to_string(),
     }
@@ -143,9 +226,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use image::{
-        ExtendedColorType, GrayAlphaImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, RgbaImage,
-    };
+    use image::{ExtendedColorType, GrayAlphaImage, GrayImage, ImageBuffer, Luma, Rgb, RgbImage, RgbaImage};
     use proptest::prelude::*;
 
     use super::*;
@@ -276,6 +357,75 @@ mod tests {
         assert!(reason(wide.as_bytes()).contains("16385x1 pixels; the limit is 16384 on each side"));
         let large = b"P6 16384 16384 255\n";
         assert!(reason(large).contains("need 768 MiB; the limit is 512 MiB"));
+    }
+
+    /// A TIFF of one strip with the tags that make an image, as a list of (tag, value); `big` for BigTIFF.
+    fn tiff(width: u32, height: u32, tags: &[(u16, u32)], pixels: &[u8], big: bool) -> Vec<u8> {
+        let own = [(256, width), (257, height), (259, 1), (273, 0), (278, height), (279, pixels.len() as u32)];
+        let mut tags = [&own, tags].concat();
+        tags.sort();
+        let mut out: Vec<u8> =
+            if big { b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0".to_vec() } else { b"II*\0\x08\0\0\0".to_vec() };
+        let (count, entry, next) = if big { (8, 20, 8) } else { (2, 12, 4) };
+        let start = out.len() + count + entry * tags.len() + next;
+        out.extend(&(tags.len() as u64).to_le_bytes()[..count]);
+        for (tag, value) in tags {
+            out.extend(tag.to_le_bytes());
+            out.extend(4u16.to_le_bytes()); // LONG
+            out.extend(&1u64.to_le_bytes()[..(entry - 4) / 2]);
+            let value = if tag == 273 { start as u32 } else { value };
+            out.extend(&u64::from(value).to_le_bytes()[..(entry - 4) / 2]);
+        }
+        out.resize(start, 0);
+        out.extend(pixels);
+        out
+    }
+
+    #[test]
+    fn tiffs_are_read_in_both_sizes_of_offsets() {
+        let grey = [(258, 8), (262, 1), (277, 1)];
+        for big in [false, true] {
+            let frame = read(&tiff(2, 1, &grey, &[7, 9], big)).unwrap();
+            assert_eq!(frame.rgb(), [7, 7, 7, 9, 9, 9], "big: {big}");
+        }
+    }
+
+    #[test]
+    fn samples_that_are_not_read_are_named_in_words() {
+        for (bits, format, photometric, words) in [
+            (32, 3, 1, "a TIFF of 32-bit float samples"),
+            (32, 3, 2, "a TIFF of 32-bit float samples"),
+            (16, 2, 1, "a TIFF of 16-bit signed samples"),
+            (32, 1, 1, "a TIFF of 32-bit unsigned samples"),
+            (12, 1, 1, "a TIFF of 12-bit unsigned samples"),
+            (8, 1, 3, "a TIFF of palette colours"),
+            (8, 1, 8, "a TIFF of Lab colours"),
+        ] {
+            let text =
+                reason(&tiff(1, 1, &[(258, bits), (262, photometric), (277, 1), (339, format)], &[0; 12], false));
+            let expected = format!("{words}: expected 8- or 16-bit unsigned samples of grey, RGB or CMYK");
+            assert!(text.ends_with(&expected), "{text}");
+        }
+    }
+
+    /// 12000 x 9000 as a program that writes one strip stores it: the strip is held beside the image.
+    #[test]
+    fn a_large_image_in_one_strip_is_read() {
+        let (width, height) = (12_000, 9_000);
+        let bytes =
+            tiff(width, height, &[(258, 8), (262, 2), (277, 3)], &vec![0; (width * height * 3) as usize], false);
+        let frame = read(&bytes).unwrap();
+        assert_eq!((frame.width(), frame.height()), (12_000, 9_000));
+    }
+
+    #[test]
+    fn the_highest_value_of_16_bit_images_is_known() {
+        let peak = |image: DynamicImage| decode_image(&encoded(image, ImageFormat::Png), Path::new("x")).unwrap().peak;
+        let grey = ImageBuffer::<Luma<u16>, _>::from_fn(3, 1, |x, _| Luma([4000 + x as u16]));
+        assert_eq!(peak(grey.into()), Some(4002));
+        let rgba = ImageBuffer::<image::Rgba<u16>, _>::from_pixel(1, 1, image::Rgba([1, 900, 2, 65_535]));
+        assert_eq!(peak(rgba.into()), Some(900), "alpha is not looked at");
+        assert_eq!(peak(picture().into()), None);
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! What the denoiser is shown: noised values with masked and foreign cells. Everything random of a step comes from the
-//! seed and the number of the step, so that a resumed run draws what an uninterrupted one would have drawn.
+//! Training batches: features of images with noise added, some cells masked and some taken from another image. All random
+//! numbers of a step come from the seed and the number of the step, so that a resumed run sees the same batches as one that
+//! was not interrupted.
 
 use candle_core::{Device, Tensor};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::cache::Cache;
+use super::cache::FeatureCache;
 use crate::config::{ClassStrategy, Config, DiffusionConfig, Weighting};
 use crate::diffusion::{NoiseLevel, Prediction, Process, min_snr_weight};
 use crate::error::Result;
@@ -14,24 +15,24 @@ use crate::model::denoiser::{normal, pooled};
 
 /// One training batch.
 pub(super) struct Batch {
-    /// Noisy values and mask, `[B, T, D + 1]`.
+    /// The noisy features and, as the last value of each cell, whether it is masked (1) or not (0), `[B, T, D + 1]`.
     pub(super) input: Tensor,
-    /// What the network should answer, `[B, T, D]`.
+    /// The output that the network is to learn, `[B, T, D]`.
     pub(super) target: Tensor,
-    /// The clean input with its foreign cells, averaged for a guided network, `[B, G, D]`.
+    /// For a network with semantic guidance: the input without noise and mask, averaged to G cells, `[B, G, D]`.
     pub(super) guide: Option<Tensor>,
-    /// Weight of each sample's loss `[B]`.
+    /// Weight of each sample's loss, `[B]`.
     pub(super) weight: Vec<f32>,
-    /// Log-SNR of each sample.
+    /// Logarithm of the signal-to-noise ratio of each sample, `[B]`.
     pub(super) log_snr: Vec<f32>,
-    /// Class of each sample; the number of classes stands for none.
+    /// Class of each sample, `[B]`; the number of classes stands for "no class".
     pub(super) class: Vec<u32>,
-    /// For dropout.
+    /// Seed of the dropout masks.
     pub(super) seed: u64,
 }
 
 impl Batch {
-    /// Where the network is.
+    /// A copy on the device of the network.
     pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
         let there = |tensor: &Tensor| tensor.to_device(device);
         let guide = self.guide.as_ref().map(there).transpose()?;
@@ -56,12 +57,12 @@ struct Draw {
     rng: ChaCha8Rng,
 }
 
-/// The batch of a step; `images[c]` are the cache indices of class c. Classes are drawn evenly, then images. `process` is
-/// that of the configuration.
-pub(super) fn draw(
+/// Draws the batch of a step: for each sample a class, all with the same probability, and an image of that class. `images[c]`
+/// are the indices of class c in `cache`; `process` is that of the configuration.
+pub(super) fn sample_batch(
     config: &Config,
     process: &Process,
-    cache: &Cache,
+    cache: &FeatureCache,
     images: &[Vec<usize>],
     step: usize,
 ) -> Result<Batch> {
@@ -120,7 +121,8 @@ pub(super) fn draw(
     Ok(Batch { input, target, guide, weight, log_snr, class, seed })
 }
 
-/// Every step of a schedule alike; without steps, half of the draws around the operating point, half even over the range.
+/// Draws a noise level: of a schedule with steps, each step with the same probability; of a continuous one around the level that
+/// detection uses if `centred`, else uniformly over the range of log-SNR.
 fn level(config: &DiffusionConfig, process: &Process, centred: bool, rng: &mut ChaCha8Rng) -> Result<NoiseLevel> {
     let Process::Continuous { log_snr_min, log_snr_max } = *process else {
         let schedule = process.schedule()?;
@@ -143,8 +145,8 @@ fn weight(config: &DiffusionConfig, level: NoiseLevel) -> Result<f32> {
     }
 }
 
-/// Foreign patches (2x2 cells), noise, then masked cells: `x` and `other` `[T, D]`, `out` `[T, D + 1]`. Leaves in `other`
-/// what is shown before noise and mask.
+/// Makes the network's input `out` `[T, D + 1]` from the features `x` `[T, D]`: replaces patches of 2x2 cells by those of the
+/// image `other` `[T, D]`, adds noise, masks cells. Leaves in `other` the input before noise and mask.
 fn corrupt(config: &Config, draw: Draw, x: &[f32], other: &mut [f32], out: &mut [f32]) {
     let (grid, dim) = (config.features.grid, config.dim());
     let Draw { level, mut rng, .. } = draw;
@@ -198,8 +200,8 @@ mod tests {
     const DIM: usize = 8;
 
     /// Six images of 4x4 cells, three of each class.
-    fn images(folder: &std::path::Path) -> (Cache, [Vec<usize>; 2]) {
-        let mut cache = Cache::new(16 * DIM, 16, folder);
+    fn images(folder: &std::path::Path) -> (FeatureCache, [Vec<usize>; 2]) {
+        let mut cache = FeatureCache::new(16 * DIM, 16, folder);
         for i in 0..6 {
             cache.push(&(0..16 * DIM).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
         }
@@ -230,7 +232,7 @@ mod tests {
             let plain = ["training.mask=0", "training.shuffle=0", "diffusion.min_snr_floor=0", &set[0], &set[1]];
             let config = config(&plain);
             let process = config.diffusion.process().unwrap();
-            let batch = draw(&config, &process, &cache, &images, 1).unwrap();
+            let batch = sample_batch(&config, &process, &cache, &images, 1).unwrap();
             let (input, target) = (list(&batch.input), list(&batch.target));
             let mut noise = Vec::new();
             for (i, log_snr) in batch.log_snr.iter().enumerate() {
@@ -274,7 +276,7 @@ mod tests {
         let config = config(&["diffusion.log_snr_spread=0.1"]);
         let process = config.diffusion.process().unwrap();
         for step in 0..40 {
-            let batch = draw(&config, &process, &cache, &images, step).unwrap();
+            let batch = sample_batch(&config, &process, &cache, &images, step).unwrap();
             for (log_snr, weight) in batch.log_snr.iter().zip(&batch.weight) {
                 let snr = f64::from(*log_snr).exp();
                 assert!((f64::from(*weight) - snr.clamp(0.3, 5.0)).abs() < 1e-5 * snr.max(1.0), "{log_snr} {weight}");
@@ -299,7 +301,7 @@ mod tests {
         let (cache, images) = images(folder.path());
         let process = config.diffusion.process().unwrap();
         let values = |step| {
-            let batch = draw(&config, &process, &cache, &images, step).unwrap();
+            let batch = sample_batch(&config, &process, &cache, &images, step).unwrap();
             batch.input.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let third = values(3);

@@ -1,4 +1,4 @@
-//! The optimizer's steps.
+//! Trains the denoiser.
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,17 +6,16 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::material::Material;
 use super::optimizer::Optimizer;
-use super::{Context, Event, batch, checkpoint};
+use super::{Context, Event, TrainingSet, batch, checkpoint};
 use crate::config::{Config, TrainingConfig};
 use crate::error::{Error, Result};
 use crate::model::denoiser::{Denoiser, DenoiserShape, Denoisers};
 use crate::text::hex;
 
-/// Trained weights.
+/// The result of training the denoiser.
 pub struct Fit {
-    /// Averaged weights by their name.
+    /// Moving averages of the weights, by name.
     pub averages: std::collections::BTreeMap<String, Tensor>,
     /// Loss of each step of this run.
     pub losses: Vec<f64>,
@@ -30,7 +29,7 @@ impl Fit {
     const SECONDS: &str = "seconds";
     const RATE: &str = "images_per_second";
 
-    /// Keeps the averaged weights and the time they took.
+    /// Writes the averaged weights, and how long their training took, to a file.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -41,7 +40,7 @@ impl Fit {
         crate::files::write_atomic(path, &bytes.map_err(|e| Error::Internal(format!("weights: {e}")))?)
     }
 
-    /// What [`Fit::write`] kept; the losses are gone.
+    /// Reads a file made by [`Fit::write`], which has no losses.
     ///
     /// # Errors
     /// When the file cannot be read or is not one of weights.
@@ -60,22 +59,22 @@ impl Fit {
     }
 }
 
-/// Trains the networks of a configuration, one after the other where each class has its own. Writes a checkpoint to `path`
-/// now and then and when it is asked to stop; goes on from there if `resume`.
+/// Trains the denoiser of a configuration, or one after the other those of all classes where each has its own. Writes a
+/// checkpoint to `path` every `training.checkpoint_steps` and when a stop is requested; continues from it if `resume`.
 ///
 /// # Errors
-/// When the loss is not finite, the checkpoint cannot be read or written; `Error::Interrupted` when asked to stop.
-pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, context: Context<'_>) -> Result<Fit> {
+/// When the loss is not finite, the checkpoint cannot be read or written; `Error::Interrupted` when a stop is requested.
+pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, context: Context<'_>) -> Result<Fit> {
     let training = &config.training;
-    let classes = material.names.len();
-    let device = material.device.candle();
+    let classes = set.names.len();
+    let device = set.device.candle();
     let mut optimizer = Optimizer::new(Denoisers::parameters(config, classes), training.seed, device)?;
-    let run = run_digest(config, &material.data_sha256)?;
+    let run = run_digest(config, &set.data_sha256)?;
     let first = if resume { checkpoint::load(path, &mut optimizer, &run)? } else { 0 };
     let parameters = optimizer.slots.iter().map(|s| s.value.len()).sum();
     context.observer.event(&Event::Started { step: first, parameters });
     let process = config.diffusion.process()?;
-    let (cached, networks) = (&material.images.cached, Denoisers::count(config, classes));
+    let (train, networks) = (&set.images.train, Denoisers::count(config, classes));
     let steps = training.steps * networks;
     let started = Instant::now();
     let (mut losses, mut current) = (Vec::new(), None);
@@ -90,8 +89,8 @@ pub fn fit(config: &Config, material: &Material, path: &Path, resume: bool, cont
             Some((at, denoiser)) if at == network => denoiser,
             _ => Denoiser::new(DenoiserShape::of(config, classes), |name| optimizer.var(&format!("{prefix}{name}")))?,
         };
-        let images = if networks > 1 { &cached[network..=network] } else { cached.as_slice() };
-        let batch = batch::draw(config, &process, &material.cache, images, step)?.to_device(device)?;
+        let images = if networks > 1 { &train[network..=network] } else { train.as_slice() };
+        let batch = batch::sample_batch(config, &process, &set.images.features, images, step)?.to_device(device)?;
         let condition = denoiser.condition(&batch.log_snr, &batch.class)?;
         let predicted = denoiser.forward_train(&batch.input, &condition, batch.guide.as_ref(), batch.seed)?;
         let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
@@ -129,7 +128,7 @@ fn learning_rate(training: &TrainingConfig, step: usize) -> f64 {
     training.learning_rate * warm * (cosine * (1.0 - training.final_rate) + training.final_rate)
 }
 
-/// Identifies configuration and images, for checkpoints.
+/// Identifies the run that a checkpoint belongs to: SHA-256 over version, configuration and images.
 fn run_digest(config: &Config, data_sha256: &str) -> Result<String> {
     let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
     let mut hasher = Sha256::new();

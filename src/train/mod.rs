@@ -1,40 +1,38 @@
-//! Training: features once, then the denoiser, then statistics and thresholds.
+//! Training: every image is read once, the denoiser learns from features of most of them, and the others set the thresholds.
 //!
 //! The same data, configuration and seed give the same model file, byte for byte, on one machine; a run that was stopped
 //! and resumed gives the same file as one that was not.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::config::Config;
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, SampleDepth};
 use crate::detector::Detector;
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
-use crate::frame::Frame;
 
 mod batch;
 mod cache;
 mod checkpoint;
 mod fit;
-mod material;
 mod optimizer;
 mod statistics;
 mod thresholds;
+mod training_set;
 
+pub use crate::data::Stop;
 pub use fit::{Fit, fit};
-pub use material::Material;
 pub use statistics::finish;
-pub use thresholds::{ClassScores, check_rates, class_card};
+pub use thresholds::{ClassScores, check_rate, check_rates, class_card};
+pub use training_set::TrainingSet;
 
-/// What training says while it works.
+/// Progress of a training run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Features of `done` of `total` images are computed.
-    Features {
+    /// `done` of `total` images are read and prepared: those to train on and those held out for the thresholds.
+    Images {
         /// Images done.
         done: usize,
         /// All images.
@@ -47,7 +45,12 @@ pub enum Event<'a> {
         /// Why.
         reason: String,
     },
-    /// Features take more than the configured memory and go to a file.
+    /// All images are read; `depth` saw how many bits their samples use.
+    SampleDepth {
+        /// Of the images of this run.
+        depth: &'a SampleDepth,
+    },
+    /// What is kept of the images takes more than the configured memory (`training.cache_mib`); the rest goes to a file.
     Spilled,
     /// Training starts after `step` steps (0 unless resumed).
     Started {
@@ -81,26 +84,10 @@ pub enum Event<'a> {
     },
 }
 
-/// Listens to training. Called from the training thread.
+/// Is told of the progress of a training run, on the thread that trains.
 pub trait Observer {
-    /// Something happened.
+    /// Called for every event, before training goes on.
     fn event(&self, event: &Event<'_>);
-}
-
-/// Asks training to stop at the next opportunity; clones ask the same training.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    /// Asks.
-    pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether somebody asked.
-    pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// Where training reads and writes, beside the data.
@@ -112,7 +99,7 @@ pub struct Options {
     pub backbone: Option<PathBuf>,
     /// Go on from the checkpoint beside `out`.
     pub resume: bool,
-    /// Where to train; a checkpoint can go on on another device.
+    /// The device to train on; a run may be resumed on another one.
     pub device: DeviceSpec,
 }
 
@@ -125,13 +112,13 @@ impl Options {
     }
 }
 
-/// What came out, beside the file.
+/// The result of a training run, beside the model file.
 pub struct Outcome {
-    /// The detector, as a fresh load of the file would give it.
+    /// The detector, loaded from the file.
     pub detector: Detector,
     /// Loss of each step of this run.
     pub losses: Vec<f64>,
-    /// Seconds for features, training, statistics with thresholds.
+    /// Seconds for reading images with their features, for training, for statistics with thresholds.
     pub seconds: [f64; 3],
     /// Images per second of training, feature extraction not counted.
     pub images_per_second: f64,
@@ -142,8 +129,8 @@ pub struct Outcome {
 /// Trains on the good images of a data set and writes the model file.
 ///
 /// # Errors
-/// When the data or the configuration cannot work, an image set is mostly unreadable, the loss is not finite, a file cannot
-/// be written; `Error::Interrupted` when asked to stop, after a checkpoint was written.
+/// When the data or the configuration cannot work, too many images cannot be read, the loss is not finite, a file cannot be
+/// written; `Error::Interrupted` when a stop is requested, after a checkpoint was written.
 pub fn train(
     config: &Config,
     data: &Dataset,
@@ -159,14 +146,13 @@ pub fn train(
     let device = options.device.open()?;
     let started = Instant::now();
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut material = Material::gather(config, data, options.backbone.as_deref(), folder, &device, context)?;
+    let mut set = TrainingSet::prepare(config, data, options.backbone.as_deref(), folder, &device, context)?;
     let feature_seconds = started.elapsed().as_secs_f64();
 
-    let fitted = fit(config, &material, &options.checkpoint(), options.resume, context)?;
+    let fitted = fit(config, &set, &options.checkpoint(), options.resume, context)?;
 
     let started = Instant::now();
-    let mut skipped = std::mem::take(&mut material.skipped);
-    finish(config, &material, &fitted.averages, &options.out, context, &mut skipped)?;
+    finish(config, &set, &fitted.averages, &options.out, context)?;
     let _ = std::fs::remove_file(options.checkpoint()); // there may be none
     let calibration_seconds = started.elapsed().as_secs_f64();
     Ok(Outcome {
@@ -174,11 +160,11 @@ pub fn train(
         losses: fitted.losses,
         seconds: [feature_seconds, fitted.seconds, calibration_seconds],
         images_per_second: fitted.images_per_second,
-        skipped,
+        skipped: std::mem::take(&mut set.unreadable),
     })
 }
 
-/// Looks before hours of work whether the model can be written, and whether an unfinished run would be lost.
+/// Checks before the work that the model file can be written and that no checkpoint of an unfinished run would be overwritten.
 fn check_targets(options: &Options) -> Result<()> {
     crate::files::check_writable(&options.out)?;
     let checkpoint = options.checkpoint();
@@ -195,53 +181,11 @@ fn check_targets(options: &Options) -> Result<()> {
     }
 }
 
-/// Whom training tells, and who may stop it.
+/// How a training run and its caller talk to each other.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// Is told.
+    /// Is told of progress.
     pub observer: &'a dyn Observer,
-    /// May stop it.
+    /// Ends the run when it is requested.
     pub stop: &'a Stop,
-}
-
-impl Context<'_> {
-    /// # Errors
-    /// `Error::Interrupted` when somebody asked to stop.
-    fn check(self) -> Result<()> {
-        if self.stop.requested() { Err(Error::Interrupted { checkpoint: None }) } else { Ok(()) }
-    }
-
-    /// Reads images ahead on other threads and hands them on a few at a time; unreadable ones are reported and left out.
-    fn each_image(
-        self,
-        paths: &[PathBuf],
-        skipped: &mut Vec<(PathBuf, String)>,
-        mut f: impl FnMut(&[(usize, Frame)], usize) -> Result<()>,
-    ) -> Result<()> {
-        let group = 2 * rayon::current_num_threads();
-        let mut waiting: Vec<(usize, Frame)> = Vec::new();
-        let stopped = || self.stop.requested();
-        data::read_all(
-            paths,
-            2,
-            2 * group,
-            |index, frame| {
-                match frame {
-                    Ok(frame) => waiting.push((index, frame)),
-                    Err(error) => {
-                        let reason = error.to_string();
-                        self.observer.event(&Event::Skipped { path: &paths[index], reason: reason.clone() });
-                        skipped.push((paths[index].clone(), reason));
-                    }
-                }
-                if waiting.len() >= group || (index + 1 == paths.len() && !waiting.is_empty()) {
-                    f(&waiting, index + 1)?;
-                    waiting.clear();
-                }
-                Ok(())
-            },
-            &stopped,
-        )?;
-        self.check()
-    }
 }

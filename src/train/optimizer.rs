@@ -23,7 +23,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Gives the variable the current value.
+    /// Sets the variable that the network uses to the current value.
     pub(super) fn show(&self) -> Result<()> {
         let value = Tensor::from_slice(&self.value, self.parameter.shape.as_slice(), self.var.device())?;
         Ok(self.var.set(&value)?)
@@ -36,7 +36,7 @@ pub(super) struct Optimizer {
 }
 
 impl Optimizer {
-    /// Start values for a seed; the variables are on the device, everything else stays on the host.
+    /// The parameters with their initial values for `seed`. The variables are on `device`, moments and averages on the host.
     pub(super) fn new(parameters: Vec<Parameter>, seed: u64, device: &Device) -> Result<Self> {
         let slot = |parameter: Parameter| {
             let value = parameter.start(seed);
@@ -48,7 +48,7 @@ impl Optimizer {
         Ok(Self { slots: parameters.into_iter().map(slot).collect::<Result<_>>()? })
     }
 
-    /// The variable of a name.
+    /// The variable of the parameter with this name.
     pub(super) fn var(&self, name: &str) -> Option<Tensor> {
         self.slots.iter().find(|s| s.parameter.name == name).map(|s| s.var.as_tensor().clone())
     }

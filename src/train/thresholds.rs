@@ -59,16 +59,22 @@ pub fn class_card(
     })
 }
 
-/// Refuses a rate that the held-out images cannot support, before any work is done.
+/// Refuses a rate that `n` held-out parts of a class cannot promise.
 ///
 /// # Errors
-/// When a class has too few images for the configured rate.
+/// [`Error::Usage`] that says how many it takes.
+pub fn check_rate(class: &str, n: usize, target: f64) -> Result<()> {
+    calibrate::conformal_rank(n, target).map(drop).map_err(|few| Error::Usage(format!("class {class}: {few}")))
+}
+
+/// Refuses a configured rate that the images to be held out cannot promise, before any is read.
+///
+/// # Errors
+/// When a class has too few images.
 pub fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
     let Some(target) = config.calibration.target_fpr else { return Ok(()) };
-    for category in &data.categories {
+    data.categories.iter().try_for_each(|category| {
         let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
-        calibrate::conformal_rank(split.calibration.len(), target)
-            .map_err(|few| Error::Usage(format!("class {}: {few}", category.name)))?;
-    }
-    Ok(())
+        check_rate(&category.name, split.calibration.len(), target)
+    })
 }

@@ -259,7 +259,7 @@ impl Worker {
             }
         };
         let thread = std::thread::Builder::new().name(options.name.clone()).spawn(body);
-        let thread = thread.map_err(|error| Error::Internal(format!("no thread for the worker: {error}")))?;
+        let thread = thread.map_err(|error| Error::threads("runs the model", error))?;
         let started = ready.recv().unwrap_or_else(|_| Err(Error::Internal("the worker ended while it started".into())));
         match started {
             Ok(card) => {

@@ -64,7 +64,12 @@ pub(crate) fn command(line: &str, paths: &[&Path]) -> Command {
 
 /// Runs it to its end.
 pub(crate) fn diad(line: &str, paths: &[&Path]) -> Run {
-    let output = command(line, paths).output().expect("the program starts");
+    finished(command(line, paths))
+}
+
+/// Runs a command to its end.
+pub(crate) fn finished(mut command: Command) -> Run {
+    let output = command.output().expect("the program starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Run { code: output.status.code().unwrap_or(-1), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }

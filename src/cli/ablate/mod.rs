@@ -5,10 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
 use super::Context;
 use super::args::AblateArgs;
 use super::evaluate::{Settings, evaluate};
-use super::frames::check_exists;
+use super::images::check_exists;
 use super::progress::{TrainingProgress, duration};
 use super::table::{Align, Table};
 use super::train::{configuration, describe};
@@ -19,51 +22,59 @@ use crate::detector::Detector;
 use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::frame::read_bytes;
 use crate::report::{Ablation, AblationRow};
-use crate::train::{self, Fit, Material};
+use crate::train::{self, Fit, TrainingSet};
 
 mod rows;
 
 use rows::{ROWS, Row};
 
-/// What a row's figures come from, beside its configuration: digests of it all.
+/// Digests of everything that a row's figures depend on beside its configuration.
 struct Sources {
-    /// What is trained on, with what, and where.
+    /// Device, backbone weights and training images.
     training: String,
-    /// What is measured on, and how.
+    /// Test images and masks, and how they are evaluated.
     test: String,
 }
 
 impl Sources {
-    fn of(args: &AblateArgs, data: &Dataset, device: DeviceSpec) -> Result<Self> {
-        let weights = data::data_sha256(args.backbone.as_slice())?;
+    fn of(args: &AblateArgs, data: &Dataset, device: DeviceSpec) -> Self {
+        let weights = digest(args.backbone.as_slice());
         let (mut training, mut test) = (format!("{device} {weights}"), format!("{}", args.class_known));
         for category in &data.categories {
             let name = &category.name;
-            training += &format!(" {name} {}", data::data_sha256(&category.train)?);
+            training += &format!(" {name} {}", digest(&category.train));
             let mut labels: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
             for sample in &category.test {
                 labels.entry(format!("{:?}", sample.label)).or_default().push(sample.path.clone());
                 labels.entry(format!("{:?} masks", sample.label)).or_default().extend(sample.mask.clone());
             }
             for (label, files) in labels {
-                test += &format!(" {name} {label} {}", data::data_sha256(&files)?);
+                test += &format!(" {name} {label} {}", digest(&files));
             }
         }
-        Ok(Self { training, test })
+        Self { training, test }
     }
 }
 
-/// A row and the configuration that it stands for.
+/// Digest of the files that can be read: the others are left out of everything, with a warning, once they are needed.
+fn digest(files: &[PathBuf]) -> String {
+    let read = |path: &PathBuf| Some((path.clone(), Sha256::digest(read_bytes(path).ok()?).into()));
+    let read: Vec<(PathBuf, [u8; 32])> = files.par_iter().filter_map(read).collect();
+    data::data_sha256(read.iter().map(|(path, digest)| (path.as_path(), *digest)))
+}
+
+/// A row of the table, with its configuration.
 struct Work {
     group: String,
     name: String,
-    /// What it changes, as one would type it.
+    /// The assignments that distinguish it, as arguments of `--set`.
     set: Vec<String>,
     config: Config,
-    /// Names the result; another configuration or other sources give another key.
+    /// Digest of configuration and sources: tells whether a stored result is of this row.
     key: String,
-    /// Names what has to be trained; rows that differ in detection only share it.
+    /// Digest of what training depends on: rows that differ in detection only share trained weights.
     fit_key: String,
 }
 
@@ -99,7 +110,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         let expected = "expected test images: test/good and test/DEFECT in each product's folder";
         return Err(Error::data(root, expected));
     }
-    let sources = Sources::of(args, &data, found)?;
+    let sources = Sources::of(args, &data, found);
     let grid = rows.into_iter().map(|row| Work::of_row(row, &base, &sources));
     let files = args.with.iter().map(|file| Work::of_file(file, &args.config.set, &sources));
     let works = grid.chain(files).collect::<Result<Vec<_>>>()?;
@@ -108,10 +119,10 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
     }
     describe(&context.console, &data, &base);
-    let mut bench = Bench { context, args, data: &data, out, device: &device, material: None };
+    let mut bench = Bench { context, args, data: &data, out, device: &device, set: None };
     let mut done = Vec::new();
     for (at, work) in works.iter().enumerate() {
-        context.check_stop()?;
+        context.stop.check()?;
         let place = format!("{} of {}", at + 1, works.len());
         let row = match bench.known(work)? {
             Some(row) => {
@@ -124,7 +135,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
             }
         };
         done.push(row);
-        // After every row: what there is can be looked at, and is not lost.
+        // After every row, so that an interrupted run leaves its table.
         let ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), done.clone());
         write_atomic(out.join("ablation.json"), ablation.to_json()?.as_bytes())?;
         write_atomic(out.join("ablation.md"), ablation.markdown().as_bytes())?;
@@ -150,13 +161,13 @@ fn chosen(args: &AblateArgs) -> Result<Vec<Row>> {
     Ok(ROWS.iter().filter(wanted).copied().collect())
 }
 
-/// The name of a file's row.
+/// The name of the row of a configuration file.
 fn stem(file: &Path) -> String {
     file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 impl Work {
-    /// A row of the grid changes the configuration that all start from.
+    /// A row of the grid, which changes the configuration that all rows start from.
     fn of_row(row: Row, base: &Config, sources: &Sources) -> Result<Self> {
         let mut config = base.clone();
         let named = |error: Error| match error {
@@ -168,7 +179,7 @@ impl Work {
         Self::new(row.group.to_owned(), row.name.to_owned(), set, config, sources)
     }
 
-    /// A file is a configuration of its own; only `--set` is stronger.
+    /// A row of a configuration file, over which only `--set` takes precedence.
     fn of_file(file: &Path, set: &[String], sources: &Sources) -> Result<Self> {
         let mut config = Config::from_file(file)?;
         config.assign(set)?;
@@ -178,7 +189,7 @@ impl Work {
 
     fn new(group: String, name: String, set: Vec<String>, config: Config, sources: &Sources) -> Result<Self> {
         let mask: Vec<PathBuf> = config.input.mask.iter().map(PathBuf::from).collect();
-        let mask = data::data_sha256(&mask)?;
+        let mask = digest(&mask);
         let key = |config: &Config, test: &str| {
             let text = serde_json::to_string(config).map_err(|e| Error::Internal(format!("configuration: {e}")))?;
             let all = [env!("CARGO_PKG_VERSION"), &sources.training, &mask, &text, test];
@@ -189,20 +200,20 @@ impl Work {
     }
 }
 
-/// The configuration without what training does not look at.
+/// The configuration with everything that training does not depend on at its default.
 fn trained(config: &Config) -> Config {
     Config { detection: DetectionConfig::default(), calibration: CalibrationConfig::default(), ..config.clone() }
 }
 
-/// What the rows share.
+/// Runs the rows; keeps what they share.
 struct Bench<'a> {
     context: &'a Context,
     args: &'a AblateArgs,
     data: &'a Dataset,
     out: &'a Path,
     device: &'a Device,
-    /// Values of the images, and the configuration they were made with.
-    material: Option<(Config, Material)>,
+    /// The prepared images, and the configuration they were prepared with.
+    set: Option<(Config, TrainingSet)>,
 }
 
 impl Bench<'_> {
@@ -228,10 +239,10 @@ impl Bench<'_> {
         let context = self.context;
         let model = self.out.join(".row.diad");
         {
-            let material = self.material(config)?;
-            let progress = TrainingProgress::new(&context.console);
+            let set = self.training_set(config)?;
+            let progress = TrainingProgress::new(context);
             let told = train::Context { observer: &progress, stop: &context.stop };
-            train::finish(config, material, &fit.averages, &model, told, &mut Vec::new())?;
+            train::finish(config, set, &fit.averages, &model, told)?;
         }
         let detector = Detector::open_on(&model, self.device)?;
         let _ = fs::remove_file(&model); // its tensors are in memory
@@ -269,10 +280,11 @@ impl Bench<'_> {
             return Fit::read(&weights);
         }
         let context = self.context;
-        let material = self.material(&work.config)?;
-        let progress = TrainingProgress::new(&context.console);
+        let set = self.training_set(&work.config)?;
+        set.check_rates(&work.config)?;
+        let progress = TrainingProgress::new(context);
         let told = train::Context { observer: &progress, stop: &context.stop };
-        let fit = train::fit(&trained(&work.config), material, &checkpoint, checkpoint.exists(), told)?;
+        let fit = train::fit(&trained(&work.config), set, &checkpoint, checkpoint.exists(), told)?;
         drop(progress);
         fit.write(&weights)?;
         let _ = fs::remove_file(&checkpoint); // there may be none
@@ -281,23 +293,23 @@ impl Bench<'_> {
         Ok(fit)
     }
 
-    /// The images' values for this configuration; rows that look at the images alike share them.
-    fn material(&mut self, config: &Config) -> Result<&Material> {
+    /// The images as this configuration prepares them; rows that prepare them alike share them.
+    fn training_set(&mut self, config: &Config) -> Result<&TrainingSet> {
         let alike = |other: &Config| {
             let split = |c: &Config| (c.training.calibration_fraction, c.training.seed, c.training.cache_mib);
             other.input == config.input && other.features == config.features && split(other) == split(config)
         };
-        let found = self.material.take().filter(|(other, _)| alike(other));
-        let (config, material) = match found {
+        let found = self.set.take().filter(|(other, _)| alike(other));
+        let (config, set) = match found {
             Some(found) => found,
             None => {
-                let progress = TrainingProgress::new(&self.context.console);
+                let progress = TrainingProgress::new(self.context);
                 let told = train::Context { observer: &progress, stop: &self.context.stop };
                 let backbone = self.args.backbone.as_deref();
-                (config.clone(), Material::gather(config, self.data, backbone, self.out, self.device, told)?)
+                (config.clone(), TrainingSet::prepare(config, self.data, backbone, self.out, self.device, told)?)
             }
         };
-        Ok(&self.material.insert((config, material)).1)
+        Ok(&self.set.insert((config, set)).1)
     }
 }
 

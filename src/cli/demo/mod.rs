@@ -12,9 +12,9 @@ use sheet::Sheet;
 
 use super::args::DemoArgs;
 use super::evaluate::{Settings, evaluate};
-use super::frames::{Seen, inspect_all};
+use super::images::{Inspected, inspect_all};
 use super::train::{configuration, teach};
-use super::{Context, predict, words};
+use super::{Context, messages, predict};
 use crate::config::Config;
 use crate::data::{Dataset, Label, Sample};
 use crate::detector::{Detector, Request, Verdict};
@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     let folder = Folder::claim(&args.out)?;
     let say = |step: usize, what: &str| console.note(format_args!("\n[{step}/5] {what}"));
 
-    let drawn = words::count(KINDS.len() * (args.images + TEST.0 + TEST.1), "part image");
+    let drawn = messages::count(KINDS.len() * (args.images + TEST.0 + TEST.1), "part image");
     say(1, &format!("Drawing {drawn} of three products into {}", folder.parts().display()));
     let data = draw(context, &folder, args.images)?;
 
@@ -53,7 +53,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;
     let detector = &outcome.detector;
     for class in &detector.card().classes {
-        console.print(words::cost(class))?;
+        console.print(messages::cost(class))?;
     }
 
     say(3, "Measuring it on parts it has not seen, good and bad, beside simpler methods on the same features");
@@ -84,7 +84,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
         }
     }
 
-    console.print(words::demo_end(&args.out))
+    console.print(messages::demo_end(&args.out))
 }
 
 /// `123 frames: 60 ng, 3 warn, 60 ok; 121 judged right; 123 of 123 scores have the bits that diad predict gives`
@@ -154,10 +154,10 @@ fn draw(context: &Context, folder: &Folder, train: usize) -> Result<Dataset> {
     let task = RefCell::new(None);
     write_dataset(&folder.parts(), &spec, &|done, total| {
         let mut task = task.borrow_mut();
-        task.get_or_insert_with(|| context.console.task("drawing", total)).set(done, "");
+        task.get_or_insert_with(|| context.task("drawing", total)).set(done, "");
     })?;
     drop(task);
-    context.check_stop()?;
+    context.stop.check()?;
     Dataset::scan(&folder.parts(), &[])
 }
 
@@ -179,7 +179,7 @@ fn pictures(context: &Context, detector: &Detector, data: &Dataset, folder: &Fol
         let paths: Vec<PathBuf> = samples.iter().map(|sample| sample.path.clone()).collect();
         inspect_all(context, detector, &Request::default(), paths.len(), &paths, |index, seen| {
             let (seen, sample) = (seen?, samples[index]);
-            let Seen { frame, detection, .. } = &seen;
+            let Inspected { frame, detection, .. } = &seen;
             let name = format!("{}_{}_heat.png", category.name, sample.label.name());
             let picture = predict::painted(&seen);
             write_atomic(heat.join(&name), &png(&picture)?)?;

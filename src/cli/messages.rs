@@ -1,4 +1,4 @@
-//! Figures and errors in words.
+//! Numbers and errors as text for users.
 
 use std::path::Path;
 
@@ -6,9 +6,14 @@ use crate::bundle::ClassCard;
 use crate::calibrate;
 use crate::error::Error;
 
-/// An error as the user sees it: further lines indented, so that one sees where it ends.
+/// The text of an error, with all lines but the first indented.
 pub(super) fn error(error: &Error) -> String {
     error.to_string().trim_end().replace('\n', "\n  ")
+}
+
+/// The warning about an image that is left out because of `reason`.
+pub(super) fn left_out(reason: &Error) -> String {
+    format!("{}; left out", error(reason))
 }
 
 /// `1 image`, `2 images`.
@@ -16,7 +21,7 @@ pub(super) fn count(n: usize, thing: &str) -> String {
     if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
 }
 
-/// A rate as a percentage with as many decimals as it takes to be told from 0: `5 %`, `0.25 %`.
+/// A rate as a percentage, with two decimals at most: `5 %`, `0.25 %`.
 pub(super) fn percent(rate: f64) -> String {
     let value = 100.0 * rate;
     let decimals = if value >= 10.0 || (value - value.round()).abs() < 0.005 { 0 } else { 2 };
@@ -25,7 +30,7 @@ pub(super) fn percent(rate: f64) -> String {
     format!("{text} %")
 }
 
-/// What the thresholds of a class will cost, and what a lower rate would take.
+/// The thresholds of a class with the false-reject rates they promise, and how many parts a lower rate needs.
 pub(super) fn cost(class: &ClassCard) -> String {
     let ClassCard { name, ng, warn, .. } = class;
     let [low, high] = ng.interval.map(percent);
@@ -50,7 +55,7 @@ pub(super) fn cost(class: &ClassCard) -> String {
     )
 }
 
-/// What the demo left, and what to do next.
+/// The last words of the demo: its files, and what to do next.
 pub(super) fn demo_end(out: &Path) -> String {
     let out = out.display();
     format!(
@@ -63,13 +68,13 @@ pub(super) fn demo_end(out: &Path) -> String {
     )
 }
 
-/// The next rate down that people ask for.
+/// The next lower of the usual rates.
 fn lower_rate(rate: f64) -> f64 {
     const USUAL: [f64; 8] = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001];
     USUAL.into_iter().find(|&usual| usual < rate * 0.999).unwrap_or(rate / 2.0)
 }
 
-/// A path as people know it: relative to `root` where it lies below.
+/// A path relative to `root`, if it lies below.
 pub(super) fn below(path: &Path, root: &Path) -> String {
     let shown = path.strip_prefix(root).ok().filter(|rest| !rest.as_os_str().is_empty()).unwrap_or(path);
     shown.display().to_string()
