@@ -16,9 +16,12 @@
 //! 4. A model file is enough to run a model; wrong files are refused before memory is taken for them.
 //! 5. The library prints nothing and seeds everything.
 //!
-//! Dependencies point one way, from `cli` down to [`kernels`]; `tests/tidy.rs` holds the table.
+//! Dependencies point one way, from `cli` down to [`kernels`]; `tests/tidy.rs` holds the table. [`guide`] is the manual beyond
+//! `README.md`.
 
 #![warn(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+pub mod guide;
 
 pub mod error;
 mod named;

@@ -37,65 +37,12 @@ fn help_is_there_for_every_command() {
     }
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let listed: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(listed, [&COMMANDS[..], &["help"]].concat(), "a new command belongs into this test and the README");
+    assert_eq!(listed, [&COMMANDS[..], &["help"]].concat(), "a new command belongs into this test");
     assert!(diad("--version", &[]).ok().stdout.starts_with("diad "));
     assert!(help.contains("130"), "exit codes are in the manual");
     let nothing = diad("", &[]);
     assert_eq!(nothing.code, 2);
     assert!(nothing.stderr.contains("Usage:"), "{nothing:#?}");
-}
-
-/// The manual of operators says what the program says.
-#[test]
-fn the_readme_is_true() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    for name in COMMANDS {
-        assert!(readme.contains(&format!("| `diad {name}")), "no row for diad {name}");
-    }
-    for name in names(&root.join("configs")) {
-        assert!(readme.contains(&format!("| `configs/{name}` |")), "no row for configs/{name}");
-    }
-    // Every flag in a command line is one that the command knows.
-    let mut lines = 0;
-    for line in readme.lines() {
-        let mut words = line.split_whitespace().skip_while(|word| word.starts_with("$"));
-        if !words.next().is_some_and(|program| program == "diad" || program.ends_with("/diad")) {
-            continue;
-        }
-        let name = words.next().unwrap();
-        let help = diad(&format!("{name} --help"), &[]).ok().stdout;
-        for flag in words.filter(|word| word.starts_with("--")) {
-            assert!(help.contains(flag), "{flag} in {line:?}");
-        }
-        lines += 1;
-    }
-    assert!(lines >= 4, "command lines are found: {lines}");
-    // Every message that is explained is one that the program has.
-    let explained = readme.split("## When it goes wrong").nth(1).unwrap().split("\n## ").next().unwrap();
-    let sources = sources(&root.join("src"));
-    let rows = explained.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    let parts = rows.flat_map(|message| message.split("...")).map(str::trim).filter(|part| !part.is_empty());
-    for part in parts {
-        assert!(sources.contains(part), "no message of the program holds {part:?}");
-    }
-}
-
-/// All source text, with messages that are broken over lines put together again.
-fn sources(folder: &Path) -> String {
-    let mut all = String::new();
-    for name in names(folder) {
-        let path = folder.join(&name);
-        if path.is_dir() {
-            all.push_str(&sources(&path));
-        } else if name.ends_with(".rs") {
-            let text = fs::read_to_string(path).unwrap();
-            let mut pieces = text.split("\\\n");
-            all.push_str(pieces.next().unwrap_or(""));
-            pieces.for_each(|piece| all.push_str(piece.trim_start()));
-        }
-    }
-    all
 }
 
 #[test]
