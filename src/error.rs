@@ -11,7 +11,7 @@ pub(crate) const THREAD_LIMITS: &str = "a limit is reached: on threads and proce
 /// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, sorted by what the user can do about it.
+/// What went wrong; the variants differ in what the user can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Wrong use: an argument, a path or a combination of options that cannot work.
@@ -145,7 +145,7 @@ fn driver_failure(error: &candle_core::Error) -> Option<Error> {
 }
 
 impl Error {
-    /// One for each of `count` frames of a batch that failed as a whole.
+    /// This error `count` times: the answers of a batch that failed as a whole.
     pub fn for_all<T>(&self, count: usize) -> Vec<Result<T>> {
         let one = || match self {
             Self::Memory(words) => Self::Memory(words.clone()),

@@ -34,8 +34,8 @@ pub struct Region {
 
 /// The 8-connected components of `mask`, `[height, width]`.
 ///
-/// Rows that `mask` is too short for do not exist, pixels after the last row are background: `labels` is always as long
-/// as `mask`.
+/// A `mask` of another length than `width * height` is no error: rows that it does not hold in full, and pixels after the last
+/// row, are background. `labels` is always as long as `mask`.
 pub fn components(mask: &[bool], width: usize, height: usize) -> Components {
     let mut labels = vec![0_u32; mask.len()];
     let mut count = 0_u32;

@@ -1,4 +1,4 @@
-//! The card: what a model file says about itself, and whether that can be.
+//! The card of a model file, and the rules that a card must keep.
 
 use std::collections::BTreeSet;
 
@@ -9,25 +9,25 @@ use crate::calibrate::{Threshold, conformal_rank};
 use crate::config::{Config, SpaceKind};
 use crate::error::Error;
 
-/// Version of the model file. It goes up whenever a file could be misread by what came before.
+/// Version of the model file. It is raised when an older program could misread a file of the new kind.
 pub const SCHEMA: u32 = 1;
 
-/// Classes one model may hold.
+/// Largest number of classes of a model.
 const MAX_CLASSES: usize = 4096;
 
-/// Bytes a name may have.
+/// Largest length of a name in bytes.
 const MAX_NAME: usize = 255;
 
-/// Mistakes told at once.
+/// Largest number of mistakes that one message lists.
 const MAX_MISTAKES: usize = 10;
 
-/// Everything about a model but its tensors.
+/// Everything that a model file says about its model, without the tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Card {
     /// Version of the file, [`SCHEMA`] in files of this version.
     pub schema: u32,
-    /// What wrote it, for instance `diad 0.1.0`.
+    /// The program that wrote the file, for instance `diad 0.1.0`.
     pub tool: String,
     /// Architecture, preprocessing, schedule, scoring. A key that is absent has its default.
     pub config: Config,
@@ -36,7 +36,7 @@ pub struct Card {
     pub backbone: Option<BackboneCard>,
     /// The products it knows, at least one.
     pub classes: Vec<ClassCard>,
-    /// Where it comes from.
+    /// How it was trained.
     pub training: TrainingCard,
     /// Digest of all tensors: names, dtypes, shapes and values, in ascending order of the names. Lowercase
     /// hexadecimal SHA-256, filled in by [`save`](super::save).
@@ -47,33 +47,33 @@ pub struct Card {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneCard {
-    /// As in `features.backbone`.
+    /// Its name, as in the key `features.backbone`.
     pub name: String,
-    /// Of its weight file, lowercase hexadecimal.
+    /// SHA-256 of its weight file, lowercase hexadecimal.
     pub sha256: String,
 }
 
-/// One product.
+/// One class, that is, one product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClassCard {
-    /// Unique, not empty, at most 255 bytes without control characters.
+    /// Its name: unique, not empty, at most 255 bytes, without control characters.
     pub name: String,
     /// Good images it was trained on.
     pub train_images: usize,
     /// Image scores of the good images held out, ascending.
     pub calibration_scores: Vec<f32>,
-    /// A part above this is rejected.
+    /// A part with a higher score is rejected (verdict `ng`).
     pub ng: Threshold,
-    /// A part above this is warned of.
+    /// A part with a higher score has at least the verdict `warn`.
     pub warn: Threshold,
     /// A map value above this belongs to a region.
     pub pixel_threshold: f32,
-    /// Farther than this from the class's prototype, a part is not of this class. Root mean square over the features.
+    /// A part that is farther from the class's prototype is not of this class. Root mean square over the features.
     pub prototype_limit: f32,
 }
 
-/// How the model came about.
+/// How a model was trained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingCard {
@@ -88,9 +88,9 @@ pub struct TrainingCard {
 }
 
 impl Card {
-    /// What this card says that cannot be, each with its key, value and expectation; empty if all is well.
+    /// The mistakes on this card, each with its key, its value and what was expected; empty if there is none.
     ///
-    /// Whether the tensors fit the card is for [`load`](super::load) to see.
+    /// [`load`](super::load) checks whether the tensors fit the card.
     pub fn mistakes(&self) -> Vec<String> {
         let mut found = Mistakes::default();
         if self.schema != SCHEMA {
@@ -132,8 +132,8 @@ impl Card {
         found.told()
     }
 
-    /// Digest of the whole model: of this card, which holds that of the tensors. Lowercase hexadecimal SHA-256; the
-    /// name by which reports and results can say which model they come from.
+    /// Digest of the whole model, lowercase hexadecimal SHA-256: of this card, which holds the digest of the tensors. Reports and
+    /// results name their model by it.
     pub fn digest(&self) -> String {
         sha256_hex(self.to_json().as_bytes())
     }
@@ -153,8 +153,8 @@ impl Card {
         }
     }
 
-    /// Whether a card of this version is in `json`, asked before anything else is looked at: a newer one may say
-    /// everything in another way.
+    /// Checks the version of the card in `json`. Comes before everything else, since nothing is known of the fields of a newer
+    /// version. The error is a reason without the file's name.
     pub(super) fn check_schema(json: &str) -> Result<(), String> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -197,7 +197,7 @@ impl ClassCard {
     }
 }
 
-/// A threshold is a score of the class, at a rank that keeps what it promises.
+/// Checks a threshold: it is one of the class's scores, at a rank that keeps the promised rate.
 fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut Mistakes) {
     let Threshold { value, rank, n, false_reject_rate, interval: [low, high] } = *threshold;
     if n != scores.len() {
@@ -222,7 +222,7 @@ fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut
     }
 }
 
-/// What is wrong, in order; counted beyond the first few.
+/// A list of mistakes in the order in which they were found; beyond the first few they are only counted.
 #[derive(Default)]
 struct Mistakes {
     list: Vec<String>,

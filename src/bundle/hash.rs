@@ -1,4 +1,4 @@
-//! SHA-256 in the two shapes a model file needs: of text, and of tensors.
+//! SHA-256 of text and of tensors.
 
 use sha2::{Digest, Sha256};
 
@@ -10,15 +10,15 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Whether `text` could be one.
+/// Whether `text` has the form of such a digest.
 pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Digest of tensors, fed in ascending order of their names.
 ///
-/// Of each, everything that gives its bytes a meaning comes first, and lengths come before what they measure, so that
-/// no two sets of tensors are hashed as the same bytes: name length (u64, little-endian), name, dtype as in the file
+/// Of each tensor everything that gives its bytes a meaning is hashed before its values, and every length before what it measures,
+/// so that no two sets of tensors are hashed as the same bytes: name length (u64, little-endian), name, dtype as in the file
 /// followed by a zero byte, number of dimensions (u64), dimensions (u64 each), then the values as in the file.
 #[derive(Default)]
 pub(super) struct TensorsHash(Sha256);

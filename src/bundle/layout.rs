@@ -1,4 +1,4 @@
-//! The frame of a model file: a safetensors header, read with distrust and written one way only.
+//! The header of a model file, in the layout of safetensors: checked in full when read, and written in one fixed order.
 
 use std::cmp::Reverse;
 use std::fmt::Write;
@@ -25,10 +25,10 @@ const MAX_NAME: usize = 255;
 const CARD_KEY: &str = "diad";
 const CARD_SHA256_KEY: &str = "diad.sha256";
 
-/// What a tensor is, without its values.
+/// Name, type and shape of a tensor, without its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Unique within a file.
+    /// Its name, unique within a file.
     pub name: String,
     /// `F32` or `F16`; nothing else is stored.
     pub dtype: Dtype,
@@ -37,17 +37,17 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// Number of values; `None` if that is no number.
+    /// Number of values; `None` if it is too large for a `usize`.
     pub fn elements(&self) -> Option<usize> {
         self.shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension))
     }
 
-    /// Bytes in the file; `None` if that is no number.
+    /// Bytes in the file; `None` if they are too many for a `usize`.
     pub(super) fn bytes(&self) -> Option<u64> {
         u64::try_from(self.elements()?).ok()?.checked_mul(self.dtype.bitsize() as u64 / 8)
     }
 
-    /// Whether this could stand in a file at all.
+    /// Whether name, type and shape are allowed in a model file. The error is a reason without the file's name.
     pub(super) fn check(&self) -> Result<(), String> {
         let Self { name, dtype, shape } = self;
         if name.is_empty() || name.len() > MAX_NAME || name == "__metadata__" || name.chars().any(char::is_control) {
@@ -87,7 +87,7 @@ fn dims(shape: &[usize]) -> String {
     }
 }
 
-/// A tensor and where its values lie.
+/// A tensor and the position of its values in the file.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) spec: TensorSpec,
@@ -95,7 +95,7 @@ pub(super) struct Stored {
     pub(super) start: u64,
 }
 
-/// A header as it stands in the file, nothing of it believed yet.
+/// A header as read from a file, before any check.
 pub(super) struct RawHeader {
     /// JSON text of the card.
     pub(super) card: Option<String>,

@@ -12,8 +12,8 @@
 //! byte; the [`Card`] holds a digest of the tensors and the header one of the card, so no byte can change unseen.
 //! (That guards against damage. It does not prove who wrote the file.)
 //!
-//! A file of [`SCHEMA`] 1 is read by every diad that knows schema 1 or a later one. A file of a later schema is refused
-//! by name. Keys of the configuration that a file does not have are at their defaults.
+//! A file of [`SCHEMA`] 1 is read by every version of diad that knows schema 1 or a later one. A file of a later schema is refused
+//! with a message that says so. Configuration keys that a file lacks have their defaults.
 
 mod card;
 #[cfg(test)]
@@ -34,19 +34,19 @@ pub use layout::TensorSpec;
 pub use read::{inspect, load, read_card};
 pub use write::save;
 
-/// A model read from a file: everything checked, on the CPU.
+/// A model as read from a file, all checks passed; its tensors are on the CPU.
 #[derive(Debug)]
 pub struct ModelFile {
-    /// What it says about itself.
+    /// Its card.
     pub card: Card,
     /// Its tensors by name.
     pub tensors: HashMap<String, Tensor>,
 }
 
-/// What a model file holds, without the values.
+/// The contents of a model file, without the values of its tensors.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// What it says about itself.
+    /// Its card.
     pub card: Card,
     /// Its tensors in the order of the file.
     pub tensors: Vec<TensorSpec>,

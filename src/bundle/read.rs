@@ -19,20 +19,20 @@ use crate::files::open_regular;
 /// Values are read, hashed and converted in pieces of this size, so that only the tensors themselves take memory.
 const PIECE: usize = 1 << 18;
 
-/// Differences between file and card told at once.
+/// Largest number of differences between file and card that one message lists.
 const MAX_DIFFERENCES: usize = 8;
 
-/// What a file says about itself, without reading its tensors.
+/// Reads card and header of a model file, without the values of its tensors.
 ///
 /// # Errors
-/// As [`load`], but for what only the tensors' values can show (digest, NaN) and what only their reader knows
-/// (which tensors there should be).
+/// As [`load`], except for mistakes that only the values of the tensors show (digest, NaN), and without a check of which tensors
+/// there are.
 pub fn inspect(path: &Path) -> Result<Contents> {
     let Opened { card, stored, bytes, .. } = open(path)?;
     Ok(Contents { card, tensors: stored.into_iter().map(|stored| stored.spec).collect(), bytes })
 }
 
-/// [`inspect`], the card alone.
+/// Reads the card of a model file, as [`inspect`] does.
 ///
 /// # Errors
 /// As [`inspect`].
@@ -84,7 +84,7 @@ pub fn load(path: &Path, expected: impl Fn(&Card) -> Result<Vec<TensorSpec>>) ->
     Ok(ModelFile { card, tensors })
 }
 
-/// A file whose header is right.
+/// An open file whose header has been checked.
 struct Opened {
     file: File,
     card: Card,
@@ -241,7 +241,7 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.as_chunks().0.iter().copied()
 }
 
-/// What a file that starts like this is, as far as it is one that people mix up with a model.
+/// The kind of file that begins with these bytes, for files that are easily mistaken for a model.
 fn kind_of(start: &[u8]) -> &'static str {
     const KINDS: [(&[u8], &str); 12] = [
         (b"\x89PNG", "a PNG image"),

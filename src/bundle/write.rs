@@ -42,7 +42,7 @@ pub fn save(path: &Path, card: &Card, tensors: &BTreeMap<String, Tensor>) -> Res
     })
 }
 
-/// Digest of tensors that may stand in `path`.
+/// Digest of `tensors`, after a check that each may be stored in a model file; `path` is for messages.
 fn checked_sha256(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<String> {
     let wrong = |reason: String| Error::model(path, format!("cannot be written: {reason}"));
     let mut hash = TensorsHash::default();
@@ -57,7 +57,7 @@ fn checked_sha256(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<Str
     Ok(hash.hex())
 }
 
-/// What `tensor` is. The error is a reason without the file's name.
+/// Name, type and shape of `tensor`. The error is a reason without the file's name.
 fn spec_of(name: &str, tensor: &Tensor) -> Result<TensorSpec, String> {
     let dtype = match tensor.dtype() {
         DType::F32 => Dtype::F32,
@@ -68,7 +68,7 @@ fn spec_of(name: &str, tensor: &Tensor) -> Result<TensorSpec, String> {
     spec.check().map(|()| spec)
 }
 
-/// Values as they stand in the file: little-endian, outermost dimension first.
+/// Values as the file stores them: little-endian, outermost dimension first.
 struct Bytes {
     bytes: Vec<u8>,
     /// Position of the first value that is NaN or infinite.

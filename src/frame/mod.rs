@@ -49,7 +49,7 @@ impl Frame {
     }
 }
 
-/// How frames become the model's input: the only resize and crop there is, used in training, evaluation and on the line.
+/// Crop and resize from a frame to the model's input: the one way there is, in training, in evaluation and on the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocess {
     /// Side of the square input in pixels.
@@ -65,7 +65,7 @@ pub struct Preprocess {
 pub struct Prepared {
     /// Square input.
     pub frame: Frame,
-    /// Where it lies in the original.
+    /// The rectangle of the original that it shows.
     pub geometry: Geometry,
 }
 
@@ -76,7 +76,7 @@ pub struct Geometry {
     pub original: [usize; 2],
     /// Rectangle of the input that shows the frame, `[x, y, width, height]` in input pixels; the rest is border.
     pub valid: [f64; 4],
-    /// Rectangle of the original that is shown, `[x, y, width, height]` in pixels.
+    /// Rectangle of the original that the input shows, `[x, y, width, height]` in pixels.
     pub shown: [f64; 4],
 }
 
@@ -132,7 +132,7 @@ impl Preprocess {
         Ok(self.finish(view.rgb(geometry.shown, columns, rows)?, geometry))
     }
 
-    /// Where a frame of this size comes to lie in the model's input.
+    /// The geometry of frames of this size.
     ///
     /// # Errors
     /// When the region of interest has no pixel in it.

@@ -1,6 +1,6 @@
-//! Frames as cameras and decoders leave them in memory, and the resize that all frames go through.
+//! Frames in the pixel formats of cameras and decoders, and the resize that all frames go through.
 //!
-//! Nothing is converted at full size: planes are resized as they lie, and only the model's input becomes RGB.
+//! Nothing is converted at full size: each plane is resized in its own format, and only the model's input becomes RGB.
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8, U8x2, U8x3, U8x4};
@@ -42,7 +42,7 @@ pub enum View<'a> {
         luma: Plane<'a>,
         /// Cb and Cr, at half the width and height, rounded up.
         chroma: [Plane<'a>; 2],
-        /// What the values mean.
+        /// How they become RGB.
         yuv: Yuv,
     },
     /// Y'CbCr 4:2:0 in two planes.
@@ -51,12 +51,12 @@ pub enum View<'a> {
         luma: Plane<'a>,
         /// Cb and Cr in turn, at half the width and height, rounded up.
         chroma: Plane<'a>,
-        /// What the values mean.
+        /// How they become RGB.
         yuv: Yuv,
     },
 }
 
-/// The way from Y'CbCr to R'G'B'.
+/// Conversion from Y'CbCr to R'G'B'.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yuv {
     /// Weight of red in luma: 0.299 (BT.601), 0.2126 (BT.709), 0.2627 (BT.2020).

@@ -37,7 +37,7 @@ pub fn f1_max(scores: &[f32], labels: &[bool]) -> Option<f64> {
     Ranking::new(scores, labels).ok()?.f1_max()
 }
 
-/// Scores in order, those of good and those of defective things apart; every metric is one sweep over it.
+/// Sorted scores, those of good items and those of defective ones (images or pixels) apart; every metric is one sweep over them.
 ///
 /// Good scores take 4 bytes, defective ones 8 (score and component), which is what lets 50 million pixels fit.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub struct Ranking {
     good: Vec<u32>,
     /// [`ordered`] score in the high half, component in the low half; ascending.
     defective: Vec<u64>,
-    /// Pixels per component; empty when there is no notion of components.
+    /// Number of pixels of each component; empty where items are images, which have no components.
     areas: Vec<u32>,
 }
 

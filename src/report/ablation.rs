@@ -1,4 +1,4 @@
-//! What a grid of choices cost and gained, as JSON, Markdown and a page.
+//! The report of `diad ablate`: what each choice of the method costs and gains, as JSON, Markdown and an HTML page.
 
 use std::fmt::Write as _;
 
@@ -9,12 +9,12 @@ use super::svg::{self, Dots};
 use super::{Column, Latency, Metrics, SCHEMA};
 use crate::error::{Error, Result};
 
-/// One choice, trained and measured.
+/// One configuration, trained and evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AblationRow {
-    /// Rows of one group differ in one thing.
+    /// Name of its group; rows of one group vary the same thing.
     pub group: String,
-    /// Unique.
+    /// Name of the row, unique in the grid.
     pub name: String,
     /// What it changes in the configuration that all rows start from, as for `--set`.
     pub set: Vec<String>,
@@ -26,26 +26,26 @@ pub struct AblationRow {
     pub false_reject_rate: Option<f64>,
     /// Mean of the classes' escape rates.
     pub escape_rate: Option<f64>,
-    /// On this machine, while it was measured.
+    /// Time per image on this machine.
     pub ms_per_image: Latency,
     /// Time that the training of its network took; rows that differ in detection only share a network.
     pub training_seconds: f64,
-    /// Trained numbers.
+    /// Number of trained parameters.
     pub parameters: usize,
 }
 
 /// A grid of choices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ablation {
-    /// Version of the JSON's shape.
+    /// Version of this JSON report.
     pub schema: u32,
-    /// What made it.
+    /// The program that made it, `diad 0.1.0`.
     pub tool: String,
-    /// The images.
+    /// The data folder.
     pub data: String,
-    /// What the configuration that all rows start from has other than the defaults.
+    /// Keys of the configuration that all rows start from, where they are not at their defaults.
     pub base: Vec<String>,
-    /// In the order of the grid; the first is the one the others are compared with.
+    /// The rows in the order of the grid; the others are compared with the first.
     pub rows: Vec<AblationRow>,
 }
 

@@ -1,4 +1,4 @@
-//! Chooses the pictures worth a person's time while an evaluation runs, so that it holds a few and not all of them.
+//! Chooses the pictures that the report shows, while the evaluation runs: only the few that are shown stay in memory.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ impl Kind {
     /// All kinds in the order of the page.
     pub const ALL: [Self; 3] = [Self::Escape, Self::FalseReject, Self::Detected];
 
-    /// Where `image` belongs; a good part that was let pass is no news.
+    /// The kind of `image`; `None` for a good part that was not rejected, which is not shown.
     pub fn of(image: &ImageResult) -> Option<Self> {
         match (image.is_defect(), image.rejected) {
             (true, false) => Some(Self::Escape),
@@ -36,7 +36,8 @@ impl Kind {
         }
     }
 
-    /// First what says most, equal ones by path: the choice does not depend on the order in which images come.
+    /// Order in which images are shown: the most telling first, equal ones by path, so that the choice does not depend on the
+    /// order in which images are evaluated.
     fn order(self, a: &ImageResult, b: &ImageResult) -> Ordering {
         let by_margin = match self {
             Self::Escape => a.margin().total_cmp(&b.margin()),
@@ -46,7 +47,7 @@ impl Kind {
     }
 }
 
-/// What is drawn of one image.
+/// One image with its anomaly map, as it is drawn.
 #[derive(Clone, Debug)]
 pub struct Picture {
     /// The image as the model saw it.
@@ -57,7 +58,7 @@ pub struct Picture {
     pub map_width: usize,
     /// Rows of the map.
     pub map_height: usize,
-    /// What the colour scale hangs on.
+    /// The map value that the colour scale is set by.
     pub pixel_threshold: f32,
     /// The ground truth, `[frame.height(), frame.width()]`, true where there is a defect.
     pub mask: Option<Vec<bool>>,
@@ -94,13 +95,13 @@ impl Picture {
 /// An image with its picture.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// What it was given.
+    /// Its result.
     pub image: ImageResult,
-    /// What it looks like.
+    /// Its picture.
     pub picture: Picture,
 }
 
-/// The best cases of every kind in every category.
+/// The most telling cases of every kind in every category.
 #[derive(Clone, Debug)]
 pub struct Gallery {
     per_kind: usize,
@@ -128,7 +129,7 @@ impl Gallery {
         Ok(())
     }
 
-    /// The cases of a kind in a category, what says most first.
+    /// The cases of a kind in a category, the most telling first.
     pub fn cases(&self, category: &str, kind: Kind) -> &[Case] {
         self.cases.get(&(category.to_owned(), kind)).map_or(&[], Vec::as_slice)
     }

@@ -35,7 +35,7 @@ impl Curves {
     }
 }
 
-/// All that the page shows.
+/// The HTML report.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
     /// The figures.
@@ -154,7 +154,7 @@ impl Page<'_> {
         );
     }
 
-    /// The model against the baselines: means in the open, classes folded away.
+    /// The model and the baselines: their means, and a part to unfold with the figures of each class.
     fn baselines(&self, out: &mut String) {
         if self.report.baselines.is_empty() {
             return;

@@ -1,5 +1,6 @@
-//! What an evaluation leaves: figures as JSON, the same with curves and pictures as one HTML page, and the way both get to
-//! disk. Knows metrics and frames, nothing of the detector: the caller says what each image was given.
+//! The reports of an evaluation: figures as JSON, and the same with curves and pictures as one HTML page.
+//!
+//! Depends on metrics and frames, not on the detector: the caller passes the result of each image as an [`ImageReport`].
 //!
 //! Two evaluations of the same model on the same images give the same JSON but for `ms_per_image`.
 
@@ -24,15 +25,15 @@ pub use html::{Curves, Page};
 pub use png::png;
 pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
 
-/// Version of the JSON's shape.
+/// Version of the JSON report; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 1;
 /// The label of images without a defect.
 pub const GOOD: &str = "good";
 /// False-positive rate up to which the strict AUPRO is integrated.
 const STRICT_PRO_LIMIT: f64 = 0.05;
 
-/// The figures that rank scores, free of any threshold. `None` (null in JSON) is a metric that cannot be computed: no
-/// images of one kind, no masks.
+/// Metrics that need no threshold: how well scores rank defects above good parts, 0..=1. `None` (null in JSON) is a metric that
+/// cannot be computed, because there are no good images, no defective ones, or no masks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// AUROC of image scores.
@@ -53,7 +54,7 @@ pub struct Metrics {
     pub aupro_05: Option<f64>,
 }
 
-/// A metric as a column: heading and getter.
+/// A metric as a column of a table: its heading, and how it is read from [`Metrics`].
 pub(crate) type Column = (&'static str, fn(&Metrics) -> Option<f64>);
 
 impl Metrics {
@@ -69,7 +70,7 @@ impl Metrics {
         ("AUPRO@0.05", |m| m.aupro_05),
     ];
 
-    /// The metrics of image scores (`defects` true where there is a defect) and of pixels, where there are masks.
+    /// Computes them from image scores, with `defects` true for images of defects, and from pixels, where there are masks.
     ///
     /// # Errors
     /// When a score is NaN or the lengths differ.
@@ -103,13 +104,13 @@ impl Metrics {
     }
 }
 
-/// The mean of what is there, `None` when nothing is.
+/// The mean of the values that are there; `None` when there is none.
 fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let (count, sum) = values.flatten().fold((0_u32, 0.0), |(count, sum), value| (count + 1, sum + value));
     (count > 0).then(|| sum / f64::from(count))
 }
 
-/// What one test image was given.
+/// The result of one test image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageResult {
     /// The image file, relative to the data's root where possible.
@@ -118,17 +119,17 @@ pub struct ImageResult {
     pub category: String,
     /// `good`, or the name of its defect folder.
     pub label: String,
-    /// Raw score.
+    /// Image score.
     pub score: f32,
-    /// The threshold this image was held against.
+    /// The threshold that the score was compared with.
     pub threshold: f32,
     /// Share of the class's normal images that score lower, 0..=100.
     pub percentile: f64,
     /// `ok`, `warn`, `ng`, ...
     pub verdict: String,
-    /// Whether the line would take the part out: the verdict is `ng`.
+    /// Whether a line would reject the part: the verdict is `ng`.
     pub rejected: bool,
-    /// The class it was inspected as; null without one.
+    /// The class whose statistics and thresholds were used; null if there was none.
     pub class: Option<String>,
     /// How the class was found: `known`, `chosen`, `none`, `unknown-product`.
     pub class_source: String,

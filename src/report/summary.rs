@@ -54,13 +54,13 @@ pub struct ClassReport {
     pub metrics: Metrics,
     /// Share of the good images that were rejected; null without good images.
     pub false_reject_rate: Option<f64>,
-    /// 95 % Wilson interval of the false-reject rate: what so few images can say.
+    /// 95 % Wilson interval of the false-reject rate: the fewer images, the wider.
     pub false_reject_interval: Option<[f64; 2]>,
     /// Share of the defective images that were not rejected; null without defective images.
     pub escape_rate: Option<f64>,
     /// 95 % Wilson interval of the escape rate.
     pub escape_interval: Option<[f64; 2]>,
-    /// Share of the images inspected as the class they are, where the model had to choose; null where it was told.
+    /// Share of the images for which the model chose the right class; null where the class was told.
     pub class_accuracy: Option<f64>,
     /// The class's thresholds in the model.
     #[serde(flatten)]
@@ -138,7 +138,7 @@ impl Report {
 }
 
 impl ClassReport {
-    /// The figures of a class from what its images were given; `pixels` where there are masks.
+    /// The figures of a class from the results of its images, and from `pixels` where there are masks.
     ///
     /// # Errors
     /// When a score is NaN.

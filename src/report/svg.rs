@@ -16,7 +16,7 @@ pub(super) struct Line<'a> {
     pub(super) points: &'a [CurvePoint],
 }
 
-/// Side of the plotting area of a chart, and the room around it for ticks and words.
+/// Side of the plotting area of a chart, and the margins around it for ticks and labels.
 const SIDE: f64 = 240.0;
 const LEFT: f64 = 44.0;
 const TOP: f64 = 12.0;
