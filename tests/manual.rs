@@ -183,3 +183,24 @@ fn the_accuracy_in_the_readme_is_that_of_its_page() {
         assert!(shell(&page).contains(&command), "src/guide/measured.md has not {command:?}");
     }
 }
+
+/// Every field of a result is in the README's table of the JSON, and every field in the table is one of a result.
+#[test]
+fn the_fields_of_the_json_are_those_of_the_results() {
+    let (readme, code) = (read("README.md"), read("plugin/src/result.rs"));
+    let table = readme.split("(`diadmeta2json`, schema ").nth(1).unwrap().split("\n## ").next().unwrap();
+    let schema = code.split("pub const SCHEMA: u32 = ").nth(1).unwrap().split(';').next().unwrap();
+    assert!(table.starts_with(&format!("{schema})")), "README.md does not say schema {schema}");
+    let field = |line: &str| line.trim_start().strip_prefix("pub ")?.split_once(':').map(|(name, _)| name.to_owned());
+    let mut own: BTreeSet<String> = code.lines().filter_map(field).filter(|name| !name.contains(' ')).collect();
+    assert!(own.remove("finding"), "its fields stand beside the others");
+    own.extend(["x", "y", "area", "peak"].map(str::to_owned)); // of a region
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let named: BTreeSet<String> = rows.iter().flat_map(|row| quoted(row)).collect();
+    let missing: Vec<_> = own.difference(&named).collect();
+    assert!(missing.is_empty(), "README.md does not name {missing:?}");
+    let fields: BTreeSet<String> = rows.iter().flat_map(|row| quoted(row.split('|').nth(1).unwrap())).collect();
+    let unknown: Vec<_> = fields.difference(&own).collect();
+    assert!(unknown.is_empty(), "README.md names {unknown:?}, which no result has");
+}
