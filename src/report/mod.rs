@@ -1,6 +1,6 @@
 //! The reports of an evaluation: figures as JSON, and the same with curves and pictures as one HTML page.
 //!
-//! Depends on metrics and frames, not on the detector: the caller passes the result of each image as an [`ImageReport`].
+//! Depends on metrics and frames, not on the detector: the caller passes the result of each image as an [`ImageResult`].
 //!
 //! Two evaluations of the same model on the same images give the same JSON but for `ms_per_image`.
 
