@@ -205,3 +205,71 @@ fn the_fields_of_the_json_are_those_of_the_results() {
     let unknown: Vec<_> = fields.difference(&own).collect();
     assert!(unknown.is_empty(), "README.md names {unknown:?}, which no result has");
 }
+
+/// Lines of code of both packages, without comments.
+fn code() -> String {
+    let all = sources(&root().join("src")) + &sources(&root().join("plugin/src"));
+    all.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Whether `word` stands in `text` with nothing of a name on either side.
+fn has_word(text: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(part) && !text[at + word.len()..].starts_with(part))
+}
+
+#[test]
+fn every_word_of_the_glossary_is_one_of_the_code() {
+    let (page, code) = (read("src/guide/glossary.md"), code());
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .skip(2)
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert!(rows.len() > 40, "{} words", rows.len());
+    let sorted = rows.is_sorted_by_key(|row| row[0].to_lowercase());
+    assert!(sorted, "the glossary is in the order of the alphabet");
+    for row in rows {
+        let [word, means, place] = row[..] else { panic!("three columns: {row:?}") };
+        assert!(means.ends_with('.'), "{word}: one sentence");
+        let place = place.strip_prefix('`').and_then(|place| place.strip_suffix('`')).unwrap();
+        assert!(has_word(&code, place) || read("tests/tidy.rs").contains(place), "{word}: no {place} in the code");
+    }
+}
+
+/// The modules of the architecture page are the rooms of `tests/tidy.rs`, from the bottom up.
+#[test]
+fn the_modules_of_the_architecture_are_those_of_the_code() {
+    let (page, tidy) = (read("src/guide/architecture.md"), read("tests/tidy.rs"));
+    let modules = page.split("# Modules").nth(1).unwrap().split("\n# ").next().unwrap();
+    let shown = rows(modules);
+    let table = tidy.split("const ROOMS").nth(1).unwrap().split("= &[").nth(1).unwrap().split("];").next().unwrap();
+    // A room and those that it may use: the strings up to the end of its tuple.
+    for tuple in table.split_inclusive(")").filter(|tuple| tuple.contains('(')) {
+        let names: Vec<&str> = tuple[tuple.find('(').unwrap()..].split('"').skip(1).step_by(2).collect();
+        let place = |name: &str| shown.iter().position(|other| *other == name);
+        let own = place(names[0]).unwrap_or_else(|| panic!("no row for {}", names[0]));
+        for used in &names[1..] {
+            assert!(place(used).is_some_and(|at| at < own), "{} uses {used}: it has to stand above", names[0]);
+        }
+    }
+    let files = names(&root().join("src")).into_iter().map(|name| name.trim_end_matches(".rs").to_owned());
+    let files: BTreeSet<String> = files.filter(|name| !["lib", "main"].contains(&name.as_str())).collect();
+    assert_eq!(shown.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>(), files);
+}
+
+/// A test that stands for an invariant is one that there is.
+#[test]
+fn every_test_that_the_architecture_names_is_there() {
+    let tests = ["src", "plugin/src", "tests"].map(|folder| sources(&root().join(folder))).concat();
+    let page = read("src/guide/architecture.md");
+    let invariants = page.split("# What always holds").nth(1).unwrap().split("\n# ").next().unwrap();
+    let mut found = 0;
+    for row in invariants.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        let name = row.trim_end_matches(['|', ' ']).rsplit('`').nth(1).unwrap();
+        assert!(tests.contains(&format!("fn {name}(")), "no test {name}");
+        found += 1;
+    }
+    assert!(found >= 12, "{found} invariants");
+}

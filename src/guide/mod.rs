@@ -16,3 +16,9 @@ pub mod messages {}
 
 #[doc = include_str!("model_file.md")]
 pub mod model_file {}
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
