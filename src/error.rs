@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 pub(crate) const THREAD_LIMITS: &str = "a limit is reached: on threads and processes (`ulimit -u`, or pids.max of a \
     container), or on memory (`ulimit -v`)";
 
+/// Characters of a reason that may quote a file.
+const MAX_REASON: usize = 2000;
+
 /// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -144,6 +147,16 @@ fn driver_failure(error: &candle_core::Error) -> Option<Error> {
     }
 }
 
+/// The beginning of `text` on one line, safe to print.
+pub(crate) fn excerpt(text: &str, length: usize) -> String {
+    let text = text.trim_end();
+    let mut short: String = text.chars().take(length).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(length).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
 impl Error {
     /// This error `count` times: the answers of a batch that failed as a whole.
     pub fn for_all<T>(&self, count: usize) -> Vec<Result<T>> {
@@ -170,9 +183,15 @@ impl Error {
         Self::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
-    /// `Error::Model` for `path`.
-    pub fn model(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Model { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    /// `Error::Image` for `path`. The reason may quote the file: see [`Error::model`].
+    pub fn image(path: impl AsRef<Path>, reason: impl AsRef<str>) -> Self {
+        Self::Image { path: path.as_ref().to_path_buf(), reason: excerpt(reason.as_ref(), MAX_REASON) }
+    }
+
+    /// `Error::Model` for `path`. The reason may quote the file: it becomes one line of bounded length that cannot drive a
+    /// terminal.
+    pub fn model(path: impl AsRef<Path>, reason: impl AsRef<str>) -> Self {
+        Self::Model { path: path.as_ref().to_path_buf(), reason: excerpt(reason.as_ref(), MAX_REASON) }
     }
 
     /// Exit code of a command that ends with this error: 2 wrong use, configuration or data layout;

@@ -54,7 +54,7 @@ pub fn load(path: &Path, expected: impl Fn(&Card) -> Result<Vec<TensorSpec>>) ->
     let wanted = expected(&card)?;
     let differences = differences(&stored, &wanted);
     if !differences.is_empty() {
-        return Err(foreign(path, differences.join("; ")));
+        return Err(Error::model(path, differences.join("; ")));
     }
 
     let mut by_name: Vec<&Stored> = stored.iter().collect();
@@ -65,7 +65,7 @@ pub fn load(path: &Path, expected: impl Fn(&Card) -> Result<Vec<TensorSpec>>) ->
     for Stored { spec, start } in by_name {
         hash.begin(spec);
         file.seek(SeekFrom::Start(data_start + start)).map_err(|error| unreadable(path, error))?;
-        let mut values = Values::reserve(spec).map_err(|reason| foreign(path, reason))?;
+        let mut values = Values::reserve(spec).map_err(|reason| Error::model(path, reason))?;
         values.fill(spec, &mut file, &mut hash).map_err(|error| unreadable(path, error))?;
         if not_finite.is_none() {
             not_finite = values.first_not_finite().map(|(at, value)| (spec.name.clone(), at, value));
@@ -76,10 +76,10 @@ pub fn load(path: &Path, expected: impl Fn(&Card) -> Result<Vec<TensorSpec>>) ->
     let digest = hash.hex();
     if digest != card.tensors_sha256 {
         let expected = &card.tensors_sha256;
-        return Err(foreign(path, format!("is damaged: the tensors' sha256 is {digest}, expected {expected}")));
+        return Err(Error::model(path, format!("is damaged: the tensors' sha256 is {digest}, expected {expected}")));
     }
     if let Some((name, at, value)) = not_finite {
-        return Err(foreign(path, format!("value {at} of tensor {name:?} is {value}, expected a finite number")));
+        return Err(Error::model(path, format!("value {at} of tensor {name:?} is {value}, expected a finite number")));
     }
     Ok(ModelFile { card, tensors })
 }
@@ -100,11 +100,11 @@ fn open(path: &Path) -> Result<Opened> {
     let mut file = open_regular(path, "a model file (.diad)")?;
     let bytes = file.metadata().map_err(io)?.len();
     if bytes > MAX_FILE {
-        return Err(foreign(path, format!("has {bytes} bytes, expected at most {MAX_FILE}")));
+        return Err(Error::model(path, format!("has {bytes} bytes, expected at most {MAX_FILE}")));
     }
-    let header = read_header(&mut file, bytes).map_err(io)?.map_err(|reason| foreign(path, reason))?;
+    let header = read_header(&mut file, bytes).map_err(io)?.map_err(|reason| Error::model(path, reason))?;
     let data_start = LENGTH_BYTES + header.len() as u64;
-    let (card, stored) = understand(&header, bytes - data_start).map_err(|reason| foreign(path, reason))?;
+    let (card, stored) = understand(&header, bytes - data_start).map_err(|reason| Error::model(path, reason))?;
     Ok(Opened { file, card, stored, data_start, bytes })
 }
 
@@ -264,14 +264,4 @@ fn kind_of(start: &[u8]) -> &'static str {
 
 fn unreadable(path: &Path, error: std::io::Error) -> Error {
     Error::io(path, "cannot read", error)
-}
-
-/// [`Error::Model`] whose reason may quote the file: in one line of bounded length that cannot drive a terminal.
-fn foreign(path: &Path, reason: String) -> Error {
-    const LENGTH: usize = 2000;
-    let mut clean: String = reason.chars().take(LENGTH).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if reason.chars().nth(LENGTH).is_some() {
-        clean.push_str("...");
-    }
-    Error::model(path, clean)
 }

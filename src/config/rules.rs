@@ -415,7 +415,10 @@ fn check_value(path: &str, kind: Kind, value: &Value) -> Result<(), Mistake> {
         _ => None,
     };
     let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
-    Err(Mistake { keys: vec![path.into()], text: format!("{path} = {got}: expected {}{hint}", kind.words()) })
+    Err(Mistake {
+        keys: vec![path.into()],
+        text: format!("{} = {got}: expected {}{hint}", excerpt(path), kind.words()),
+    })
 }
 
 fn unknown_key(path: &str) -> Mistake {
@@ -471,12 +474,7 @@ fn shown_with_type(value: &Value) -> String {
 
 /// The beginning of `text` on one line, safe to print.
 pub(super) fn excerpt(text: &str) -> String {
-    const LENGTH: usize = 80;
-    let mut short: String = text.chars().take(LENGTH).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LENGTH).is_some() {
-        short.push_str("...");
-    }
-    short
+    crate::error::excerpt(text, 80)
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub fn decode_image(bytes: &[u8], name: &Path) -> Result<Decoded> {
     let peak = peak(&image);
     let rgb = image.into_rgb8();
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    let frame = Frame::new(width, height, rgb.into_raw()).map_err(|e| image_error(name, e.to_string()))?;
+    let frame = Frame::new(width, height, rgb.into_raw()).map_err(|e| Error::image(name, e.to_string()))?;
     Ok(Decoded { frame, peak })
 }
 
@@ -102,7 +102,7 @@ pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> 
     let mask = decode(&read_bytes(path)?, path)?.into_rgb16();
     let (w, h) = (mask.width() as usize, mask.height() as usize);
     if w == 0 || h == 0 {
-        return Err(image_error(path, "the mask has no pixels"));
+        return Err(Error::image(path, "the mask has no pixels"));
     }
     // The source pixel whose area holds the centre of the target pixel.
     let nearest = |i: usize, target: usize, source: usize| ((2 * i + 1) * source / (2 * target)).min(source - 1);
@@ -114,10 +114,6 @@ pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> 
         out.extend(columns.iter().map(|&x| row[x * 3..x * 3 + 3].iter().any(|&v| v > 0)));
     }
     Ok(out)
-}
-
-fn image_error(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Image { path: path.to_path_buf(), reason: reason.into() }
 }
 
 /// The content of an image file.
@@ -133,7 +129,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 fn decode(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
     catch_panic(|| decode_upright(bytes))
         .unwrap_or_else(|_| Err("the image is damaged (its decoder gave up)".into()))
-        .map_err(|reason| image_error(name, reason))
+        .map_err(|reason| Error::image(name, reason))
 }
 
 fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
