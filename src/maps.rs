@@ -56,8 +56,11 @@ pub fn smooth(map: &[f32], side: usize, sigma: f32) -> Vec<f32> {
 }
 
 /// Mean of the largest `fraction` (0..=1) of the values, of at least one: the image score of an anomaly map (Guo et al. 2025,
-/// Dinomaly).
+/// Dinomaly). NaN if any value is NaN, whatever its sign.
 pub fn top_mean(map: &[f32], fraction: f64) -> f32 {
+    if map.iter().any(|value| value.is_nan()) {
+        return f32::NAN;
+    }
     let count = ((map.len() as f64 * fraction).round() as usize).clamp(1, map.len().max(1));
     let mut values = map.to_vec();
     values.sort_unstable_by(|a, b| b.total_cmp(a));
@@ -92,5 +95,6 @@ mod tests {
         let map: Vec<f32> = (0..200).map(|i| i as f32).collect();
         assert_eq!(top_mean(&map, 0.01), 198.5);
         assert_eq!(top_mean(&map, 1e-9), 199.0);
+        assert!(top_mean(&[1.0, -f32::NAN, 2.0], 0.5).is_nan(), "nothing is known of a part of the map");
     }
 }

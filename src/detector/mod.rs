@@ -132,7 +132,11 @@ impl Detector {
     /// As [`Detector::open`], and when the device fails.
     pub fn open_on(path: &Path, device: &Device) -> Result<Self> {
         let file = bundle::load(path, expected_tensors)?;
-        let network = file::network(&file.card, &file.tensors, device)?;
+        let network = file::network(&file.card, &file.tensors, device).map_err(|error| match error {
+            // What is wrong inside is wrong with the file.
+            Error::Internal(reason) => Error::model(path, reason),
+            other => other,
+        })?;
         Ok(Self { network, limits: Limits::of(&file.card), card: file.card })
     }
 

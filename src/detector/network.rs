@@ -279,8 +279,12 @@ impl Network {
             (0..self.config.tokens()).map(lowest).collect()
         });
         let map = |cells| self.map(cells, geometry, mask);
-        let scored = candidates.into_iter().map(|c| (c.class, c.prototype_distance, map(c.cells)));
-        let best = scored.min_by(|a, b| calibrated(a.0, a.2.0).total_cmp(&calibrated(b.0, b.2.0)));
+        let scored: Vec<_> = candidates.into_iter().map(|c| (c.class, c.prototype_distance, map(c.cells))).collect();
+        // Of a class without a score nobody knows whether it is the better one.
+        if let Some((_, _, (score, _))) = scored.iter().find(|(_, _, (score, _))| !score.is_finite()) {
+            return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
+        }
+        let best = scored.into_iter().min_by(|a, b| calibrated(a.0, a.2.0).total_cmp(&calibrated(b.0, b.2.0)));
         let Some((class, prototype_distance, own)) = best else {
             return Err(Error::Internal("detector: a frame of no class".into()));
         };
