@@ -1,5 +1,6 @@
 //! Random damage, and saving that fails.
 
+use super::damage::{Damage, tokens};
 use super::*;
 
 // Every kind of damage.
@@ -21,79 +22,6 @@ fn every_changed_byte_is_refused() {
             let mut bytes = good.clone();
             bytes[at] ^= change;
             refusal(&scratch.path(), scratch.try_bytes(&bytes));
-        }
-    }
-}
-
-/// One step of damage.
-#[derive(Clone, Debug)]
-enum Damage {
-    Flip(usize, u8),
-    Cut(usize, usize),
-    Repeat(usize, usize),
-    Swap(usize, usize, usize),
-    Insert(usize, Vec<u8>),
-}
-
-impl Damage {
-    fn any() -> impl Strategy<Value = Self> {
-        let token = prop::sample::select(vec![
-            "{",
-            "}",
-            "[",
-            "]",
-            "\"",
-            ",",
-            ":",
-            "0",
-            "-1",
-            "1e999",
-            "null",
-            "NaN",
-            "18446744073709551615",
-            "\\u0000",
-            "\"F32\"",
-            "\"F16\"",
-            "\"shape\"",
-            "\"__metadata__\":{},",
-            "\"diad\"",
-            "\u{7f}",
-            " ",
-        ]);
-        let bytes =
-            prop_oneof![token.prop_map(|token| token.as_bytes().to_vec()), prop::collection::vec(any::<u8>(), 1..20),];
-        let (at, length) = (any::<usize>(), 1usize..200);
-        prop_oneof![
-            (at, 1u8..).prop_map(|(at, bits)| Self::Flip(at, bits)),
-            (at, length.clone()).prop_map(|(at, length)| Self::Cut(at, length)),
-            (at, length.clone()).prop_map(|(at, length)| Self::Repeat(at, length)),
-            (at, at, length).prop_map(|(a, b, length)| Self::Swap(a, b, length)),
-            (at, bytes).prop_map(|(at, bytes)| Self::Insert(at, bytes)),
-        ]
-    }
-
-    fn apply(&self, bytes: &mut Vec<u8>) {
-        let n = bytes.len().max(1);
-        let range = |at: usize, length: usize| at % n..(at % n + length).min(bytes.len());
-        match self {
-            Self::Flip(at, bits) => bytes.iter_mut().skip(at % n).take(1).for_each(|byte| *byte ^= bits),
-            Self::Cut(at, length) => drop(bytes.drain(range(*at, *length))),
-            Self::Repeat(at, length) => {
-                let range = range(*at, *length);
-                let copy = bytes[range.clone()].to_vec();
-                bytes.splice(range.start..range.start, copy);
-            }
-            Self::Swap(a, b, length) => {
-                let (a, b) = (range(*a, *length), range(*b, *length));
-                let length = a.len().min(b.len());
-                for i in 0..length {
-                    bytes.swap(a.start + i, b.start + i);
-                }
-            }
-            Self::Insert(at, new) => {
-                let at = at % n;
-                bytes.splice(at..at, new.iter().copied());
-            }
         }
     }
 }
@@ -141,7 +69,9 @@ proptest! {
     }
 
     #[test]
-    fn any_damage_is_refused_or_changes_nothing(damage in prop::collection::vec(Damage::any(), 1..4)) {
+    fn any_damage_is_refused_or_changes_nothing(
+        damage in prop::collection::vec(Damage::any(tokens(include_str!("../fuzz/dictionaries/model.dict"))), 1..4),
+    ) {
         let good = good();
         let mut bytes = good.clone();
         damage.iter().for_each(|damage| damage.apply(&mut bytes));

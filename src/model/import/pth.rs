@@ -123,6 +123,12 @@ impl<'a> StateDict<'a> {
         Ok(Self { tensors: tensors(&pickle)?, data: Data::Stream { bytes, storages } })
     }
 
+    /// Names of all tensors.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
     /// Shape of a tensor.
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())

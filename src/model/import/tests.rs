@@ -21,6 +21,9 @@ use proptest::prelude::*;
 use super::pickle::{Node, Pickle};
 use super::*;
 
+#[path = "../../../tests/fuzz/damage.rs"]
+mod damage;
+
 const ARCHIVE: &[u8] = include_bytes!("../../../tests/fixtures/state_dict.archive.pth");
 const STREAM: &[u8] = include_bytes!("../../../tests/fixtures/state_dict.stream.pth");
 
@@ -149,18 +152,42 @@ fn tensors_that_reach_beyond_their_storage_are_refused() {
     assert_refused(values(huge), "beyond its storage");
 }
 
+/// What the fuzz target tries, guided by coverage: see `tests/fuzz`.
+fn kept() -> Vec<Vec<u8>> {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut kept = damage::files(&tests.join("fuzz/corpus/import"));
+    assert!(!kept.is_empty());
+    kept.extend(damage::files(&tests.join("fixtures/fuzz/import")));
+    kept.extend([ARCHIVE.to_vec(), STREAM.to_vec()]);
+    kept
+}
+
+/// Whatever the file, this returns, and what it says is plain.
+fn read_or_refused(bytes: &[u8]) {
+    if let Err(error) = read_all(bytes, Path::new("x.pth")) {
+        let message = error.to_string();
+        let plain = message.starts_with("x.pth: ") && message.len() < 9000 && !message.chars().any(char::is_control);
+        assert!(plain, "{message:?}");
+    }
+}
+
+#[test]
+fn kept_files_are_read_or_refused() {
+    kept().iter().for_each(|bytes| read_or_refused(bytes));
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
     #[test]
     fn damaged_files_are_read_or_refused(
-        archive in any::<bool>(),
-        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        mut bytes in prop::sample::select(kept()),
+        damage in prop::collection::vec(
+            damage::Damage::any(damage::tokens(include_str!("../../../tests/fuzz/dictionaries/import.dict"))),
+            1..5,
+        ),
     ) {
-        let mut bytes = if archive { ARCHIVE } else { STREAM }.to_vec();
-        for (at, value) in damage {
-            *at.get_mut(&mut bytes) = value;
-        }
-        // Some damage lies in the numbers; none may panic or take more memory than the file justifies.
-        let _ = read(&bytes);
+        damage.iter().for_each(|damage| damage.apply(&mut bytes));
+        read_or_refused(&bytes);
     }
 
     #[test]
