@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use diad::bundle::{self, Card, TensorSpec};
 use diad::calibrate::conformal;
 use diad::config::{Config, SamplerKind};
-use diad::detector::{Choice, Detector, Verdict, expected_tensors};
+use diad::detector::{Detector, Request, Verdict, expected_tensors};
 use diad::error::Error;
 use diad::frame::Frame;
 use half::f16;
@@ -80,7 +80,7 @@ fn inspect(path: &Path, card: &Card, numbers: usize) {
     let (width, height) = (70, 50);
     let rgb = (0..width * height * 3).map(|i| (i * 7 % 251) as u8).collect();
     let frame = Frame::new(width, height, rgb).expect("a frame");
-    for found in detector.detect(&[frame], Choice::Auto) {
+    for found in detector.inspect_frames(&[frame], &Request::default()) {
         match found {
             Ok(found) => {
                 assert!(found.score.is_finite(), "{}", found.score);
