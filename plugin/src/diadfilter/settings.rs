@@ -159,7 +159,7 @@ properties! {
     precision: String = "f32".into(), READY, "precision", "Precision",
         "What networks compute in on a GPU: f32, f16 or bf16. Thresholds were measured in f32";
     class: String = "auto".into(), PLAYING, "class", "Class",
-        "Class of the parts: auto, or one that the model knows";
+        "Class of the parts: auto, or one that the model knows (=auto for one of that name)";
     batch_size: u32 = 0, [[0, 256]], READY, "batch-size", "Batch size",
         "Frames per batch; 0: what is there when the model is free, up to what suits the device";
     batch_timeout: u64 = 10_000_000, READY, "batch-timeout", "Batch timeout",
