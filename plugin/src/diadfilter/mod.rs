@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `settings`, `enums` | properties and their defaults |
 //! | `imp` | the GObject: states, changes of properties and of the model |
-//! | `pads` | what happens on the pads, by the rules of [`crate::stream`] |
+//! | `pads` | what happens on the pads, by the rules in `stream` |
 //! | `chain` | the sink side: a frame's way in |
 //! | `push` | the source side: what comes of a frame |
 //! | `model` | the model of this element, and what its frames are looked at with |
