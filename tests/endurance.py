@@ -5,14 +5,16 @@
     GST_PLUGIN_PATH=target/release GST_TRACERS=leaks GST_DEBUG=GST_TRACER:7 \\
         python3 tests/endurance.py A.diad B.diad --minutes 30 2>leaks.log
 
-Two streams share the worker of one model; only the first changes its model. Prints a JSON object each minute, and at the end
-whether frames in were the sum of verdicts, nothing was lost on the way, and the slopes of resident and live memory over the
-last two thirds. Exit code 1 if a limit is broken. What the tracer found alive is in leaks.log: nothing, if all is well.
+Two streams share the worker of one model; only the first changes its model. Prints a JSON object thirty times, each when
+both run the same model, and at the end whether frames in were the sum of verdicts, and the slopes of resident and live memory
+over the last two thirds. Exit code 1 if a limit is broken. `grep object-alive leaks.log` shows what the tracer found alive:
+nothing, if all is well.
 
 Needs Debian's python3-gi and gir1.2-gstreamer-1.0.
 """
 import argparse
 import ctypes
+import gc
 import json
 import os
 import random
@@ -62,19 +64,23 @@ def size():
 def slope(points):
     """Least squares, in y per second."""
     n = len(points)
+    if n < 2:
+        sys.exit("too short to tell a slope")
     mean_x, mean_y = (sum(values) / n for values in zip(*points))
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("other")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every", type=float, default=3, help="seconds between two changes")
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    Gst.init(None)
+    return parser.parse_args()
+
+
+def play(args):
     pick = random.Random(args.seed)
     pipeline = Gst.parse_launch("".join(LINE.format(n=n, caps=CAPS[0], model=args.model) for n in range(2)))
     named = pipeline.get_by_name
@@ -87,8 +93,8 @@ def main():
     for n in range(2):
         named(f"f{n}").get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, passed, n)
 
-    def model():
-        named("f0").set_property("model", pick.choice([args.model, args.other]))
+    def model(path=None):
+        named("f0").set_property("model", path or pick.choice([args.model, args.other]))
 
     def link():
         n = pick.randrange(2)
@@ -112,16 +118,18 @@ def main():
                 pipeline.recalculate_latency()
 
     pipeline.set_state(Gst.State.PLAYING)
-    started, next_report, points = time.monotonic(), 0, []
+    started, next_report, points = time.monotonic(), 0.0, []
     while (now := time.monotonic() - started) < args.minutes * 60:
         change = pick.choice([model, link, caps])
         change()
         changes[change.__name__] += 1
         listen(args.every)
         if now >= next_report:
+            model(args.model)
+            listen(2)  # loaded by then, and the other worker has ended
             points.append((now, size()))
             print(json.dumps({"minute": round(now / 60, 1), **points[-1][1], "left": left, "changes": changes}), flush=True)
-            next_report = now + 60 if now else 20
+            next_report = now + args.minutes * 2
     counts = []
     for n in range(2):
         named(f"f{n}").get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, lambda *_: Gst.PadProbeReturn.DROP)
@@ -141,8 +149,15 @@ def main():
         "files": sorted({found["files"] for _, found in late}),
     }
     print(json.dumps(result))
-    pipeline = named = bus = None
-    good = result["all_counted"] and not any(result["errors"]) and result["rss_mb_per_10_min"] < 1
+    return result["all_counted"] and not any(result["errors"]) and result["rss_mb_per_10_min"] < 1
+
+
+def main():
+    args = arguments()
+    Gst.init(None)
+    good = play(args)
+    gc.collect()
+    Gst.deinit()  # the tracer looks for what is left
     sys.exit(0 if good else 1)
 
 
