@@ -143,6 +143,7 @@ pub(crate) fn prepare(
 #[cfg(test)]
 mod tests {
     use diad::config::Fit;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -240,6 +241,52 @@ mod tests {
         for mode in ["interleaved", "mixed"] {
             let words = caps(mode).unwrap_err();
             assert!(words.contains(mode) && words.contains("deinterlace"), "{words}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a buffer says of itself: it is prepared, or refused in words.
+        #[test]
+        fn no_layout_of_a_buffer_panics(
+            format in prop::sample::select(FORMATS.as_slice()),
+            (width, height) in (16..80u32, 16..80u32),
+            coded in prop::option::of((1..100u32, 1..100u32)),
+            size in 0..20_000usize,
+            offsets in prop::array::uniform3(prop_oneof![0..20_000usize, Just(usize::MAX)]),
+            strides in prop::array::uniform3(prop_oneof![-300..500i32, Just(i32::MAX), Just(i32::MIN)]),
+            crop in prop::option::of(prop::array::uniform4(prop_oneof![0..90u32, Just(u32::MAX)])),
+        ) {
+            gst::init().unwrap();
+            let caps = VideoInfo::builder(format, width, height).build().unwrap();
+            let mut buffer = gst::Buffer::from_mut_slice(vec![7u8; size]);
+            {
+                let buffer = buffer.get_mut().unwrap();
+                if let Some((w, h)) = coded {
+                    let planes = caps.n_planes() as usize;
+                    let flags = gst_video::VideoFrameFlags::empty();
+                    let (offsets, strides) = (&offsets[..planes], &strides[..planes]);
+                    let _ = gst_video::VideoMeta::add_full(buffer, flags, format, w, h, offsets, strides);
+                }
+                if let Some([x, y, w, h]) = crop {
+                    gst_video::VideoCropMeta::add(buffer, (x, y, w, h));
+                }
+            }
+            if let Ok(frame) = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps) {
+                let preprocess = Preprocess { size: 32, fit: Fit::Stretch, roi: None };
+                match prepare(&frame, &caps, &preprocess) {
+                    Ok(prepared) => prop_assert_eq!(prepared.frame.rgb().len(), 32 * 32 * 3),
+                    Err(error) => prop_assert!(!error.to_string().is_empty()),
+                }
+            }
+        }
+
+        /// Caps of any text are taken or refused.
+        #[test]
+        fn no_caps_panic(text in "video/x-raw(, [a-z-]{1,16}=(\\(int\\)|\\(string\\)|)[0-9a-z/-]{1,9}){0,5}") {
+            gst::init().unwrap();
+            if let Ok(caps) = text.parse::<gst::Caps>() {
+                let _ = progressive(&caps);
+            }
         }
     }
 }

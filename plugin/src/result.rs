@@ -368,6 +368,8 @@ pub(crate) fn utc_now() -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn inspection() -> Inspection {
@@ -479,5 +481,28 @@ mod tests {
         assert_eq!(json["results"][0]["timing"]["infer"], 3);
         let utc = json["utc"].as_str().unwrap();
         assert_eq!((utc.len(), &utc[10..11], &utc[19..20], &utc[23..]), (24, "T", ".", "Z"), "{utc}");
+    }
+
+    proptest! {
+        /// Structures come from other elements, other versions and over networks: any text is a result or refused in words.
+        #[test]
+        fn no_damage_to_a_structure_panics(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), "[ -~]{0,3}"), 1..6),
+        ) {
+            gst::init().unwrap();
+            let mut text = result().to_structure("DiadResult").to_string();
+            for (place, new) in changes {
+                let at = place.index(text.len());
+                if text.is_char_boundary(at) && text.is_char_boundary(at + 1) {
+                    text.replace_range(at..at + 1, &new);
+                }
+            }
+            if let Ok(structure) = text.parse::<gst::Structure>() {
+                match DiadResult::try_from(structure.as_ref()) {
+                    Ok(result) => prop_assert_eq!(result.schema, SCHEMA),
+                    Err(error) => prop_assert!(!error.to_string().is_empty()),
+                }
+            }
+        }
     }
 }
