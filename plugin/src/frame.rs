@@ -98,7 +98,35 @@ pub(crate) fn corner(buffer: &gst::BufferRef, coded: &VideoInfo, caps: &VideoInf
             "the picture of {w}x{h} at {x},{y} in a buffer of {coded_w}x{coded_h} is not the {width}x{height} of the caps"
         ));
     }
+    check_planes(buffer, coded)?;
     Ok([x as usize, y as usize])
+}
+
+/// Refuses planes that do not lie in the buffer as its `GstVideoMeta` says: the bindings take its word and would read, or draw,
+/// beyond the end.
+fn check_planes(buffer: &gst::BufferRef, coded: &VideoInfo) -> Result<(), String> {
+    let format = coded.format_info();
+    let meta = buffer.meta::<gst_video::VideoMeta>();
+    for plane in 0..coded.n_planes() as usize {
+        let offset = meta.as_ref().map_or(coded.offset()[plane], |meta| meta.offset()[plane]);
+        let stride = coded.stride()[plane];
+        // In each of FORMATS the component with the number of a plane is the plane's first.
+        let scaled = |side: u32, by: u32| (side as usize).div_ceil(1 << by);
+        let (columns, rows) =
+            (scaled(coded.width(), format.w_sub()[plane]), scaled(coded.height(), format.h_sub()[plane]));
+        let row = columns * format.pixel_stride()[plane] as usize;
+        let end = usize::try_from(stride).ok().filter(|stride| *stride >= row && *stride <= i32::MAX as usize / rows);
+        let end = end.and_then(|stride| offset.checked_add(stride * rows)).filter(|end| *end <= buffer.size());
+        let memories = end.and_then(|end| buffer.find_memory(offset..end)).map_or(0, |(memories, _)| memories.len());
+        if memories != 1 {
+            return Err(format!(
+                "plane {plane} of {rows} rows of {row} bytes, from byte {offset} with a stride of {stride}, does not lie in one \
+                 memory of the buffer of {} bytes",
+                buffer.size()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Bytes from the start of a plane to the sample of the pixel at `x`, `y`.
