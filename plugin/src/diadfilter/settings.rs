@@ -49,13 +49,12 @@ impl Property for Option<String> {
 /// An empty text is the default.
 impl Property for String {
     fn spec(
-        [name, nick, blurb]: [&'static str; 3],
+        texts: [&'static str; 3],
         default: &Self,
         _: Option<[Self; 2]>,
         flags: glib::ParamFlags,
     ) -> glib::ParamSpec {
-        let spec = glib::ParamSpecString::builder(name).nick(nick).blurb(blurb);
-        spec.default_value(default.as_str()).flags(flags).build()
+        <Option<Self> as Property>::spec(texts, &Some(default.clone()), None, flags)
     }
 
     fn read(value: &glib::Value, default: Self) -> Self {

@@ -13,14 +13,22 @@ use super::bench::Bench;
 use super::common::*;
 use super::*;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
+/// The faults and, from the same names, the list of all: none can be left out of the matrix.
+macro_rules! faults {
+    ($($fault:ident,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        enum Fault { $($fault,)* }
+
+        const FAULTS: &[Fault] = &[$(Fault::$fault,)*];
+    };
+}
+
+faults! {
     ModelPanics,
     ModelFails,
     ModelHangs,
     ModelReturnsNan,
-    /// The device has no memory for the batch.
-    OutOfMemory,
+    OutOfMemory, // of the device, for the batch
     WorkerThreadLost,
     DeviceLost,
     DownstreamFails,
@@ -36,26 +44,6 @@ enum Fault {
 }
 
 use Fault::*;
-
-const FAULTS: [Fault; 17] = [
-    ModelPanics,
-    ModelFails,
-    ModelHangs,
-    ModelReturnsNan,
-    OutOfMemory,
-    WorkerThreadLost,
-    DeviceLost,
-    DownstreamFails,
-    DownstreamUnlinked,
-    DownstreamFlushing,
-    UpstreamFlushes,
-    Gap,
-    PtsReset,
-    CapsChange,
-    FormatChange,
-    EosInMidBatch,
-    BufferOfWrongSize,
-];
 
 impl Fault {
     /// Faults after which no frame can be inspected by this worker.
