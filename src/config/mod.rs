@@ -1,4 +1,5 @@
-//! Configuration: one struct and its defaults here, its rules in `rules.rs`, its way from text in `read.rs`.
+//! Configuration: every key with its default and its rule here, conditions between keys in `rules.rs`, its way from text in
+//! `read.rs`.
 //!
 //! A [`Config`] made by [`Config::from_toml`], [`Config::from_file`] or [`Config::assign`] keeps every rule. One that
 //! was put together by hand is checked with [`Config::check`].
@@ -9,6 +10,7 @@ mod rules;
 
 use serde::{Deserialize, Serialize};
 
+use self::kind::{Kind, above, below, closed, integer, open};
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
 use crate::named::named;
@@ -42,38 +44,201 @@ pub fn backbone_channels(name: &str) -> Option<usize> {
 /// The rate promised where `calibration.target_fpr` is absent and the held-out images support it.
 pub const DEFAULT_TARGET_FPR: f64 = 0.05;
 
-/// Everything that shapes a model and its training. Keys in TOML have the same names.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// What the model looks at.
-    pub input: InputConfig,
-    /// Feature space.
-    pub features: FeatureConfig,
-    /// The network.
-    pub denoiser: DenoiserConfig,
-    /// The noise process.
-    pub diffusion: DiffusionConfig,
-    /// How it is trained.
-    pub training: TrainingConfig,
-    /// From reconstruction to map and score.
-    pub detection: DetectionConfig,
-    /// From score to verdict.
-    pub calibration: CalibrationConfig,
+/// From one table of sections and keys: [`Config`] and a struct per section, the default of each key, and its rule.
+macro_rules! config {
+    ($(
+        $(#[$about:meta])* $section:ident: $Section:ident {
+            $($(#[$doc:meta])* $key:ident: $kind:ty = $default:expr, $rule:expr;)*
+        }
+    )*) => {
+        /// Everything that shapes a model and its training. Keys in TOML have the same names.
+        #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Config {
+            $($(#[$about])* pub $section: $Section,)*
+        }
+
+        $(
+            #[doc = concat!("`[", stringify!($section), "]`")]
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            #[serde(default, deny_unknown_fields)]
+            pub struct $Section {
+                $($(#[$doc])* pub $key: $kind,)*
+            }
+
+            impl Default for $Section {
+                fn default() -> Self {
+                    Self { $($key: $default,)* }
+                }
+            }
+        )*
+
+        /// Every key there is, in the order of the structs, with the values it may have.
+        const RULES: &[(&str, Kind)] = &[$($((concat!(stringify!($section), ".", stringify!($key)), $rule),)*)*];
+    };
 }
 
-/// `[input]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct InputConfig {
-    /// Side of the square model input in pixels; a multiple of 32, 64..=1024.
-    pub size: usize,
-    /// How a frame becomes square.
-    pub fit: Fit,
-    /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
-    pub roi: Option<[f64; 4]>,
-    /// Image over the whole frame, read when the model is trained and kept in it: what is black (0) is ignored.
-    pub mask: Option<String>,
+config! {
+    /// What the model looks at.
+    input: InputConfig {
+        /// Side of the square model input in pixels; a multiple of 32, 64..=1024.
+        size: usize = 256, integer(64, 1024).step(32);
+        /// How a frame becomes square.
+        fit: Fit = Fit::Stretch, Kind::OneOf(Fit::NAMES);
+        /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
+        roi: Option<[f64; 4]> = None, Kind::Rectangle;
+        /// Image over the whole frame, read when the model is trained and kept in it: what is black (0) is ignored.
+        mask: Option<String> = None, Kind::Path;
+    }
+
+    /// Feature space.
+    features: FeatureConfig {
+        /// What the grid's cells hold. In pixel space they are pixels, and `backbone`, `dim`, `whitening` and `clamp` say
+        /// nothing.
+        space: SpaceKind = SpaceKind::Feature, Kind::OneOf(SpaceKind::NAMES);
+        /// Frozen network: `efficientnet-lite0`, `-lite1`, `-lite2`, `resnet18`, `resnet50`, `wide-resnet50`.
+        backbone: String = "efficientnet-lite0".into(), Kind::OneOf(&BACKBONE_NAMES);
+        /// Cells per side of the feature grid.
+        grid: usize = 16, integer(4, 128);
+        /// Channels after PCA.
+        dim: usize = 128, integer(8, 1024);
+        /// Whitening exponent gamma, 0 (plain PCA) to 1 (full whitening).
+        whitening: f64 = 0.5, closed(0.0, 1.0);
+        /// z-scores are clamped to +- this.
+        clamp: f64 = 6.0, closed(1.0, 100.0);
+    }
+
+    /// The network.
+    denoiser: DenoiserConfig {
+        /// Resolutions. 1: blocks on the grid as it is. 2 and more: a U-Net, each level at half the side of the one above.
+        levels: usize = 1, integer(1, 6);
+        /// Channels of the residual stream on the first level; a multiple of 16.
+        width: usize = 128, integer(16, 1024).step(16);
+        /// Each level's channels are those of the level above times this.
+        growth: usize = 2, integer(1, 4);
+        /// Number of blocks on the last level, and on each side of the U-Net on every other level.
+        blocks: usize = 4, integer(1, 64);
+        /// Self-attention after every n-th block of the last level; 0 for none.
+        attention_every: usize = 3, integer(0, 64);
+        /// Attention heads.
+        heads: usize = 4, integer(1, 64);
+        /// Depthwise kernel, odd.
+        kernel: usize = 7, integer(3, 7).step(2);
+        /// Hidden width of the MLP as a multiple of `width`.
+        mlp_ratio: usize = 4, integer(1, 8);
+        /// Dropout in the MLP, 0 to below 1.
+        dropout: f64 = 0.0, below(0.0, 1.0);
+        /// Semantic guidance: the network sees the clean input averaged to this many cells per side; 0 for none.
+        guide: usize = 0, integer(0, 16);
+        /// How classes share the network.
+        classes: ClassStrategy = ClassStrategy::Conditional, Kind::OneOf(ClassStrategy::NAMES);
+    }
+
+    /// The noise process.
+    diffusion: DiffusionConfig {
+        /// Which noise levels there are.
+        schedule: ScheduleKind = ScheduleKind::LogSnr, Kind::OneOf(ScheduleKind::NAMES);
+        /// Steps T of the linear and the cosine schedule.
+        timesteps: usize = 1000, integer(2, 10_000);
+        /// First beta of the linear schedule at T = 1000; scaled with 1000 / T.
+        beta_start: f64 = 1e-4, open(0.0, 1.0);
+        /// Last beta of the linear schedule at T = 1000; scaled with 1000 / T.
+        beta_end: f64 = 0.02, open(0.0, 1.0);
+        /// What the network predicts.
+        prediction: Prediction = Prediction::X0, Kind::OneOf(Prediction::NAMES);
+        /// How the loss counts at each level.
+        weighting: Weighting = Weighting::MinSnr, Kind::OneOf(Weighting::NAMES);
+        /// Smallest log-SNR seen in training.
+        log_snr_min: f64 = -3.0, closed(-20.0, 20.0);
+        /// Largest log-SNR seen in training.
+        log_snr_max: f64 = 4.0, closed(-20.0, 20.0);
+        /// Centre of the normal distribution half of the draws come from.
+        log_snr_center: f64 = -0.4, closed(-20.0, 20.0);
+        /// Its standard deviation.
+        log_snr_spread: f64 = 1.0, above(0.0, 20.0);
+        /// gamma of the min-SNR weight.
+        min_snr_gamma: f64 = 5.0, above(0.0, 1e6);
+        /// Floor of the min-SNR weight.
+        min_snr_floor: f64 = 0.3, closed(0.0, 1e6);
+    }
+
+    /// How it is trained.
+    training: TrainingConfig {
+        /// Optimizer steps.
+        steps: usize = 1000, integer(1, 10_000_000);
+        /// Images per step.
+        batch_size: usize = 16, integer(1, 4096);
+        /// Peak learning rate.
+        learning_rate: f64 = 3e-3, above(0.0, 1.0);
+        /// Final learning rate as a fraction of the peak.
+        final_rate: f64 = 0.02, closed(0.0, 1.0);
+        /// Steps of linear warm-up.
+        warmup_steps: usize = 100, integer(0, 10_000_000);
+        /// AdamW weight decay.
+        weight_decay: f64 = 0.05, closed(0.0, 1.0);
+        /// Gradient norm is clipped to this.
+        clip_norm: f64 = 1.0, above(0.0, 1e6);
+        /// Decay of the exponential moving average of the weights.
+        ema_decay: f64 = 0.999, below(0.0, 1.0);
+        /// Highest fraction of masked tokens.
+        mask: f64 = 0.3, below(0.0, 1.0);
+        /// Highest fraction of tokens taken from another image.
+        shuffle: f64 = 0.15, below(0.0, 1.0);
+        /// Probability that the class label is dropped.
+        class_drop: f64 = 0.15, closed(0.0, 1.0);
+        /// Fraction of each class's good images held out for calibration.
+        calibration_fraction: f64 = 0.15, closed(0.01, 0.9);
+        /// Steps between checkpoints.
+        checkpoint_steps: usize = 250, integer(1, 10_000_000);
+        /// Features beyond this many MiB spill to a temporary file.
+        cache_mib: usize = 1536, integer(1, 1 << 20);
+        /// Seed of everything random.
+        seed: u64 = 0, integer(0, i64::MAX);
+    }
+
+    /// From reconstruction to map and score.
+    detection: DetectionConfig {
+        /// What the reconstruction starts from.
+        start: StartKind = StartKind::Scaled, Kind::OneOf(StartKind::NAMES);
+        /// alpha-bar of the start, between 0 and 1; `start = "pure"` starts at the noisiest level there is.
+        start_alpha_bar: f64 = 0.4, open(0.0, 1.0);
+        /// How it goes on from there.
+        sampler: SamplerKind = SamplerKind::Project, Kind::OneOf(SamplerKind::NAMES);
+        /// Denoiser evaluations per frame.
+        ddim_steps: usize = 1, integer(1, 1000);
+        /// Share of fresh noise in DDIM steps, 0 to 1.
+        eta: f64 = 0.0, closed(0.0, 1.0);
+        /// Seed of the noise of start and steps, which is the same for every frame.
+        noise_seed: u64 = 0, integer(0, i64::MAX);
+        /// What the denoiser is told of the class.
+        condition: ClassCondition = ClassCondition::None, Kind::OneOf(ClassCondition::NAMES);
+        /// Classifier-free guidance: the answer is that without class, and this times the difference that the class makes.
+        guidance: f64 = 1.0, closed(0.0, 20.0);
+        /// What the map is made of.
+        score: ScoreKind = ScoreKind::Reconstruction, Kind::OneOf(ScoreKind::NAMES);
+        /// Levels (alpha-bar) at which the diffusion score asks for the noise.
+        diffusion_alpha_bars: Vec<f64> = vec![0.8, 0.5, 0.2], Kind::Fractions;
+        /// Weight of the diffusion score in the sum.
+        diffusion_weight: f64 = 0.5, closed(0.0, 1000.0);
+        /// Standard deviation of the Gaussian over the map, in input pixels.
+        smoothing_px: f64 = 4.0, closed(0.0, 128.0);
+        /// The image score is the mean of this fraction of the highest map values.
+        top_fraction: f64 = 0.01, above(0.0, 1.0);
+        /// How far a cell's residual is from those of good parts.
+        distance: Distance = Distance::Mahalanobis, Kind::OneOf(Distance::NAMES);
+        /// How one answer is made of those of several classes.
+        decision: Decision = Decision::Class, Kind::OneOf(Decision::NAMES);
+    }
+
+    /// From score to verdict.
+    calibration: CalibrationConfig {
+        /// Promised false-reject rate of `ng`. Absent: 0.05, or the smallest rate the class's held-out images support.
+        target_fpr: Option<f64> = None, open(0.0, 1.0);
+        /// Promised rate of `warn` or worse among good parts. Absent: twice the rate of `ng`.
+        warn_fpr: Option<f64> = None, open(0.0, 1.0);
+        /// Regions below this many input pixels are not reported.
+        min_area: usize = 16, integer(0, 1_000_000);
+    }
 }
 
 named! {
@@ -96,53 +261,6 @@ named! {
     }
 }
 
-/// `[features]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FeatureConfig {
-    /// What the grid's cells hold. In pixel space they are pixels, and `backbone`, `dim`, `whitening` and `clamp` say
-    /// nothing.
-    pub space: SpaceKind,
-    /// Frozen network: `efficientnet-lite0`, `-lite1`, `-lite2`, `resnet18`, `resnet50`, `wide-resnet50`.
-    pub backbone: String,
-    /// Cells per side of the feature grid.
-    pub grid: usize,
-    /// Channels after PCA.
-    pub dim: usize,
-    /// Whitening exponent gamma, 0 (plain PCA) to 1 (full whitening).
-    pub whitening: f64,
-    /// z-scores are clamped to +- this.
-    pub clamp: f64,
-}
-
-/// `[denoiser]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DenoiserConfig {
-    /// Resolutions. 1: blocks on the grid as it is. 2 and more: a U-Net, each level at half the side of the one above.
-    pub levels: usize,
-    /// Channels of the residual stream on the first level; a multiple of 16.
-    pub width: usize,
-    /// Each level's channels are those of the level above times this.
-    pub growth: usize,
-    /// Number of blocks on the last level, and on each side of the U-Net on every other level.
-    pub blocks: usize,
-    /// Self-attention after every n-th block of the last level; 0 for none.
-    pub attention_every: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Depthwise kernel, odd.
-    pub kernel: usize,
-    /// Hidden width of the MLP as a multiple of `width`.
-    pub mlp_ratio: usize,
-    /// Dropout in the MLP, 0 to below 1.
-    pub dropout: f64,
-    /// Semantic guidance: the network sees the clean input averaged to this many cells per side; 0 for none.
-    pub guide: usize,
-    /// How classes share the network.
-    pub classes: ClassStrategy,
-}
-
 named! {
     /// How classes share the network.
     pub enum ClassStrategy: "classes" {
@@ -153,36 +271,6 @@ named! {
         /// A network per class.
         Separate = "separate",
     }
-}
-
-/// `[diffusion]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DiffusionConfig {
-    /// Which noise levels there are.
-    pub schedule: ScheduleKind,
-    /// Steps T of the linear and the cosine schedule.
-    pub timesteps: usize,
-    /// First beta of the linear schedule at T = 1000; scaled with 1000 / T.
-    pub beta_start: f64,
-    /// Last beta of the linear schedule at T = 1000; scaled with 1000 / T.
-    pub beta_end: f64,
-    /// What the network predicts.
-    pub prediction: Prediction,
-    /// How the loss counts at each level.
-    pub weighting: Weighting,
-    /// Smallest log-SNR seen in training.
-    pub log_snr_min: f64,
-    /// Largest log-SNR seen in training.
-    pub log_snr_max: f64,
-    /// Centre of the normal distribution half of the draws come from.
-    pub log_snr_center: f64,
-    /// Its standard deviation.
-    pub log_snr_spread: f64,
-    /// gamma of the min-SNR weight.
-    pub min_snr_gamma: f64,
-    /// Floor of the min-SNR weight.
-    pub min_snr_floor: f64,
 }
 
 named! {
@@ -205,78 +293,6 @@ named! {
         /// The plain squared error of what is predicted (Ho et al. 2020, equation 14).
         Uniform = "uniform",
     }
-}
-
-/// `[training]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainingConfig {
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Images per step.
-    pub batch_size: usize,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Final learning rate as a fraction of the peak.
-    pub final_rate: f64,
-    /// Steps of linear warm-up.
-    pub warmup_steps: usize,
-    /// AdamW weight decay.
-    pub weight_decay: f64,
-    /// Gradient norm is clipped to this.
-    pub clip_norm: f64,
-    /// Decay of the exponential moving average of the weights.
-    pub ema_decay: f64,
-    /// Highest fraction of masked tokens.
-    pub mask: f64,
-    /// Highest fraction of tokens taken from another image.
-    pub shuffle: f64,
-    /// Probability that the class label is dropped.
-    pub class_drop: f64,
-    /// Fraction of each class's good images held out for calibration.
-    pub calibration_fraction: f64,
-    /// Steps between checkpoints.
-    pub checkpoint_steps: usize,
-    /// Features beyond this many MiB spill to a temporary file.
-    pub cache_mib: usize,
-    /// Seed of everything random.
-    pub seed: u64,
-}
-
-/// `[detection]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DetectionConfig {
-    /// What the reconstruction starts from.
-    pub start: StartKind,
-    /// alpha-bar of the start, between 0 and 1; `start = "pure"` starts at the noisiest level there is.
-    pub start_alpha_bar: f64,
-    /// How it goes on from there.
-    pub sampler: SamplerKind,
-    /// Denoiser evaluations per frame.
-    pub ddim_steps: usize,
-    /// Share of fresh noise in DDIM steps, 0 to 1.
-    pub eta: f64,
-    /// Seed of the noise of start and steps, which is the same for every frame.
-    pub noise_seed: u64,
-    /// What the denoiser is told of the class.
-    pub condition: ClassCondition,
-    /// Classifier-free guidance: the answer is that without class, and this times the difference that the class makes.
-    pub guidance: f64,
-    /// What the map is made of.
-    pub score: ScoreKind,
-    /// Levels (alpha-bar) at which the diffusion score asks for the noise.
-    pub diffusion_alpha_bars: Vec<f64>,
-    /// Weight of the diffusion score in the sum.
-    pub diffusion_weight: f64,
-    /// Standard deviation of the Gaussian over the map, in input pixels.
-    pub smoothing_px: f64,
-    /// The image score is the mean of this fraction of the highest map values.
-    pub top_fraction: f64,
-    /// How far a cell's residual is from those of good parts.
-    pub distance: Distance,
-    /// How one answer is made of those of several classes.
-    pub decision: Decision,
 }
 
 named! {
@@ -349,18 +365,6 @@ named! {
     }
 }
 
-/// `[calibration]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CalibrationConfig {
-    /// Promised false-reject rate of `ng`. Absent: 0.05, or the smallest rate the class's held-out images support.
-    pub target_fpr: Option<f64>,
-    /// Promised rate of `warn` or worse among good parts. Absent: twice the rate of `ng`.
-    pub warn_fpr: Option<f64>,
-    /// Regions below this many input pixels are not reported.
-    pub min_area: usize,
-}
-
 impl Config {
     /// Channels of a cell of the grid.
     pub fn dim(&self) -> usize {
@@ -407,105 +411,5 @@ impl DetectionConfig {
     /// Whether the score asks for any.
     pub fn needs_noise_errors(&self) -> bool {
         !self.probes().is_empty()
-    }
-}
-
-impl Default for InputConfig {
-    fn default() -> Self {
-        Self { size: 256, fit: Fit::Stretch, roi: None, mask: None }
-    }
-}
-
-impl Default for FeatureConfig {
-    fn default() -> Self {
-        let backbone = "efficientnet-lite0".into();
-        Self { space: SpaceKind::Feature, backbone, grid: 16, dim: 128, whitening: 0.5, clamp: 6.0 }
-    }
-}
-
-impl Default for DenoiserConfig {
-    fn default() -> Self {
-        Self {
-            levels: 1,
-            width: 128,
-            growth: 2,
-            blocks: 4,
-            attention_every: 3,
-            heads: 4,
-            kernel: 7,
-            mlp_ratio: 4,
-            dropout: 0.0,
-            guide: 0,
-            classes: ClassStrategy::Conditional,
-        }
-    }
-}
-
-impl Default for DiffusionConfig {
-    fn default() -> Self {
-        Self {
-            schedule: ScheduleKind::LogSnr,
-            timesteps: 1000,
-            beta_start: 1e-4,
-            beta_end: 0.02,
-            prediction: Prediction::X0,
-            weighting: Weighting::MinSnr,
-            log_snr_min: -3.0,
-            log_snr_max: 4.0,
-            log_snr_center: -0.4,
-            log_snr_spread: 1.0,
-            min_snr_gamma: 5.0,
-            min_snr_floor: 0.3,
-        }
-    }
-}
-
-impl Default for TrainingConfig {
-    fn default() -> Self {
-        Self {
-            steps: 1000,
-            batch_size: 16,
-            learning_rate: 3e-3,
-            final_rate: 0.02,
-            warmup_steps: 100,
-            weight_decay: 0.05,
-            clip_norm: 1.0,
-            ema_decay: 0.999,
-            mask: 0.3,
-            shuffle: 0.15,
-            class_drop: 0.15,
-            calibration_fraction: 0.15,
-            checkpoint_steps: 250,
-            cache_mib: 1536,
-            seed: 0,
-        }
-    }
-}
-
-impl Default for DetectionConfig {
-    fn default() -> Self {
-        Self {
-            start: StartKind::Scaled,
-            start_alpha_bar: 0.4,
-            sampler: SamplerKind::Project,
-            ddim_steps: 1,
-            eta: 0.0,
-            noise_seed: 0,
-            condition: ClassCondition::None,
-            guidance: 1.0,
-            score: ScoreKind::Reconstruction,
-            diffusion_alpha_bars: vec![0.8, 0.5, 0.2],
-            diffusion_weight: 0.5,
-            smoothing_px: 4.0,
-            top_fraction: 0.01,
-            distance: Distance::Mahalanobis,
-            decision: Decision::Class,
-        }
-    }
-}
-
-impl Default for CalibrationConfig {
-    fn default() -> Self {
-        Self { target_fpr: None, warn_fpr: None, min_area: 16 }
     }
 }

@@ -1,88 +1,18 @@
-//! What a configuration may say: one line per key in [`RULES`], one entry per condition between keys in [`TOGETHER`].
+//! What a configuration may say: the rule of each key by itself, from [`RULES`], and the conditions between keys, [`TOGETHER`].
 //!
-//! To add a key: the field with its comment and default in `config/mod.rs`, a line here, a line in
-//! `configs/default.toml`. Tests fail until all three agree.
+//! To add a key: a line with its comment, default and rule in `config/mod.rs`, a line in `configs/default.toml`. Tests fail
+//! until both agree.
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::kind::{Kind, above, below, closed, integer, open};
+use super::kind::Kind;
 use super::{
-    BACKBONE_NAMES, ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, Decision, Distance, Fit, SamplerKind,
-    ScheduleKind, ScoreKind, SpaceKind, StartKind, Weighting, backbone_channels,
+    ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, RULES, SamplerKind, ScheduleKind, SpaceKind, StartKind,
+    Weighting, backbone_channels,
 };
 use crate::diffusion::{Prediction, Process};
 use crate::text::closest;
-
-/// Every key there is, in the order of the structs, with the values it may have.
-pub(super) const RULES: &[(&str, Kind)] = &[
-    ("input.size", integer(64, 1024).step(32)),
-    ("input.fit", Kind::OneOf(Fit::NAMES)),
-    ("input.roi", Kind::Rectangle),
-    ("input.mask", Kind::Path),
-    ("features.space", Kind::OneOf(SpaceKind::NAMES)),
-    ("features.backbone", Kind::OneOf(&BACKBONE_NAMES)),
-    ("features.grid", integer(4, 128)),
-    ("features.dim", integer(8, 1024)),
-    ("features.whitening", closed(0.0, 1.0)),
-    ("features.clamp", closed(1.0, 100.0)),
-    ("denoiser.levels", integer(1, 6)),
-    ("denoiser.width", integer(16, 1024).step(16)),
-    ("denoiser.growth", integer(1, 4)),
-    ("denoiser.blocks", integer(1, 64)),
-    ("denoiser.attention_every", integer(0, 64)),
-    ("denoiser.heads", integer(1, 64)),
-    ("denoiser.kernel", integer(3, 7).step(2)),
-    ("denoiser.mlp_ratio", integer(1, 8)),
-    ("denoiser.dropout", below(0.0, 1.0)),
-    ("denoiser.guide", integer(0, 16)),
-    ("denoiser.classes", Kind::OneOf(ClassStrategy::NAMES)),
-    ("diffusion.schedule", Kind::OneOf(ScheduleKind::NAMES)),
-    ("diffusion.timesteps", integer(2, 10_000)),
-    ("diffusion.beta_start", open(0.0, 1.0)),
-    ("diffusion.beta_end", open(0.0, 1.0)),
-    ("diffusion.prediction", Kind::OneOf(Prediction::NAMES)),
-    ("diffusion.weighting", Kind::OneOf(Weighting::NAMES)),
-    ("diffusion.log_snr_min", closed(-20.0, 20.0)),
-    ("diffusion.log_snr_max", closed(-20.0, 20.0)),
-    ("diffusion.log_snr_center", closed(-20.0, 20.0)),
-    ("diffusion.log_snr_spread", above(0.0, 20.0)),
-    ("diffusion.min_snr_gamma", above(0.0, 1e6)),
-    ("diffusion.min_snr_floor", closed(0.0, 1e6)),
-    ("training.steps", integer(1, 10_000_000)),
-    ("training.batch_size", integer(1, 4096)),
-    ("training.learning_rate", above(0.0, 1.0)),
-    ("training.final_rate", closed(0.0, 1.0)),
-    ("training.warmup_steps", integer(0, 10_000_000)),
-    ("training.weight_decay", closed(0.0, 1.0)),
-    ("training.clip_norm", above(0.0, 1e6)),
-    ("training.ema_decay", below(0.0, 1.0)),
-    ("training.mask", below(0.0, 1.0)),
-    ("training.shuffle", below(0.0, 1.0)),
-    ("training.class_drop", closed(0.0, 1.0)),
-    ("training.calibration_fraction", closed(0.01, 0.9)),
-    ("training.checkpoint_steps", integer(1, 10_000_000)),
-    ("training.cache_mib", integer(1, 1 << 20)),
-    ("training.seed", integer(0, i64::MAX)),
-    ("detection.start", Kind::OneOf(StartKind::NAMES)),
-    ("detection.start_alpha_bar", open(0.0, 1.0)),
-    ("detection.sampler", Kind::OneOf(SamplerKind::NAMES)),
-    ("detection.ddim_steps", integer(1, 1000)),
-    ("detection.eta", closed(0.0, 1.0)),
-    ("detection.noise_seed", integer(0, i64::MAX)),
-    ("detection.condition", Kind::OneOf(ClassCondition::NAMES)),
-    ("detection.guidance", closed(0.0, 20.0)),
-    ("detection.score", Kind::OneOf(ScoreKind::NAMES)),
-    ("detection.diffusion_alpha_bars", Kind::Fractions),
-    ("detection.diffusion_weight", closed(0.0, 1000.0)),
-    ("detection.smoothing_px", closed(0.0, 128.0)),
-    ("detection.top_fraction", above(0.0, 1.0)),
-    ("detection.distance", Kind::OneOf(Distance::NAMES)),
-    ("detection.decision", Kind::OneOf(Decision::NAMES)),
-    ("calibration.target_fpr", open(0.0, 1.0)),
-    ("calibration.warn_fpr", open(0.0, 1.0)),
-    ("calibration.min_area", integer(0, 1_000_000)),
-];
 
 /// A condition between keys.
 pub(super) struct Condition {
