@@ -26,10 +26,33 @@ pub(crate) fn caps() -> gst::Caps {
 
 /// Always a sink and always a source pad with [`caps`].
 pub(crate) fn templates() -> Vec<gst::PadTemplate> {
-    use gst::{PadDirection, PadPresence, PadTemplate};
-    let make = |name, direction| PadTemplate::new(name, direction, PadPresence::Always, &caps());
-    [make("sink", PadDirection::Sink), make("src", PadDirection::Src)].into_iter().flatten().collect()
+    pads(&caps(), &caps())
 }
+
+/// Always a sink and always a source pad, each with its caps.
+pub(crate) fn pads(sink: &gst::Caps, src: &gst::Caps) -> Vec<gst::PadTemplate> {
+    let make = |name, direction, caps| gst::PadTemplate::new(name, direction, gst::PadPresence::Always, caps);
+    let both = [make("sink", gst::PadDirection::Sink, sink), make("src", gst::PadDirection::Src, src)];
+    both.into_iter().flatten().collect()
+}
+
+/// What an element class is called, what it is and does, and the function that makes its pad templates.
+macro_rules! described {
+    ($name:literal, $class:literal, $does:literal, $templates:expr) => {
+        fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+            static METADATA: std::sync::LazyLock<gst::subclass::ElementMetadata> =
+                std::sync::LazyLock::new(|| gst::subclass::ElementMetadata::new($name, $class, $does, "the diad authors"));
+            Some(&METADATA)
+        }
+
+        fn pad_templates() -> &'static [gst::PadTemplate] {
+            static TEMPLATES: std::sync::LazyLock<Vec<gst::PadTemplate>> = std::sync::LazyLock::new($templates);
+            &TEMPLATES
+        }
+    };
+}
+
+pub(crate) use described;
 
 /// Where the colours of a pixel of a packed format lie: bytes per pixel, offsets of red, green and blue.
 pub(crate) fn packed(format: VideoFormat) -> Option<(usize, [usize; 3])> {

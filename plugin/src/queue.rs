@@ -9,6 +9,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use gst::{FlowError, FlowSuccess};
 
+/// Takes a lock. What is behind those of this crate is whole after every statement: a panic elsewhere does not make it wrong.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What waits in the queue.
 #[derive(Debug)]
 pub(crate) enum Item<F, E> {
@@ -125,7 +130,7 @@ impl<F, E: Sticky> State<F, E> {
 
 impl<F, E: Sticky> Queue<F, E> {
     fn lock(&self) -> MutexGuard<'_, State<F, E>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State<F, E>>) -> MutexGuard<'a, State<F, E>> {

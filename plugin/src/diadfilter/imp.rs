@@ -1,7 +1,7 @@
 //! The GObject: properties, states, and changes of the model.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::push::{SrcState, nanoseconds};
 use super::settings::{SPECS, Settings};
 use super::stats::Stats;
 use crate::frame;
+use crate::queue::lock;
 use crate::stream::Stream;
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -59,11 +60,6 @@ struct Loader {
     wanted: Option<(Option<String>, u64)>,
     runs: bool,
     thread: Option<JoinHandle<()>>,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is whole after every statement.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl DiadFilter {
@@ -383,21 +379,9 @@ impl ObjectImpl for DiadFilter {
 impl GstObjectImpl for DiadFilter {}
 
 impl ElementImpl for DiadFilter {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "DiAD defect inspection",
-                "Filter/Analyzer/Video",
-                "Finds defects in video frames with a model of good parts, and passes every frame on with its verdict",
-                "the diad authors",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::templates);
-        &TEMPLATES
+    frame::described! {
+        "DiAD defect inspection", "Filter/Analyzer/Video",
+        "Finds defects in video frames with a model of good parts, and passes every frame on with its verdict", frame::templates
     }
 
     fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {

@@ -13,7 +13,7 @@ use gst_video::VideoInfo;
 
 use super::chain::{Frame, FrameState, Submission, copy_if_needed};
 use super::enums::{MetaFlags, OnError, OverloadPolicy};
-use super::imp::{CAT, Configured, DiadFilter, lock};
+use super::imp::{CAT, Configured, DiadFilter};
 use super::latency;
 use super::model::{FrameContext, ModelHandle};
 use super::push::{SrcState, known_before, nanoseconds, outcome, reason_name};
@@ -21,6 +21,7 @@ use super::settings::Settings;
 use crate::frame;
 use crate::meta;
 use crate::overlay::{self, OverlayFlags, Style};
+use crate::queue::lock;
 use crate::result::{DiadResult, Finding, Inspection, utc_now};
 use crate::stream::{Renewal, Stream, StreamElement};
 

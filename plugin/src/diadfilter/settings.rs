@@ -5,25 +5,23 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use diad::detector::Overrides;
-use gst::glib;
+use gst::glib::{self, ParamFlags, ParamSpec};
 use gst::prelude::*;
 
 use super::enums::{CopyFrames, MetaFlags, OnError, OverloadPolicy, PostMessages};
 use crate::overlay::OverlayFlags;
 
 /// When a property may be changed.
-const READY: glib::ParamFlags = gst::PARAM_FLAG_MUTABLE_READY.union(glib::ParamFlags::READWRITE);
-const PLAYING: glib::ParamFlags = gst::PARAM_FLAG_MUTABLE_PLAYING.union(glib::ParamFlags::READWRITE);
+const READY: ParamFlags = gst::PARAM_FLAG_MUTABLE_READY.union(ParamFlags::READWRITE);
+const PLAYING: ParamFlags = gst::PARAM_FLAG_MUTABLE_PLAYING.union(ParamFlags::READWRITE);
+
+/// Name, nick and description of a property.
+type Texts = [&'static str; 3];
 
 /// A type that a property can have.
 trait Property: Sized {
     /// The specification of a property of this type that may be changed in the states of `flags`.
-    fn spec(
-        texts: [&'static str; 3],
-        default: &Self,
-        range: Option<[Self; 2]>,
-        flags: glib::ParamFlags,
-    ) -> glib::ParamSpec;
+    fn spec(texts: Texts, default: &Self, range: Option<[Self; 2]>, flags: ParamFlags) -> ParamSpec;
 
     /// The value. Its range has been checked by the specification.
     fn read(value: &glib::Value, default: Self) -> Self;
@@ -31,12 +29,7 @@ trait Property: Sized {
 
 /// An empty text is none.
 impl Property for Option<String> {
-    fn spec(
-        [name, nick, blurb]: [&'static str; 3],
-        default: &Self,
-        _: Option<[Self; 2]>,
-        flags: glib::ParamFlags,
-    ) -> glib::ParamSpec {
+    fn spec([name, nick, blurb]: Texts, default: &Self, _: Option<[Self; 2]>, flags: ParamFlags) -> ParamSpec {
         let spec = glib::ParamSpecString::builder(name).nick(nick).blurb(blurb);
         spec.default_value(default.as_deref()).flags(flags).build()
     }
@@ -48,12 +41,7 @@ impl Property for Option<String> {
 
 /// An empty text is the default.
 impl Property for String {
-    fn spec(
-        texts: [&'static str; 3],
-        default: &Self,
-        _: Option<[Self; 2]>,
-        flags: glib::ParamFlags,
-    ) -> glib::ParamSpec {
+    fn spec(texts: Texts, default: &Self, _: Option<[Self; 2]>, flags: ParamFlags) -> ParamSpec {
         <Option<Self> as Property>::spec(texts, &Some(default.clone()), None, flags)
     }
 
@@ -65,7 +53,7 @@ impl Property for String {
 macro_rules! numbers {
     ($($number:ty: $spec:ty),*) => {$(
         impl Property for $number {
-            fn spec(texts: [&'static str; 3], default: &Self, range: Option<[Self; 2]>, flags: glib::ParamFlags) -> glib::ParamSpec {
+            fn spec(texts: Texts, default: &Self, range: Option<[Self; 2]>, flags: ParamFlags) -> ParamSpec {
                 let [name, nick, blurb] = texts;
                 let [least, most] = range.unwrap_or([Self::MIN, Self::MAX]);
                 let spec = <$spec>::builder(name).nick(nick).blurb(blurb).minimum(least).maximum(most);
@@ -83,7 +71,7 @@ numbers!(u32: glib::ParamSpecUInt, u64: glib::ParamSpecUInt64, i32: glib::ParamS
 macro_rules! choices {
     ($($kind:ty: |$name:ident, $default:ident| $builder:expr),*) => {$(
         impl Property for $kind {
-            fn spec(texts: [&'static str; 3], $default: &Self, _: Option<[Self; 2]>, flags: glib::ParamFlags) -> glib::ParamSpec {
+            fn spec(texts: Texts, $default: &Self, _: Option<[Self; 2]>, flags: ParamFlags) -> ParamSpec {
                 let [$name, nick, blurb] = texts;
                 $builder.nick(nick).blurb(blurb).flags(flags).build()
             }
@@ -137,7 +125,7 @@ macro_rules! properties {
         }
 
         /// The specifications of all properties, in the order of the documentation.
-        pub(super) static SPECS: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+        pub(super) static SPECS: LazyLock<Vec<ParamSpec>> = LazyLock::new(|| {
             let stats = glib::ParamSpecBoxed::builder::<gst::Structure>("stats");
             let stats = stats.nick("Statistics").blurb("Counts per verdict, durations in ns, queue, model and device");
             vec![
@@ -313,7 +301,7 @@ mod tests {
     fn every_property_is_set_and_read_back() {
         gst::init().unwrap();
         let mut settings = Settings::default();
-        for spec in SPECS.iter().filter(|spec| spec.flags().contains(glib::ParamFlags::WRITABLE)) {
+        for spec in SPECS.iter().filter(|spec| spec.flags().contains(ParamFlags::WRITABLE)) {
             let default = settings.get(spec.name()).unwrap();
             assert_eq!(default.type_(), spec.value_type(), "{}", spec.name());
             assert!(!spec.blurb().is_some_and(str::is_empty));

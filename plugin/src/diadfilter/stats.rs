@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use diad::detector::Verdict;
 use diad::worker::{Durations, Summary};
+
+use crate::queue::lock;
 
 /// Counts and durations since the element started.
 #[derive(Default)]
@@ -71,8 +73,7 @@ impl Drop for Counted {
 
 impl Stats {
     pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
-        // Counters are whole after every statement: a panic elsewhere does not make them wrong.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 
     /// A frame comes in.

@@ -4,7 +4,6 @@
 //! encoder in another branch of a tee wants dozens of frames before then. Lines are small and may wait; frames are not.
 
 use std::convert::Infallible;
-use std::sync::LazyLock;
 
 use crossbeam_channel::Receiver;
 use gst::glib;
@@ -12,9 +11,9 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst::{FlowError, FlowSuccess};
 
-use crate::meta;
 use crate::result::DiadResult;
 use crate::stream::{Stream, StreamElement};
+use crate::{frame, meta};
 
 /// The element.
 pub struct DiadMeta2Json {
@@ -88,26 +87,9 @@ impl ObjectImpl for DiadMeta2Json {
 impl GstObjectImpl for DiadMeta2Json {}
 
 impl ElementImpl for DiadMeta2Json {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "DiAD results to JSON",
-                "Converter/Metadata",
-                "Writes the result of diadfilter as one JSON object per frame and line",
-                "the diad authors",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            use gst::{PadDirection, PadPresence, PadTemplate};
-            let video = gst::Caps::new_empty_simple("video/x-raw");
-            let sink = PadTemplate::new("sink", PadDirection::Sink, PadPresence::Always, &video);
-            let src = PadTemplate::new("src", PadDirection::Src, PadPresence::Always, &json_caps());
-            [sink, src].into_iter().flatten().collect()
-        });
-        &TEMPLATES
+    frame::described! {
+        "DiAD results to JSON", "Converter/Metadata",
+        "Writes the result of diadfilter as one JSON object per frame and line",
+        || frame::pads(&gst::Caps::new_empty_simple("video/x-raw"), &json_caps())
     }
 }

@@ -1,7 +1,7 @@
 //! An in-place transform: find the metadata, draw.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex};
 
 use gst::glib;
 use gst::prelude::*;
@@ -10,6 +10,7 @@ use gst_base::subclass::prelude::*;
 use gst_video::VideoInfo;
 
 use crate::overlay::{self, OverlayFlags, Style};
+use crate::queue::lock;
 use crate::{frame, meta};
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -29,10 +30,6 @@ const DEFAULT: Style = Style {
     overlay: OverlayFlags::VERDICT.union(OverlayFlags::BOXES).union(OverlayFlags::HEATMAP),
     alpha: ALPHA as f32,
 };
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[glib::object_subclass]
 impl ObjectSubclass for DiadOverlay {
@@ -90,21 +87,9 @@ impl ObjectImpl for DiadOverlay {
 impl GstObjectImpl for DiadOverlay {}
 
 impl ElementImpl for DiadOverlay {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "DiAD overlay",
-                "Filter/Effect/Video",
-                "Draws verdict, boxes and heat map from the metadata that diadfilter attached",
-                "the diad authors",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::templates);
-        &TEMPLATES
+    frame::described! {
+        "DiAD overlay", "Filter/Effect/Video",
+        "Draws verdict, boxes and heat map from the metadata that diadfilter attached", frame::templates
     }
 }
 

@@ -1,6 +1,6 @@
 //! The GObject.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex};
 
 use gst::glib;
 use gst::prelude::*;
@@ -9,36 +9,26 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
 use super::VerdictFlags;
+use crate::queue::lock;
 use crate::{frame, meta};
 
 /// The element.
-#[derive(Default)]
 pub struct DiadSelect {
-    verdicts: Mutex<Verdicts>,
+    verdicts: Mutex<VerdictFlags>,
 }
-
-struct Verdicts(VerdictFlags);
 
 /// All but the good: what nobody has looked at is kept too.
 const DEFAULT: VerdictFlags = VerdictFlags::all().difference(VerdictFlags::OK);
-
-impl Default for Verdicts {
-    fn default() -> Self {
-        Self(DEFAULT)
-    }
-}
-
-impl DiadSelect {
-    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
-        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 #[glib::object_subclass]
 impl ObjectSubclass for DiadSelect {
     const NAME: &'static str = "GstDiadSelect";
     type Type = super::DiadSelect;
     type ParentType = gst_base::BaseTransform;
+
+    fn new() -> Self {
+        Self { verdicts: Mutex::new(DEFAULT) }
+    }
 }
 
 impl ObjectImpl for DiadSelect {
@@ -57,33 +47,21 @@ impl ObjectImpl for DiadSelect {
 
     fn set_property(&self, _: usize, value: &glib::Value, _: &glib::ParamSpec) {
         if let Ok(verdicts) = value.get() {
-            *self.verdicts() = Verdicts(verdicts);
+            *lock(&self.verdicts) = verdicts;
         }
     }
 
     fn property(&self, _: usize, _: &glib::ParamSpec) -> glib::Value {
-        self.verdicts().0.to_value()
+        lock(&self.verdicts).to_value()
     }
 }
 
 impl GstObjectImpl for DiadSelect {}
 
 impl ElementImpl for DiadSelect {
-    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
-                "DiAD selection",
-                "Filter/Video",
-                "Passes on frames by the verdict that diadfilter attached",
-                "the diad authors",
-            )
-        });
-        Some(&METADATA)
-    }
-
-    fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::templates);
-        &TEMPLATES
+    frame::described! {
+        "DiAD selection", "Filter/Video",
+        "Passes on frames by the verdict that diadfilter attached", frame::templates
     }
 }
 
@@ -94,7 +72,7 @@ impl BaseTransformImpl for DiadSelect {
 
     fn transform_ip_passthrough(&self, buffer: &gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
         let verdict = meta::result_of(buffer).map_or(VerdictFlags::UNINSPECTED, |result| result.verdict.into());
-        if self.verdicts().0.contains(verdict) {
+        if lock(&self.verdicts).contains(verdict) {
             return Ok(gst::FlowSuccess::Ok);
         }
         // Sinks downstream need not wait for a frame that may never come.

@@ -149,7 +149,7 @@ pub(super) fn boxes(canvas: &mut Canvas<'_>, boxes: &[BoxMark], header: &Header,
         let Some((outer, inner)) = surround(mark, canvas, line) else { continue };
         let ink = Ink::solid(mark.colour);
         border(canvas, outer, 1, BLACK);
-        border(canvas, Area { x0: outer.x0 + 1, y0: outer.y0 + 1, x1: outer.x1 - 1, y1: outer.y1 - 1 }, line, ink);
+        border(canvas, outer.grown(-1), line, ink);
         // On a tiny frame a label would cover what the box is to show.
         if mark.text.is_empty() || 4 * kind.height() > frame.y1 {
             continue;
@@ -193,11 +193,8 @@ fn surround(mark: &BoxMark, canvas: &Canvas<'_>, line: i64) -> Option<(Area, Are
     if mark.width == 0 || mark.height == 0 || !seen {
         return None;
     }
-    let grown = |by: i64| Area { x0: area.x0 - by, y0: area.y0 - by, x1: area.x1 + by, y1: area.y1 + by };
-    let width = line + 1;
-    let outer = grown(width).common(canvas.area())?;
-    let inner = Area { x0: outer.x0 + width, y0: outer.y0 + width, x1: outer.x1 - width, y1: outer.y1 - width };
-    Some((outer, inner))
+    let outer = area.grown(line + 1).common(canvas.area())?;
+    Some((outer, outer.grown(-line - 1)))
 }
 
 /// Fills the edge of an area, `line` blocks wide to the inside.

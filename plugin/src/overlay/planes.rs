@@ -23,27 +23,6 @@ pub(crate) enum Layout {
     Nv12,
 }
 
-impl Layout {
-    /// The layout of a format by the name that GStreamer gives it, if it can be drawn on.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        let (bytes, rgb, alpha) = match name {
-            "RGB" => (3, [0, 1, 2], None),
-            "BGR" => (3, [2, 1, 0], None),
-            "RGBx" => (4, [0, 1, 2], None),
-            "BGRx" => (4, [2, 1, 0], None),
-            "xRGB" => (4, [1, 2, 3], None),
-            "xBGR" => (4, [3, 2, 1], None),
-            "RGBA" => (4, [0, 1, 2], Some(3)),
-            "BGRA" => (4, [2, 1, 0], Some(3)),
-            "GRAY8" => return Some(Self::Gray),
-            "I420" => return Some(Self::I420),
-            "NV12" => return Some(Self::Nv12),
-            _ => return None,
-        };
-        Some(Self::Packed { bytes, rgb, alpha })
-    }
-}
-
 /// One plane of a frame.
 pub(crate) struct Plane<'a> {
     /// The bytes, from the first row's first pixel on.
@@ -204,6 +183,11 @@ pub(super) struct Area {
 }
 
 impl Area {
+    /// With each edge moved outwards by so many blocks, or inwards by fewer than 0.
+    pub(super) fn grown(self, by: i64) -> Self {
+        Self { x0: self.x0 - by, y0: self.y0 - by, x1: self.x1 + by, y1: self.y1 + by }
+    }
+
     /// What two areas share; `None` if that is nothing.
     pub(super) fn common(self, other: Self) -> Option<Self> {
         let area = Self {

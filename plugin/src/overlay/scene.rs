@@ -4,11 +4,11 @@ use diad::detector::{ClassSource, Detection, Verdict};
 use diad::heatmap::HeatScale;
 use gst::prelude::*;
 use gst_video::prelude::*;
-use gst_video::{VideoFrameRef, VideoInfo};
+use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
 
 use super::OverlayFlags;
 use super::paint::{self, Banner, BoxMark, Canvas, Contour, Heat, Layout, Map, Plane, Scene, Yuv};
-use crate::frame::{colorimetry, corner, offset};
+use crate::frame::{colorimetry, corner, offset, packed};
 use crate::meta::{self, DiadMap, THRESHOLD_LEVEL};
 use crate::result::{DiadResult, Inspection};
 
@@ -56,29 +56,8 @@ pub(crate) fn draw(
     style: Style,
     element: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    paint(buffer, info, result, maps, style)?;
-    meta::set_drawn(buffer, element);
-    Ok(())
-}
-
-/// Tells the bus that a frame was not drawn on; the frames themselves pass, with their results.
-pub(crate) fn warn_undrawn(element: &impl IsA<gst::Element>, error: &dyn std::error::Error) {
-    gst::element_warning!(
-        element,
-        gst::StreamError::Failed,
-        ("frames cannot be drawn on and pass as they came: {error}")
-    );
-}
-
-fn paint(
-    buffer: &mut gst::BufferRef,
-    info: &VideoInfo,
-    result: &DiadResult,
-    maps: &[DiadMap],
-    style: Style,
-) -> Result<(), Box<dyn std::error::Error>> {
     let name = info.format().to_str();
-    let layout = Layout::from_name(name).ok_or_else(|| format!("frames of format {name} cannot be drawn on"))?;
+    let layout = layout(info.format()).ok_or_else(|| format!("frames of format {name} cannot be drawn on"))?;
     let (kr, kb, full) = colorimetry(info);
     let (width, height) = (info.width() as usize, info.height() as usize);
     let corner = {
@@ -117,7 +96,31 @@ fn paint(
         lines: if draws(OverlayFlags::DETAILS) { details(result) } else { Vec::new() },
     };
     paint::draw(&mut canvas, &scene);
+    drop(frame);
+    meta::set_drawn(buffer, element);
     Ok(())
+}
+
+/// Tells the bus that a frame was not drawn on; the frames themselves pass, with their results.
+pub(crate) fn warn_undrawn(element: &impl IsA<gst::Element>, error: &dyn std::error::Error) {
+    gst::element_warning!(
+        element,
+        gst::StreamError::Failed,
+        ("frames cannot be drawn on and pass as they came: {error}")
+    );
+}
+
+/// The layout of a format, if it can be drawn on.
+pub(super) fn layout(format: VideoFormat) -> Option<Layout> {
+    match format {
+        VideoFormat::Gray8 => Some(Layout::Gray),
+        VideoFormat::I420 => Some(Layout::I420),
+        VideoFormat::Nv12 => Some(Layout::Nv12),
+        _ => {
+            let alpha = matches!(format, VideoFormat::Rgba | VideoFormat::Bgra).then_some(3);
+            packed(format).map(|(bytes, rgb)| Layout::Packed { bytes, rgb, alpha })
+        }
+    }
 }
 
 fn colour(verdict: Verdict) -> [u8; 3] {

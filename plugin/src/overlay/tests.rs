@@ -2,6 +2,7 @@
 
 use super::paint::{Banner, BoxMark, Canvas, Contour, Heat, Layout, Map, Plane, Scene, Yuv, draw};
 use super::planes::{Area, Ink};
+use super::scene::layout;
 use super::text::Type;
 use proptest::prelude::*;
 
@@ -21,7 +22,7 @@ struct Frame {
 
 impl Frame {
     fn new(format: &str, width: usize, height: usize, pad: usize, rgb: [u8; 3]) -> Self {
-        let layout = Layout::from_name(format).unwrap();
+        let layout = layout(format.parse().unwrap()).unwrap();
         let (w, h) = (width.div_ceil(2), height.div_ceil(2));
         let [y, u, v] = BT709.convert(rgb);
         let plane = |pattern: &[u8], samples: usize, rows: usize| {
@@ -381,7 +382,7 @@ fn short_planes_are_refused() {
     let check = |format: &str, width, height, sizes: &[(usize, usize)]| {
         let mut data: Vec<_> = sizes.iter().map(|&(len, stride)| (vec![0; len], stride)).collect();
         let planes = data.iter_mut().map(|(data, stride)| Plane { data, stride: *stride }).collect();
-        Canvas::new(width, height, Layout::from_name(format).unwrap(), BT709, planes).is_ok()
+        Canvas::new(width, height, layout(format.parse().unwrap()).unwrap(), BT709, planes).is_ok()
     };
     // The last row needs no padding.
     assert!(check("RGB", 16, 16, &[(15 * 50 + 48, 50)]));
@@ -393,7 +394,7 @@ fn short_planes_are_refused() {
     assert!(!check("I420", 17, 17, &[(289, 17), (81, 9), (80, 9)]));
     assert!(!check("NV12", 17, 17, &[(289, 17), (161, 18)]));
     assert!(!check("NV12", 17, 17, &[(289, 17)]));
-    assert!(Layout::from_name("YUY2").is_none());
+    assert!(layout(gst_video::VideoFormat::Yuy2).is_none());
     let odd = Layout::Packed { bytes: 3, rgb: [0, 1, 3], alpha: None };
     assert!(Canvas::new(16, 16, odd, BT709, vec![Plane { data: &mut [0; 4096], stride: 64 }]).is_err());
 }
