@@ -47,16 +47,6 @@ impl<T> Batcher<T> {
         self.size = (self.size / 2).max(1);
     }
 
-    /// Items that wait.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// `item` of `stream` came at `now`.
     pub fn push(&mut self, stream: u64, item: T, now: u64) {
         self.len += 1;
@@ -177,7 +167,7 @@ mod tests {
                         }
                     }
                 }
-                prop_assert_eq!(batcher.len(), waiting.len());
+                prop_assert_eq!(batcher.len, waiting.len());
                 let oldest = waiting.iter().map(|w| w.1).min();
                 match (batcher.next(now), oldest) {
                     (Next::Idle, None) => {}

@@ -207,15 +207,9 @@ struct State {
     batches: Mutex<Durations>,
 }
 
-impl State {
-    fn stats(&self) -> MutexGuard<'_, Stats> {
-        // Counters are whole after every statement: a panic elsewhere does not make them wrong.
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn batches(&self) -> MutexGuard<'_, Durations> {
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Takes a lock. What is behind those of a worker is whole after every statement: a panic elsewhere does not make it wrong.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A model on its thread. Dropping it ends the thread after the batch at hand.
@@ -318,12 +312,12 @@ impl Worker {
 
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
-        self.state.stats().clone()
+        lock(&self.state.stats).clone()
     }
 
     /// How long the model works on a batch, warm-up included. Cheap to ask for: it is computed once per batch.
     pub fn batch_time(&self) -> Summary {
-        self.state.batches().summary()
+        lock(&self.state.batches).summary()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Workers that several elements use: one per key, for as long as somebody holds it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Duration;
 
-use super::Worker;
+use super::{Worker, lock};
 use crate::error::{Error, Result};
 
 /// Everybody's workers. Entries of workers that are gone are removed when the next comes.
@@ -82,9 +82,4 @@ fn find(all: &HashMap<SharedKey, Weak<Shared>>, key: &SharedKey) -> Result<Optio
     Err(Error::Usage(format!(
         "model-instance-id = {id:?}: its worker has {what} {there}, this element asks for {here}; expected the same, or another id"
     )))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whole after every statement, so a panic elsewhere does not make it wrong.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -471,7 +471,7 @@ proptest! {
         let state = worker.state.clone();
         drop(worker);
         prop_assert_eq!(state.pending.load(Ordering::Acquire), 0);
-        let stats = state.stats().clone();
+        let stats = lock(&state.stats).clone();
         prop_assert!(stats.frames + stats.abandoned <= jobs.len() as u64);
     }
 }

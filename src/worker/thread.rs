@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::batcher::{Batcher, Next};
-use super::{Answer, Detect, Entry, Failure, Job, Open, State, nanoseconds};
+use super::{Answer, Detect, Entry, Failure, Job, Open, State, lock, nanoseconds};
 use crate::detector::{CellScores, Detection, Embeddings};
 use crate::error::{Error, Result};
 
@@ -38,7 +38,7 @@ fn warm_up(model: &mut dyn Detect, size: usize, state: &State) -> Result<()> {
             outcome?;
         }
         if round > 0 {
-            state.batches().add(started.elapsed()); // the first touches every page for the first time
+            lock(&state.batches).add(started.elapsed()); // the first touches every page for the first time
         }
     }
     Ok(())
@@ -131,7 +131,7 @@ impl ModelThread {
     fn embed(&mut self, mut entries: Vec<Entry>) -> Option<UnderWay<Embeddings>> {
         let before = entries.len();
         entries.retain(|entry| entry.wanted.strong_count() > 0);
-        self.state.stats().abandoned += (before - entries.len()) as u64;
+        lock(&self.state.stats).abandoned += (before - entries.len()) as u64;
         if entries.is_empty() {
             return None;
         }
@@ -184,10 +184,10 @@ impl ModelThread {
 
         let (size, errors) = (entries.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
         if errors == 0 {
-            self.state.batches().add(infer);
+            lock(&self.state.batches).add(infer);
         }
         {
-            let mut stats = self.state.stats();
+            let mut stats = lock(&self.state.stats);
             stats.batches += 1;
             stats.frames += size as u64;
             stats.errors += errors as u64;
