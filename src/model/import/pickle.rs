@@ -28,16 +28,16 @@ pub(super) enum Node<'a> {
     Dict(Vec<(Id, Id)>),
     /// A class or function, by module and name.
     Global(&'a str, &'a str),
-    Storage(Storage<'a>),
-    Tensor(TensorInfo<'a>),
+    Storage(Storage),
+    Tensor(TensorInfo),
     /// None, booleans, floats, objects: of no use here.
     Other,
 }
 
 /// The numbers that one or several tensors look into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Storage<'a> {
-    pub(super) key: &'a str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Storage {
+    pub(super) key: String,
     pub(super) element: Element,
     /// Number of elements.
     pub(super) len: usize,
@@ -56,8 +56,8 @@ pub(super) enum Element {
 
 /// Where a tensor's numbers are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TensorInfo<'a> {
-    pub(super) storage: Storage<'a>,
+pub(super) struct TensorInfo {
+    pub(super) storage: Storage,
     /// Elements before the first.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
@@ -140,7 +140,7 @@ impl<'a> Pickle<'a> {
     }
 
     /// The tensors in the dict `node`, in the file's order.
-    pub(super) fn tensors<'s>(&'s self, node: &'s Node<'a>) -> impl Iterator<Item = (&'a str, &'s TensorInfo<'a>)> {
+    pub(super) fn tensors<'s>(&'s self, node: &'s Node<'a>) -> impl Iterator<Item = (&'a str, &'s TensorInfo)> {
         let items: &[(Id, Id)] = if let Node::Dict(items) = node { items } else { &[] };
         items.iter().filter_map(|(key, value)| match (self.node(*key), self.node(*value)) {
             (Node::Text(name), Node::Tensor(info)) => Some((*name, info)),
@@ -202,7 +202,7 @@ struct Machine<'a> {
     at: usize,
     nodes: Vec<Node<'a>>,
     stack: Vec<Slot>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<usize, Id>,
 }
 
 impl<'a> Machine<'a> {
@@ -214,33 +214,6 @@ impl<'a> Machine<'a> {
             op::FRAME => drop(self.take(8)?),
             op::STOP => return self.pop().map(Some),
             op::MARK => self.stack.push(Slot::Mark),
-            op::NONE | op::NEWTRUE | op::NEWFALSE => self.push(Node::Other),
-            op::BINFLOAT => {
-                self.take(8)?;
-                self.push(Node::Other);
-            }
-            op::BININT1 => self.int::<1>()?,
-            op::BININT2 => self.int::<2>()?,
-            op::BININT => {
-                let value = i32::from_le_bytes(self.array()?);
-                self.push(Node::Int(value.into()));
-            }
-            op::LONG1 => self.long()?,
-            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.text::<1>()?,
-            op::BINUNICODE | op::BINSTRING => self.text::<4>()?,
-            op::EMPTY_TUPLE => self.push(Node::Tuple(Vec::new())),
-            op::EMPTY_LIST => self.push(Node::List(Vec::new())),
-            op::EMPTY_DICT => self.push(Node::Dict(Vec::new())),
-            op::TUPLE => {
-                let items = self.pop_to_mark()?;
-                self.push(Node::Tuple(items));
-            }
-            op::TUPLE1..=op::TUPLE3 => {
-                let count = usize::from(code - op::TUPLE1) + 1;
-                let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
-                items.reverse();
-                self.push(Node::Tuple(items));
-            }
             op::APPEND => {
                 let item = self.pop()?;
                 self.extend(&[item])?;
@@ -257,52 +230,75 @@ impl<'a> Machine<'a> {
                 let items = self.pop_to_mark()?;
                 self.insert(&items)?;
             }
-            op::GLOBAL => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.push(Node::Global(module, name));
+            // Attributes of an object, of no use here.
+            op::BUILD => drop(self.pop()?),
+            op::BINPUT => {
+                let index = self.size::<1>()?;
+                self.remember(index)?;
             }
+            op::LONG_BINPUT => {
+                let index = self.size::<4>()?;
+                self.remember(index)?;
+            }
+            op::MEMOIZE => self.remember(self.memo.len())?,
+            op::BINGET => {
+                let index = self.size::<1>()?;
+                self.recall(index)?;
+            }
+            op::LONG_BINGET => {
+                let index = self.size::<4>()?;
+                self.recall(index)?;
+            }
+            code => {
+                let made = self.make(code)?;
+                self.push(made);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The value that an operation puts on the stack.
+    fn make(&mut self, code: u8) -> Result<Node<'a>, Reason> {
+        Ok(match code {
+            op::NONE | op::NEWTRUE | op::NEWFALSE => Node::Other,
+            op::BINFLOAT => {
+                self.take(8)?;
+                Node::Other
+            }
+            op::BININT1 => Node::Int(self.size::<1>()? as i64),
+            op::BININT2 => Node::Int(self.size::<2>()? as i64),
+            op::BININT => Node::Int(i32::from_le_bytes(self.array()?).into()),
+            op::LONG1 => self.long()?,
+            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.text::<1>()?,
+            op::BINUNICODE | op::BINSTRING => self.text::<4>()?,
+            op::EMPTY_TUPLE => Node::Tuple(Vec::new()),
+            op::EMPTY_LIST => Node::List(Vec::new()),
+            op::EMPTY_DICT => Node::Dict(Vec::new()),
+            op::TUPLE => Node::Tuple(self.pop_to_mark()?),
+            op::TUPLE1..=op::TUPLE3 => {
+                let count = usize::from(code - op::TUPLE1) + 1;
+                let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
+                items.reverse();
+                Node::Tuple(items)
+            }
+            op::GLOBAL => Node::Global(self.line()?, self.line()?),
             op::STACK_GLOBAL => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (&Node::Text(module), &Node::Text(name)) = (self.node(module), self.node(name)) else {
                     return Err("the name of a class is not text".into());
                 };
-                self.push(Node::Global(module, name));
+                Node::Global(module, name)
             }
             op::REDUCE | op::NEWOBJ => {
                 let (arguments, callable) = (self.pop()?, self.pop()?);
-                let made = self.call(callable, arguments)?;
-                self.push(made);
+                self.call(callable, arguments)?
             }
-            // Attributes of an object, of no use here.
-            op::BUILD => drop(self.pop()?),
             op::BINPERSID => {
                 let id = self.pop()?;
-                let storage = self.storage(id)?;
-                self.push(Node::Storage(storage));
-            }
-            op::BINPUT => {
-                let [index] = self.array()?;
-                self.remember(index.into())?;
-            }
-            op::LONG_BINPUT => {
-                let index = u32::from_le_bytes(self.array()?);
-                self.remember(index)?;
-            }
-            op::MEMOIZE => {
-                let index = self.memo.len() as u32; // at most MAX_OPERATIONS of them
-                self.remember(index)?;
-            }
-            op::BINGET => {
-                let [index] = self.array()?;
-                self.recall(index.into())?;
-            }
-            op::LONG_BINGET => {
-                let index = u32::from_le_bytes(self.array()?);
-                self.recall(index)?;
+                Node::Storage(self.storage(id)?)
             }
             code => return Err(format!("operation {code:#04x} is not one that PyTorch writes for a state dict")),
-        }
-        Ok(None)
+        })
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], Reason> {
@@ -321,33 +317,20 @@ impl<'a> Machine<'a> {
         Ok(self.array::<N>()?.iter().rev().fold(0, |value, &byte| (value << 8) | usize::from(byte)))
     }
 
-    fn int<const N: usize>(&mut self) -> Result<(), Reason> {
-        let value = self.size::<N>()?;
-        self.push(Node::Int(value as i64)); // at most 16 bits
-        Ok(())
-    }
-
     /// An integer of any length; one beyond 64 bits is of no use here.
-    fn long(&mut self) -> Result<(), Reason> {
+    fn long(&mut self) -> Result<Node<'a>, Reason> {
         let count = self.size::<1>()?;
         let digits = self.take(count)?;
         let fill = if digits.last().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 };
         let mut wide = [fill; 8];
-        self.push(match wide.get_mut(..count) {
-            Some(low) => {
-                low.copy_from_slice(digits);
-                Node::Int(i64::from_le_bytes(wide))
-            }
-            None => Node::Other,
-        });
-        Ok(())
+        let Some(low) = wide.get_mut(..count) else { return Ok(Node::Other) };
+        low.copy_from_slice(digits);
+        Ok(Node::Int(i64::from_le_bytes(wide)))
     }
 
-    fn text<const N: usize>(&mut self) -> Result<(), Reason> {
+    fn text<const N: usize>(&mut self) -> Result<Node<'a>, Reason> {
         let count = self.size::<N>()?;
-        let text = std::str::from_utf8(self.take(count)?).map_err(|_| "text is not UTF-8")?;
-        self.push(Node::Text(text));
-        Ok(())
+        Ok(Node::Text(std::str::from_utf8(self.take(count)?).map_err(|_| "text is not UTF-8")?))
     }
 
     fn line(&mut self) -> Result<&'a str, Reason> {
@@ -416,13 +399,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, index: u32) -> Result<(), Reason> {
+    fn remember(&mut self, index: usize) -> Result<(), Reason> {
         let top = self.top()?;
         self.memo.insert(index, top);
         Ok(())
     }
 
-    fn recall(&mut self, index: u32) -> Result<(), Reason> {
+    fn recall(&mut self, index: usize) -> Result<(), Reason> {
         let id = *self.memo.get(&index).ok_or_else(|| format!("value {index} is used before it is made"))?;
         self.stack.push(Slot::Value(id));
         Ok(())
@@ -448,7 +431,7 @@ impl<'a> Machine<'a> {
                 if shape.len() != strides.len() {
                     return Err(format!("a tensor of shape {shape:?} with strides {strides:?}"));
                 }
-                Ok(Node::Tensor(TensorInfo { storage: *storage, offset: whole(argument(1))?, shape, strides }))
+                Ok(Node::Tensor(TensorInfo { storage: storage.clone(), offset: whole(argument(1))?, shape, strides }))
             }
             _ => Ok(Node::Other),
         }
@@ -462,7 +445,7 @@ impl<'a> Machine<'a> {
     }
 
     /// `("storage", class, key, device, length, ...)`.
-    fn storage(&self, id: Id) -> Result<Storage<'a>, Reason> {
+    fn storage(&self, id: Id) -> Result<Storage, Reason> {
         let Node::Tuple(parts) = self.node(id) else {
             return Err("the description of a storage is not a tuple".into());
         };
@@ -476,7 +459,7 @@ impl<'a> Machine<'a> {
         }
         let element =
             Element::of_storage_class(class).ok_or_else(|| format!("storage type {class} is not supported"))?;
-        Ok(Storage { key, element, len: whole(part(4))? })
+        Ok(Storage { key: key.to_owned(), element, len: whole(part(4))? })
     }
 }
 

@@ -27,18 +27,8 @@ pub(super) type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
 /// The tensors of a file by name, and how to get at their numbers.
 pub(super) struct StateDict<'a> {
-    tensors: HashMap<String, Info>,
+    tensors: HashMap<String, TensorInfo>,
     data: Data<'a>,
-}
-
-/// [`TensorInfo`] that has outlived its pickle.
-struct Info {
-    key: String,
-    element: Element,
-    len: usize,
-    offset: usize,
-    shape: Vec<usize>,
-    strides: Vec<usize>,
 }
 
 /// Where the storages are.
@@ -141,31 +131,31 @@ impl<'a> StateDict<'a> {
     /// No such tensor, numbers that are whole, or a tensor that reaches beyond its storage.
     pub(super) fn values(&mut self, name: &str) -> Result<Vec<f32>, Reason> {
         let info = self.tensors.get(name).ok_or("is missing")?;
-        let size = byte_size(info.len, info.element)?;
+        let Storage { key, element, len } = &info.storage;
+        let size = byte_size(*len, *element)?;
         let held;
         let bytes: &[u8] = match &mut self.data {
             Data::Stream { bytes, storages } => {
-                let range = storages.get(&info.key).ok_or_else(|| format!("storage {:?} is missing", info.key))?;
+                let range = storages.get(key).ok_or_else(|| format!("storage {key:?} is missing"))?;
                 bytes.get(range.clone()).unwrap_or_default()
             }
             Data::Archive { archive, folder } => {
-                held = entry(archive, &format!("{folder}data/{}", info.key), size as u64)?;
+                held = entry(archive, &format!("{folder}data/{key}"), size as u64)?;
                 &held
             }
         };
         if bytes.len() != size {
-            return Err(format!("storage {:?} has {} bytes; expected {size}", info.key, bytes.len()));
+            return Err(format!("storage {key:?} has {} bytes; expected {size}", bytes.len()));
         }
         gather(info, bytes)
     }
 }
 
 /// The tensors of the state dict that the pickle is, or holds under one of the usual keys.
-fn tensors(pickle: &Pickle<'_>) -> Result<HashMap<String, Info>, Reason> {
+fn tensors(pickle: &Pickle<'_>) -> Result<HashMap<String, TensorInfo>, Reason> {
     let candidates = [Some(pickle.root())].into_iter().chain(NESTED.map(|key| pickle.get(pickle.root(), key)));
     for node in candidates.flatten() {
-        let tensors: HashMap<_, _> =
-            pickle.tensors(node).map(|(name, info)| (name.to_owned(), Info::from(info))).collect();
+        let tensors: HashMap<_, _> = pickle.tensors(node).map(|(name, info)| (name.to_owned(), info.clone())).collect();
         if !tensors.is_empty() {
             return Ok(tensors);
         }
@@ -174,14 +164,12 @@ fn tensors(pickle: &Pickle<'_>) -> Result<HashMap<String, Info>, Reason> {
 }
 
 /// Every storage that a pickle names, by key.
-fn storages<'p>(pickle: &'p Pickle<'_>) -> HashMap<&'p str, Storage<'p>> {
-    pickle
-        .nodes()
-        .filter_map(|node| match node {
-            Node::Storage(storage) => Some((storage.key, *storage)),
-            _ => None,
-        })
-        .collect()
+fn storages<'p>(pickle: &'p Pickle<'_>) -> HashMap<&'p str, &'p Storage> {
+    let storage = |node: &'p Node<'_>| match node {
+        Node::Storage(storage) => Some((storage.key.as_str(), storage)),
+        _ => None,
+    };
+    pickle.nodes().filter_map(storage).collect()
 }
 
 /// A file of an archive, at most `limit` bytes of it.
@@ -204,25 +192,12 @@ fn byte_size(len: usize, element: Element) -> Result<usize, Reason> {
         .ok_or_else(|| format!("a storage of {len} numbers; expected at most {MAX_STORAGE} bytes"))
 }
 
-impl From<&TensorInfo<'_>> for Info {
-    fn from(info: &TensorInfo<'_>) -> Self {
-        Self {
-            key: info.storage.key.to_owned(),
-            element: info.storage.element,
-            len: info.storage.len,
-            offset: info.offset,
-            shape: info.shape.clone(),
-            strides: info.strides.clone(),
-        }
-    }
-}
-
 /// A tensor's numbers in row-major order, from the bytes of its storage.
-fn gather(info: &Info, bytes: &[u8]) -> Result<Vec<f32>, Reason> {
+fn gather(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, Reason> {
     let beyond = || format!("shape {:?} with strides {:?} reaches beyond its storage", info.shape, info.strides);
     let count = info.shape.iter().try_fold(1usize, |count, &side| count.checked_mul(side)).ok_or_else(beyond)?;
     // A tensor may repeat numbers by a stride of 0; none of a network does, and the bound keeps memory bounded.
-    if count > info.len {
+    if count > info.storage.len {
         return Err(beyond());
     }
     if count == 0 {
@@ -233,7 +208,7 @@ fn gather(info: &Info, bytes: &[u8]) -> Result<Vec<f32>, Reason> {
         .iter()
         .zip(&info.strides)
         .try_fold(info.offset, |reach, (&side, &stride)| reach.checked_add((side - 1).checked_mul(stride)?));
-    if reach.is_none_or(|last| last >= info.len) {
+    if reach.is_none_or(|last| last >= info.storage.len) {
         return Err(beyond());
     }
     // An odometer, the last dimension fastest: index, side and stride of each. Along a side of 1 nothing moves, and its
@@ -243,7 +218,7 @@ fn gather(info: &Info, bytes: &[u8]) -> Result<Vec<f32>, Reason> {
     let mut at = info.offset;
     let mut values = Vec::with_capacity(count);
     for _ in 0..count {
-        values.push(decode(info.element, bytes, at)?);
+        values.push(decode(info.storage.element, bytes, at)?);
         for (index, side, stride) in odometer.iter_mut().rev() {
             *index += 1;
             at += *stride;
