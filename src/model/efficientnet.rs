@@ -109,39 +109,24 @@ impl EfficientNetLite {
         let (mut input, mut stride) = (STEM, 2);
         for (index, stage) in stages.iter().enumerate() {
             for repeat in 0..stage.repeats {
-                let prefix = format!("_blocks.{}", blocks.len());
-                let expanded = input * stage.expansion;
-                let expand = if stage.expansion > 1 {
-                    Some(load.dense(
-                        &format!("{prefix}._expand_conv"),
-                        &format!("{prefix}._bn0"),
-                        &[expanded, input, 1, 1],
-                    )?)
-                } else {
-                    None
-                };
+                let own = |name: &str| format!("_blocks.{}.{name}", blocks.len());
+                let (expanded, output, kernel) = (input * stage.expansion, stage.channels, stage.kernel);
+                let expand = || load.dense(&own("_expand_conv"), &own("_bn0"), &[expanded, input, 1, 1]);
+                let depthwise = [expanded, 1, kernel, kernel];
                 let block_stride = if repeat == 0 { stage.stride } else { 1 };
-                stride *= block_stride;
-                let kernel = stage.kernel;
-                blocks.push(Block {
+                let block = Block {
                     input,
                     expanded,
-                    output: stage.channels,
+                    output,
                     kernel,
                     stride: block_stride,
-                    expand,
-                    depthwise: load.depthwise(
-                        &format!("{prefix}._depthwise_conv"),
-                        &format!("{prefix}._bn1"),
-                        &[expanded, 1, kernel, kernel],
-                    )?,
-                    project: load.dense(
-                        &format!("{prefix}._project_conv"),
-                        &format!("{prefix}._bn2"),
-                        &[stage.channels, expanded, 1, 1],
-                    )?,
-                });
-                input = stage.channels;
+                    expand: (stage.expansion > 1).then(expand).transpose()?,
+                    depthwise: load.depthwise(&own("_depthwise_conv"), &own("_bn1"), &depthwise)?,
+                    project: load.dense(&own("_project_conv"), &own("_bn2"), &[output, expanded, 1, 1])?,
+                };
+                blocks.push(block);
+                stride *= block_stride;
+                input = output;
             }
             if index > 0 {
                 taps.push(Tap { channels: stage.channels, stride });
