@@ -25,6 +25,9 @@ macro_rules! named {
             /// The names, in the order of declaration.
             $vis const NAMES: &'static [&'static str] = &[$($name),+];
 
+            /// All of them, in the order of declaration.
+            $vis const ALL: [Self; Self::NAMES.len()] = [$(Self::$Variant),+];
+
             /// The name.
             $vis const fn name(self) -> &'static str {
                 match self {
@@ -43,12 +46,10 @@ macro_rules! named {
             type Err = crate::error::Error;
 
             fn from_str(name: &str) -> crate::error::Result<Self> {
-                match name {
-                    $($name => Ok(Self::$Variant),)+
-                    _ => Err(crate::error::Error::Usage(format!(
-                        "{} = {name:?}: expected one of {}", $what, Self::NAMES.join(", ")
-                    ))),
-                }
+                Self::ALL.into_iter().find(|one| one.name() == name).ok_or_else(|| {
+                    let names = Self::NAMES.join(", ");
+                    crate::error::Error::Usage(format!("{} = {name:?}: expected one of {names}", $what))
+                })
             }
         }
     };

@@ -71,7 +71,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("frame", &["config", "error", "files"]),
     ("heatmap", &["frame"]),
     ("data", &["error", "frame", "text"]),
-    ("synthetic", &["data", "error", "frame"]),
+    ("synthetic", &["data", "error", "frame", "named"]),
     ("model", &["config", "device", "error", "files", "kernels", "ops", "text"]),
     ("maps", &[]),
     ("residuals", &["error", "kernels"]),

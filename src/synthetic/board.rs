@@ -143,17 +143,12 @@ fn misplace(parts: &mut [Part], flaw: &mut Flaw) -> Option<usize> {
 }
 
 fn bare_board(surface: &mut Surface, seed: u32) {
-    let pixel = surface.pixel();
-    surface.paint(v2(0.0, 0.0), 1.4, |p, cell| {
-        let corner = v2(p.x.abs() - HOLE_AT, p.y.abs() - HOLE_AT);
-        let distance = rectangle(p, BOARD, 0.05).max(0.055 - corner.length());
-        let amount = coverage(distance, pixel);
-        if amount == 0.0 {
-            return;
-        }
+    let from_hole = |p: V2| v2(p.x.abs() - HOLE_AT, p.y.abs() - HOLE_AT).length();
+    let outline = |p: V2| rectangle(p, BOARD, 0.05).max(0.055 - from_hole(p));
+    surface.paint_shape((v2(0.0, 0.0), v2(1.4, 1.4)), outline, |p, _, amount, cell| {
         // The glass cloth shows through a little.
         let cloth = 0.010 * (noise(p.x * 48.0, p.y * 6.0, seed) + noise(p.x * 6.0, p.y * 48.0, seed ^ 9));
-        let ring = 1.0 - smoothstep(0.085, 0.090, corner.length());
+        let ring = 1.0 - smoothstep(0.085, 0.090, from_hole(p));
         let colour = MASK.map(|c| c * (1.0 + 3.0 * cloth + 0.05 * noise(p.x * 2.0, p.y * 2.0, seed ^ 4)));
         cell.cover(amount, colour, 0.10);
         cell.cover(amount * ring, GOLD, 0.25);
@@ -168,13 +163,10 @@ fn copper(surface: &mut Surface) {
         for ends in trace.windows(2) {
             let (a, b) = (ends[0], ends[1]);
             let reach = v2((b.x - a.x).abs() / 2.0 + 0.03, (b.y - a.y).abs() / 2.0 + 0.03);
-            surface.paint_box((a + b) * 0.5, reach, |p, cell| {
-                let (distance, _) = segment(p, a, b);
-                let amount = coverage(distance - 0.014, pixel);
-                if amount > 0.0 {
-                    cell.cover(amount, COPPER_BELOW, 0.12);
-                    cell.height = cell.height.max(0.05 + 0.006 * amount);
-                }
+            let outline = |p: V2| segment(p, a, b).0 - 0.014;
+            surface.paint_shape(((a + b) * 0.5, reach), outline, |_, _, amount, cell| {
+                cell.cover(amount, COPPER_BELOW, 0.12);
+                cell.height = cell.height.max(0.05 + 0.006 * amount);
             });
         }
     }
@@ -189,13 +181,11 @@ fn copper(surface: &mut Surface) {
 
 /// Two tinned lands.
 fn pads(surface: &mut Surface, part: &Part) {
-    let pixel = surface.pixel();
     for side in [-1.0, 1.0] {
         let centre = part.centre + part.axis * (side * part.half.x * 0.85);
         let half = v2(part.half.x * 0.36, part.half.y * 1.12);
-        surface.paint(centre, half.length(), |p, cell| {
-            let distance = rectangle((p - centre).along(part.axis), half, 0.012);
-            let amount = coverage(distance, pixel);
+        let outline = |p: V2| rectangle((p - centre).along(part.axis), half, 0.012);
+        surface.paint_shape((centre, v2(half.length(), half.length())), outline, |_, distance, amount, cell| {
             cell.cover(amount, SILVER, 0.25);
             cell.height += 0.010 * amount * smoothstep(0.0, 0.02, -distance);
         });
@@ -206,20 +196,20 @@ fn pads(surface: &mut Surface, part: &Part) {
 fn mount(surface: &mut Surface, part: &Part, seed: u32) {
     let pixel = surface.pixel();
     let ends = part.half.x * 0.70;
-    surface.paint(part.centre, part.half.length(), |p, cell| {
-        let q = (p - part.centre).along(part.axis);
-        let distance = rectangle(q, part.half, 0.014);
-        let amount = coverage(distance, pixel);
-        if amount == 0.0 {
-            return;
-        }
-        let end = coverage(ends - q.x.abs(), pixel);
-        let grain = 1.0 + 0.05 * noise(p.x * 80.0, p.y * 80.0, seed);
-        let colour = [0, 1, 2].map(|k| mix(part.body[k] * grain, SILVER[k], end));
-        cell.cover(amount, colour, mix(0.08, 0.35, end));
-        let top = 0.05 + part.height * smoothstep(0.0, 0.022, -distance) - 0.012 * end;
-        cell.height = mix(cell.height, top, amount);
-    });
+    let own = |p: V2| (p - part.centre).along(part.axis);
+    let around = (part.centre, v2(part.half.length(), part.half.length()));
+    surface.paint_shape(
+        around,
+        |p| rectangle(own(p), part.half, 0.014),
+        |p, distance, amount, cell| {
+            let end = coverage(ends - own(p).x.abs(), pixel);
+            let grain = 1.0 + 0.05 * noise(p.x * 80.0, p.y * 80.0, seed);
+            let colour = [0, 1, 2].map(|k| mix(part.body[k] * grain, SILVER[k], end));
+            cell.cover(amount, colour, mix(0.08, 0.35, end));
+            let top = 0.05 + part.height * smoothstep(0.0, 0.022, -distance) - 0.012 * end;
+            cell.height = mix(cell.height, top, amount);
+        },
+    );
     if !part.value.is_empty() {
         let how = Lettering { centre: part.centre, height: 0.07, stroke: 0.013, axis: part.axis, bent: false };
         text::write(surface, part.value, &how, |amount, cell| cell.shade(1.0 - 0.65 * amount));
@@ -247,16 +237,11 @@ fn chip(surface: &mut Surface, seed: u32) {
             });
         }
     }
-    surface.paint_box(CENTRE, HALF + v2(0.01, 0.01), |p, cell| {
-        let q = p - CENTRE;
-        let distance = rectangle(q, HALF, 0.012);
-        let amount = coverage(distance, pixel);
-        if amount == 0.0 {
-            return;
-        }
+    let outline = |p: V2| rectangle(p - CENTRE, HALF, 0.012);
+    surface.paint_shape((CENTRE, HALF + v2(0.01, 0.01)), outline, |p, distance, amount, cell| {
         let grain = 0.085 + 0.010 * noise(p.x * 100.0, p.y * 100.0, seed ^ 2);
         cell.cover(amount, [grain, grain, grain * 1.05], 0.06);
-        let notch = 1.0 - smoothstep(0.020, 0.030, (q - v2(-HALF.x + 0.06, -HALF.y + 0.06)).length());
+        let notch = 1.0 - smoothstep(0.020, 0.030, (p - CENTRE - v2(-HALF.x + 0.06, -HALF.y + 0.06)).length());
         let top = 0.05 + 0.085 * smoothstep(0.0, 0.03, -distance) - 0.012 * notch;
         cell.height = mix(cell.height, top, amount);
     });
@@ -272,9 +257,8 @@ fn socket(surface: &mut Surface) {
     const CENTRE: V2 = v2(0.42, -0.76);
     let half = v2(0.30, 0.075);
     let pixel = surface.pixel();
-    surface.paint_box(CENTRE, half + v2(0.01, 0.01), |p, cell| {
-        let distance = rectangle(p - CENTRE, half, 0.01);
-        let amount = coverage(distance, pixel);
+    let outline = |p: V2| rectangle(p - CENTRE, half, 0.01);
+    surface.paint_shape((CENTRE, half + v2(0.01, 0.01)), outline, |_, distance, amount, cell| {
         cell.cover(amount, [0.07, 0.07, 0.075], 0.12);
         cell.height = mix(cell.height, 0.05 + 0.08 * smoothstep(0.0, 0.02, -distance), amount);
     });

@@ -192,6 +192,24 @@ impl Surface {
             }
         }
     }
+
+    /// As [`Surface::paint_box`], but only the pixels that a shape covers: `brush` gets their signed distances from its edge
+    /// and how much of each lies inside.
+    pub(super) fn paint_shape(
+        &mut self,
+        (centre, half): (V2, V2),
+        distance: impl Fn(V2) -> f32,
+        mut brush: impl FnMut(V2, f32, f32, &mut Cell),
+    ) {
+        let pixel = self.pixel();
+        self.paint_box(centre, half, |p, cell| {
+            let distance = distance(p);
+            let amount = coverage(distance, pixel);
+            if amount > 0.0 {
+                brush(p, distance, amount, cell);
+            }
+        });
+    }
 }
 
 fn centre_of(x: usize, y: usize, pixel: f32) -> V2 {

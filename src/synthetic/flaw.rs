@@ -5,7 +5,7 @@ use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 
 use super::DefectKind;
-use super::canvas::{Cell, Colour, Surface, V2, cloud, coverage, mix, segment, smoothstep, v2};
+use super::canvas::{Cell, Colour, Surface, V2, cloud, mix, segment, smoothstep, v2};
 
 /// One defect to be painted: what, how visible, and its own random numbers, so that the rest of the picture stays
 /// as it is without it.
@@ -175,12 +175,8 @@ pub(super) fn fibre(surface: &mut Surface, flaw: &mut Flaw, (centre, length, wid
     }
     let middle = points[PIECES / 2] - centre;
     points.iter_mut().for_each(|p| *p = *p - middle);
-    let pixel = surface.pixel();
-    surface.paint(centre, length * 0.6, |p, cell| {
-        let distance = points.windows(2).map(|ends| segment(p, ends[0], ends[1]).0).fold(f32::INFINITY, f32::min);
-        let amount = coverage(distance - width, pixel);
-        if amount > 0.0 {
-            mark.leave(amount, opacity, cell);
-        }
-    });
+    let outline =
+        |p: V2| points.windows(2).map(|ends| segment(p, ends[0], ends[1]).0).fold(f32::INFINITY, f32::min) - width;
+    let around = (centre, v2(length * 0.6, length * 0.6));
+    surface.paint_shape(around, outline, |_, _, amount, cell| mark.leave(amount, opacity, cell));
 }

@@ -6,6 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::frame::Frame;
+use crate::named::named;
 
 mod blister;
 mod board;
@@ -25,59 +26,37 @@ pub use dataset::{DatasetSpec, write_dataset};
 /// Smallest and largest side of a drawing, in pixels.
 const SIZES: std::ops::RangeInclusive<usize> = 16..=4096;
 
-/// A product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// A turned steel washer with a stamped mark.
-    Washer,
-    /// A blister pack with nine tablets.
-    Blister,
-    /// An assembled circuit board.
-    Board,
+named! {
+    /// A product. Its name is the class name.
+    #[derive(Hash)]
+    pub enum Kind: "product" {
+        /// A turned steel washer with a stamped mark.
+        Washer = "washer",
+        /// A blister pack with nine tablets.
+        Blister = "blister",
+        /// An assembled circuit board.
+        Board = "board",
+    }
 }
 
-/// What can be wrong with a part. Every product can have each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DefectKind {
-    /// A thin line across the surface.
-    Scratch,
-    /// A dent, a bump or a lump.
-    Dent,
-    /// A piece broken off or left out.
-    Missing,
-    /// Dirt: spots or a fibre.
-    Contamination,
-    /// The right shape in the wrong colour.
-    Discolouration,
-    /// Text or pattern wrong, double or incomplete.
-    Misprint,
-    /// Bent, squeezed or out of place.
-    Deformation,
-}
-
-impl DefectKind {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Scratch,
-        Self::Dent,
-        Self::Missing,
-        Self::Contamination,
-        Self::Discolouration,
-        Self::Misprint,
-        Self::Deformation,
-    ];
-
-    /// Folder name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Scratch => "scratch",
-            Self::Dent => "dent",
-            Self::Missing => "missing",
-            Self::Contamination => "contamination",
-            Self::Discolouration => "discolouration",
-            Self::Misprint => "misprint",
-            Self::Deformation => "deformation",
-        }
+named! {
+    /// What can be wrong with a part. Every product can have each. Its name is the folder name.
+    #[derive(Hash)]
+    pub enum DefectKind: "defect" {
+        /// A thin line across the surface.
+        Scratch = "scratch",
+        /// A dent, a bump or a lump.
+        Dent = "dent",
+        /// A piece broken off or left out.
+        Missing = "missing",
+        /// Dirt: spots or a fibre.
+        Contamination = "contamination",
+        /// The right shape in the wrong colour.
+        Discolouration = "discolouration",
+        /// Text or pattern wrong, double or incomplete.
+        Misprint = "misprint",
+        /// Bent, squeezed or out of place.
+        Deformation = "deformation",
     }
 }
 
@@ -116,18 +95,6 @@ fn random(seed: u64, stream: Stream) -> ChaCha8Rng {
 }
 
 impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Washer, Self::Blister, Self::Board];
-
-    /// Class name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Washer => "washer",
-            Self::Blister => "blister",
-            Self::Board => "board",
-        }
-    }
-
     fn pose(self, rng: &mut ChaCha8Rng) -> Pose {
         let mut vary = |spread: f32| rng.random_range(-spread..=spread);
         let shift = 3.0 / 128.0; // 3 pixels of 256

@@ -1,6 +1,6 @@
 //! A stroke font for stamps and prints: capital letters, digits and a dash.
 
-use super::canvas::{Cell, Surface, V2, coverage, segment, v2};
+use super::canvas::{Cell, Surface, V2, segment, v2};
 
 /// How a line of text lies on the part.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,6 @@ const ADVANCE: f32 = 0.86;
 pub(super) fn write(surface: &mut Surface, text: &str, how: &Lettering, mut brush: impl FnMut(f32, &mut Cell)) {
     let unit = how.height / 6.0;
     let count = text.chars().count() as f32;
-    let pixel = surface.pixel();
     for (i, letter) in text.chars().enumerate() {
         let offset = (i as f32 - (count - 1.0) / 2.0) * ADVANCE * how.height;
         let (centre, axis) = if how.bent {
@@ -35,7 +34,8 @@ pub(super) fn write(surface: &mut Surface, text: &str, how: &Lettering, mut brus
             (how.centre + how.axis * offset, how.axis)
         };
         let strokes = strokes(letter);
-        surface.paint(centre, how.height * 0.65 + how.stroke, |p, cell| {
+        let reach = how.height * 0.65 + how.stroke;
+        let outline = |p: V2| {
             let p = (p - centre).along(axis);
             let point = |&(x, y): &(u8, u8)| v2(f32::from(x) - 2.0, f32::from(y) - 3.0) * unit;
             let nearest = strokes
@@ -43,11 +43,9 @@ pub(super) fn write(surface: &mut Surface, text: &str, how: &Lettering, mut brus
                 .flat_map(|line| line.windows(2))
                 .map(|ends| segment(p, point(&ends[0]), point(&ends[1])).0)
                 .fold(f32::INFINITY, f32::min);
-            let amount = coverage(nearest - how.stroke / 2.0, pixel);
-            if amount > 0.0 {
-                brush(amount, cell);
-            }
-        });
+            nearest - how.stroke / 2.0
+        };
+        surface.paint_shape((centre, v2(reach, reach)), outline, |_, _, amount, cell| brush(amount, cell));
     }
 }
 

@@ -28,8 +28,6 @@ use crate::train::Options;
 
 /// Says that a folder was made by the demo, so that the demo may write there again.
 const MARKER: &str = ".diad-demo";
-/// Products of the demo.
-const KINDS: [Kind; 3] = [Kind::Washer, Kind::Blister, Kind::Board];
 /// Good and bad test images per product: every kind of defect three times.
 const TEST: (usize, usize) = (20, 21);
 /// Side of the drawn images in pixels.
@@ -42,7 +40,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
     let folder = Folder::claim(&args.out)?;
     let say = |step: usize, what: &str| console.note(format_args!("\n[{step}/5] {what}"));
 
-    let drawn = messages::count(KINDS.len() * (args.images + TEST.0 + TEST.1), "part image");
+    let drawn = messages::count(Kind::ALL.len() * (args.images + TEST.0 + TEST.1), "part image");
     say(1, &format!("Drawing {drawn} of three products into {}", folder.parts().display()));
     let data = draw(context, &folder, args.images)?;
 
@@ -150,7 +148,7 @@ impl Folder {
 
 fn draw(context: &Context, folder: &Folder, train: usize) -> Result<Dataset> {
     let spec =
-        DatasetSpec { kinds: KINDS.to_vec(), train, test_good: TEST.0, test_defect: TEST.1, size: SIZE, seed: 0 };
+        DatasetSpec { kinds: Kind::ALL.to_vec(), train, test_good: TEST.0, test_defect: TEST.1, size: SIZE, seed: 0 };
     let task = RefCell::new(None);
     write_dataset(&folder.parts(), &spec, &|done, total| {
         let mut task = task.borrow_mut();
