@@ -22,21 +22,6 @@ use curve::Thinner;
 pub use curve::{CurvePoint, PRO_LIMIT};
 pub use pixels::PixelSet;
 
-/// [`Ranking::auroc`] of `scores`, `labels` being true for defects; `None` as well where [`Ranking::new`] would fail.
-pub fn auroc(scores: &[f32], labels: &[bool]) -> Option<f64> {
-    Ranking::new(scores, labels).ok()?.auroc()
-}
-
-/// [`Ranking::average_precision`] of `scores`; `None` as well where [`Ranking::new`] would fail.
-pub fn average_precision(scores: &[f32], labels: &[bool]) -> Option<f64> {
-    Ranking::new(scores, labels).ok()?.average_precision()
-}
-
-/// [`Ranking::f1_max`] of `scores`; `None` as well where [`Ranking::new`] would fail.
-pub fn f1_max(scores: &[f32], labels: &[bool]) -> Option<f64> {
-    Ranking::new(scores, labels).ok()?.f1_max()
-}
-
 /// Sorted scores, those of good items and those of defective ones (images or pixels) apart; every metric is one sweep over them.
 ///
 /// Good scores take 4 bytes, defective ones 8 (score and component), which is what lets 50 million pixels fit.
@@ -83,16 +68,6 @@ impl Ranking {
         good.par_sort_unstable();
         defective.par_sort_unstable();
         Self { good, defective, areas }
-    }
-
-    /// How many good ones were ranked.
-    pub fn good(&self) -> usize {
-        self.good.len()
-    }
-
-    /// How many defective ones were ranked.
-    pub fn defective(&self) -> usize {
-        self.defective.len()
     }
 
     /// Area under the ROC curve, 0..=1; 0.5 is chance.

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::html::{STYLE, escape};
+use super::html::{escape, start};
 use super::svg::{self, Dots};
-use super::{Column, Latency, Metrics, SCHEMA};
-use crate::error::{Error, Result};
+use super::{Column, Latency, Metrics, SCHEMA, json};
+use crate::error::Result;
 
 /// One configuration, trained and evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,8 +62,7 @@ impl Ablation {
     /// # Errors
     /// Never for what [`Ablation::new`] makes; an internal error otherwise.
     pub fn to_json(&self) -> Result<String> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(format!("ablation: {e}")))?;
-        Ok(json + "\n")
+        json(self, "ablation")
     }
 
     /// A table with one line per row; after each figure its distance from that of the first row.
@@ -96,14 +95,11 @@ impl Ablation {
 
     /// One HTML file that needs nothing else.
     pub fn html(&self) -> String {
-        let mut out = String::new();
         let (title, tool) = (escape(&self.data), escape(&self.tool));
+        let mut out = start(&format!("{title} · diad ablation"));
         let _ = write!(
             out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} · diad ablation</title>\n\
-             <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<header>\n<p class=\"eyebrow\">diad ablation</p>\n\
+            "<header>\n<p class=\"eyebrow\">diad ablation</p>\n\
              <h1>What each choice costs</h1>\n<p class=\"sub\">on {title}, by {tool}; every row changes what it names and \
              nothing else</p>\n"
         );

@@ -12,7 +12,7 @@ use super::svg::{Histogram, Line, chart, legend, outline, short};
 use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
 use crate::heatmap::{HeatScale, MapView};
 
-pub(super) const STYLE: &str = include_str!("page.css");
+const STYLE: &str = include_str!("page.css");
 /// Points of a drawn curve: more than the chart has pixels.
 const CURVE_POINTS: usize = 400;
 
@@ -53,15 +53,7 @@ impl Page<'_> {
     /// When a picture cannot be encoded.
     pub fn html(&self) -> Result<String> {
         let report = self.report;
-        let mut out = String::new();
-        let title = escape(&report.model);
-        let _ = write!(
-            out,
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} · diad evaluation</title>\n\
-             <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        );
+        let mut out = start(&format!("{} · diad evaluation", escape(&report.model)));
         self.head(&mut out);
         self.figures(&mut out);
         self.baselines(&mut out);
@@ -191,6 +183,16 @@ impl Page<'_> {
         }
         out.push_str("</ul>\n</section>\n");
     }
+}
+
+/// The beginning of a page, up to what is to be read.
+pub(super) fn start(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+    )
 }
 
 /// How the page says that there is no figure.

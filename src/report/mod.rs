@@ -162,11 +162,17 @@ impl Report {
     /// # Errors
     /// Never for a report made by this module; an internal error otherwise.
     pub fn to_json(&self) -> Result<String> {
-        let mut text =
-            serde_json::to_string_pretty(self).map_err(|error| Error::Internal(format!("report: {error}")))?;
-        text.push('\n');
-        Ok(text)
+        json(self, "report")
     }
+}
+
+/// A value as the text of a JSON file; `what` names it in an error.
+///
+/// # Errors
+/// When it has no JSON, as a map whose keys are no text.
+pub fn json(value: &impl Serialize, what: &str) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::Internal(format!("{what}: {error}")))?;
+    Ok(text + "\n")
 }
 
 /// Groups `images` by category, keeping their order.

@@ -23,7 +23,7 @@ use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::frame::read_bytes;
-use crate::report::{Ablation, AblationRow};
+use crate::report::{Ablation, AblationRow, json};
 use crate::train::{self, Fit, TrainingSet};
 
 mod rows;
@@ -266,9 +266,7 @@ impl Bench<'_> {
             training_seconds: fit.seconds,
             parameters: fit.averages.values().map(candle_core::Tensor::elem_count).sum(),
         };
-        let mut json = serde_json::to_string_pretty(&row).map_err(|e| Error::Internal(format!("ablation: {e}")))?;
-        json.push('\n');
-        write_atomic(self.result(work), json.as_bytes())?;
+        write_atomic(self.result(work), json(&row, "ablation")?.as_bytes())?;
         Ok(row)
     }
 
