@@ -17,7 +17,8 @@ use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::{Frame, Preprocess};
-use crate::report::Latency;
+use crate::named::named;
+use crate::report::{Latency, json};
 use crate::synthetic::{Kind, draw_part};
 use crate::worker::{self, Job, Ticket, Worker};
 
@@ -86,8 +87,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     }
     task.finish();
     if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&figures).map_err(|e| Error::Internal(format!("bench: {e}")))?;
-        write_atomic(path, format!("{text}\n").as_bytes())?;
+        write_atomic(path, json(&figures, "bench")?.as_bytes())?;
     }
     console.print(figures.tables())
 }
@@ -113,17 +113,9 @@ impl Bench<'_> {
     fn batch(&self, detector: &Detector, steps: usize, batch: usize) -> Result<Row> {
         let (frames, request) = (vec![self.frame.clone(); batch], request(steps));
         let rounds = self.frames.div_ceil(batch);
-        let (mut ms, mut seconds) = (Vec::with_capacity(rounds), 0.0);
-        for round in 0..rounds + self.warm_up().div_ceil(batch) {
-            self.context.stop.check()?;
-            let started = Instant::now();
-            detector.inspect_frames(&frames, &request).into_iter().collect::<Result<Vec<_>>>()?;
-            let spent = started.elapsed().as_secs_f64();
-            if round >= self.warm_up().div_ceil(batch) {
-                seconds += spent;
-                ms.push(1e3 * spent);
-            }
-        }
+        let inspect = || detector.inspect_frames(&frames, &request).into_iter().try_for_each(|found| found.map(drop));
+        let ms = self.timed(self.warm_up().div_ceil(batch), rounds, inspect)?;
+        let seconds = 1e-3 * ms.iter().sum::<f64>();
         Ok(Row::new(Through::Call, (steps, batch, 1), &ms, (rounds * batch) as f64 / seconds))
     }
 
@@ -230,16 +222,21 @@ impl Bench<'_> {
     }
 
     fn time(&self, work: impl Fn() -> Result<()>) -> Result<Latency> {
-        let mut ms = Vec::with_capacity(self.frames);
-        for round in 0..self.frames + self.warm_up() {
+        self.timed(self.warm_up(), self.frames, work).map(|ms| Latency::of(&ms))
+    }
+
+    /// Milliseconds of each of `rounds` after `warm_up` others.
+    fn timed(&self, warm_up: usize, rounds: usize, work: impl Fn() -> Result<()>) -> Result<Vec<f64>> {
+        let mut ms = Vec::with_capacity(rounds);
+        for round in 0..warm_up + rounds {
             self.context.stop.check()?;
             let started = Instant::now();
             work()?;
-            if round >= self.warm_up() {
+            if round >= warm_up {
                 ms.push(1e3 * started.elapsed().as_secs_f64());
             }
         }
-        Ok(Latency::of(&ms))
+        Ok(ms)
     }
 }
 
@@ -258,14 +255,14 @@ struct Figures {
     stages: Vec<Stages>,
 }
 
-/// How the frames are run.
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Through {
-    /// By calls of the detector.
-    Call,
-    /// Through a worker, as `diadfilter` does.
-    Worker,
+named! {
+    /// How the frames are run.
+    enum Through: "through" {
+        /// By calls of the detector.
+        Call = "call",
+        /// Through a worker, as `diadfilter` does.
+        Worker = "worker",
+    }
 }
 
 /// The measurement of one way to run frames.
@@ -315,13 +312,9 @@ impl Figures {
             ("frames/s", Right),
         ]);
         for row in &self.rows {
-            let through = match row.through {
-                Through::Call => "call",
-                Through::Worker => "worker",
-            };
             let counts = [row.ddim_steps, row.batch, row.in_flight].map(|n| n.to_string());
             let rate = format!("{:.1}", row.frames_per_second);
-            let head = [through.to_owned()].into_iter().chain(counts);
+            let head = [row.through.to_string()].into_iter().chain(counts);
             rows.row(head.chain(latency(&row.ms)).chain([rate]).collect());
         }
         let mut stages = Table::new(&[
