@@ -139,19 +139,15 @@ impl<'a> TrainingProgress<'a> {
     fn show(&self, name: &'static str, done: usize, total: usize, detail: &str) {
         let mut current = self.current.borrow_mut();
         if current.task.as_ref().is_none_or(|task| task.name != name) {
-            if let Some(task) = current.task.take() {
-                task.finish();
-            }
+            current.task.take().into_iter().for_each(Task::finish);
             let first = if name == TRAINING { current.first_step } else { 0 };
             current.task = Some(Task::new(self.context.console.clone(), name, first, total));
         }
         if let Some(task) = &mut current.task {
             task.set(done, detail);
         }
-        if done >= total
-            && let Some(task) = current.task.take()
-        {
-            task.finish();
+        if done >= total {
+            current.task.take().into_iter().for_each(Task::finish);
         }
     }
 }

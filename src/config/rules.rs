@@ -237,6 +237,12 @@ pub(super) struct Mistake {
     pub(super) text: String,
 }
 
+impl Mistake {
+    fn at(key: &str, text: String) -> Self {
+        Self { keys: vec![key.to_owned()], text }
+    }
+}
+
 /// The configuration that `tree` (section -> key -> value) describes, absent keys at their defaults; or everything
 /// that is wrong with it.
 pub(super) fn resolve(tree: &Table) -> Result<Config, Vec<Mistake>> {
@@ -284,23 +290,18 @@ impl Sieve {
         let known = sections().find(|known| *known == name);
         match (known, value) {
             (Some(known), Value::Table(keys)) => self.keys(name, known, keys),
-            (Some(_), other) => self.mistakes.push(Mistake {
-                keys: vec![name.into()],
-                text: format!("{name} = {}: expected a section, [{name}]", shown_with_type(other)),
-            }),
+            (Some(_), other) => {
+                let got = shown_with_type(other);
+                self.mistakes.push(Mistake::at(name, format!("{name} = {got}: expected a section, [{name}]")));
+            }
             (None, Value::Table(keys)) => {
                 let meant = closest(name, sections());
-                self.mistakes.push(Mistake {
-                    keys: vec![name.into()],
-                    text: match meant {
-                        Some(meant) => format!("[{}]: no such section; did you mean [{meant}]?", excerpt(name)),
-                        None => format!(
-                            "[{}]: no such section; expected one of {}",
-                            excerpt(name),
-                            sections().map(|known| format!("[{known}]")).collect::<Vec<_>>().join(", ")
-                        ),
-                    },
-                });
+                let all = || sections().map(|known| format!("[{known}]")).collect::<Vec<_>>().join(", ");
+                let cure = match meant {
+                    Some(meant) => format!("did you mean [{meant}]?"),
+                    None => format!("expected one of {}", all()),
+                };
+                self.mistakes.push(Mistake::at(name, format!("[{}]: no such section; {cure}", excerpt(name))));
                 // Its keys are looked at all the same, so that nothing waits for a second try.
                 if let Some(meant) = meant {
                     self.keys(name, meant, keys);
@@ -345,15 +346,12 @@ fn check_value(path: &str, kind: Kind, value: &Value) -> Result<(), Mistake> {
         _ => None,
     };
     let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
-    Err(Mistake {
-        keys: vec![path.into()],
-        text: format!("{} = {got}: expected {}{hint}", excerpt(path), kind.words()),
-    })
+    Err(Mistake::at(path, format!("{} = {got}: expected {}{hint}", excerpt(path), kind.words())))
 }
 
 fn unknown_key(path: &str) -> Mistake {
     let hint = nearest_key(path).map(|key| format!("; did you mean {key}?")).unwrap_or_default();
-    Mistake { keys: vec![path.into()], text: format!("{}: no such key{hint}", excerpt(path)) }
+    Mistake::at(path, format!("{}: no such key{hint}", excerpt(path)))
 }
 
 fn contradiction(config: &Config, condition: &Condition) -> Mistake {
