@@ -40,8 +40,9 @@ pub(crate) fn pads(sink: &gst::Caps, src: &gst::Caps) -> Vec<gst::PadTemplate> {
 macro_rules! described {
     ($name:literal, $class:literal, $does:literal, $templates:expr) => {
         fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
-            static METADATA: std::sync::LazyLock<gst::subclass::ElementMetadata> =
-                std::sync::LazyLock::new(|| gst::subclass::ElementMetadata::new($name, $class, $does, "the diad authors"));
+            static METADATA: std::sync::LazyLock<gst::subclass::ElementMetadata> = std::sync::LazyLock::new(|| {
+                gst::subclass::ElementMetadata::new($name, $class, $does, "the diad authors")
+            });
             Some(&METADATA)
         }
 

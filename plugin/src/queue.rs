@@ -73,6 +73,13 @@ pub(crate) struct Taken<F, E> {
     pub(crate) item: Item<F, E>,
     /// Closes when the taker should give up whatever it waits for.
     pub(crate) cancelled: Receiver<Infallible>,
+    /// For [`Queue::done`].
+    pub(crate) receipt: Receipt,
+}
+
+/// What remains of [`Taken`] once its item is gone.
+#[derive(Clone, Copy)]
+pub(crate) struct Receipt {
     links: u64,
     is_frame: bool,
 }
@@ -236,8 +243,8 @@ impl<F, E: Sticky> Queue<F, E> {
                 Gate::Open => {
                     if let Some(item) = state.items.pop_front() {
                         state.busy = true;
-                        let is_frame = matches!(item, Item::Frame(_));
-                        return Some(Taken { item, cancelled: state.cancelled.clone(), links: state.links, is_frame });
+                        let receipt = Receipt { links: state.links, is_frame: matches!(item, Item::Frame(_)) };
+                        return Some(Taken { item, cancelled: state.cancelled.clone(), receipt });
                     }
                 }
                 Gate::Refused(_) => {}
@@ -271,20 +278,6 @@ impl<F, E: Sticky> Queue<F, E> {
             state = self.wait(state);
         }
         state.flow()
-    }
-}
-
-/// What remains of [`Taken`] once its item is gone.
-#[derive(Clone, Copy)]
-pub(crate) struct Receipt {
-    links: u64,
-    is_frame: bool,
-}
-
-impl<F, E> Taken<F, E> {
-    /// For [`Queue::done`].
-    pub(crate) fn receipt(&self) -> Receipt {
-        Receipt { links: self.links, is_frame: self.is_frame }
     }
 }
 
@@ -326,7 +319,7 @@ mod tests {
 
     fn take(queue: &Numbers) -> Option<(Item<u32, u32>, Receipt)> {
         queue.take().map(|taken| {
-            let receipt = taken.receipt();
+            let receipt = taken.receipt;
             (taken.item, receipt)
         })
     }
@@ -380,7 +373,7 @@ mod tests {
             assert_eq!(waiter.join().unwrap(), Err(FlowError::Flushing));
         }
         assert_eq!(queue.push_frame(3), Err((FlowError::Flushing, 3)));
-        assert_eq!(queue.done(taken.receipt(), Ok(FlowSuccess::Ok)), None, "what was taken before ends after");
+        assert_eq!(queue.done(taken.receipt, Ok(FlowSuccess::Ok)), None, "what was taken before ends after");
         queue.start(true);
         assert_eq!(queue.wait_for_room(1), Ok(()));
         assert!(matches!(take(&queue), Some((Item::Event(8), _))), "8 is the last of the kind of 2, 3 is not sticky");

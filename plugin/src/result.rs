@@ -296,10 +296,8 @@ impl TryFrom<&gst::StructureRef> for DiadResult {
 
 fn inspection(fields: Fields<'_>) -> Result<Inspection, NotAResult> {
     let finding = if fields.0.has_field("score") { Some(finding(&fields)?) } else { None };
-    let pose = match fields.optional("pose-dx")? {
-        Some(dx) => Some(Pose { dx, dy: fields.get("pose-dy")?, turn: fields.get("pose-turn")? }),
-        None => None,
-    };
+    let pose = |dx| Ok(Pose { dx, dy: fields.get("pose-dy")?, turn: fields.get("pose-turn")? });
+    let pose = fields.optional("pose-dx")?.map(pose).transpose()?;
     Ok(Inspection {
         element: fields.get("element")?,
         verdict: fields.named("verdict")?,

@@ -23,7 +23,7 @@ use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst::{EventType, FlowError, FlowSuccess};
 
-use crate::queue::{Item, Queue, Receipt, Sticky};
+use crate::queue::{Item, Queue, Receipt, Sticky, Taken};
 
 /// Why what an element has learned of its stream no longer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,20 +189,19 @@ fn start_task<E: StreamElement>(this: &E) -> Result<(), gst::LoggableError> {
 /// One turn of the source pad's task.
 fn src_loop<E: StreamElement>(this: &E) {
     let Stream { srcpad, queue, .. } = this.stream();
-    let Some(taken) = queue.take() else {
+    let Some(Taken { item, cancelled, receipt }) = queue.take() else {
         let _ = srcpad.pause_task();
         return;
     };
-    let receipt = taken.receipt();
     let guard = ClosedOnPanic { queue, receipt };
-    let flow = match taken.item {
+    let flow = match item {
         Item::Event(event) => {
             gst::log!(gst::CAT_RUST, imp = this, "{event:?} leaves");
             this.event_leaves(&event);
             srcpad.push_event(event);
             Ok(FlowSuccess::Ok)
         }
-        Item::Frame(frame) => this.src_push(frame, &taken.cancelled),
+        Item::Frame(frame) => this.src_push(frame, &cancelled),
     };
     drop(guard);
     if let Some(given_up) = queue.done(receipt, flow) {
@@ -317,7 +316,7 @@ mod tests {
         let task = std::thread::Builder::new().spawn({
             let queue = queue.clone();
             move || {
-                let receipt = queue.take().unwrap().receipt();
+                let receipt = queue.take().unwrap().receipt;
                 let _guard = ClosedOnPanic { queue: &queue, receipt };
                 panic!("told to panic")
             }

@@ -16,7 +16,7 @@ use super::enums::{MetaFlags, OnError, OverloadPolicy};
 use super::imp::{CAT, Configured, DiadFilter};
 use super::latency;
 use super::model::{FrameContext, ModelHandle};
-use super::push::{SrcState, known_before, nanoseconds, outcome, reason_name};
+use super::push::{SrcState, begins, known_before, nanoseconds, outcome, reason_name};
 use super::settings::Settings;
 use crate::frame;
 use crate::meta;
@@ -257,7 +257,7 @@ impl DiadFilter {
     /// the properties ask for it, or no frame would be inspected any more as the device is lost.
     fn report_error(&self, inspection: &Inspection, settings: &Settings, lost: bool) -> Option<FlowError> {
         let failed = inspection.verdict == Verdict::Error;
-        let begins = lock(&self.src).begins_to_fail(failed);
+        let begins = begins(&mut lock(&self.src).failing, failed);
         if !failed {
             return None;
         }
@@ -305,7 +305,7 @@ impl DiadFilter {
             let maps: Vec<_> = meta::maps_of(buffer).into_iter().chain(map.clone()).collect();
             let drawn = overlay::draw(buffer, info, result, &maps, style, &self.obj().name());
             // A frame that cannot be drawn on passes as it is, and the bus is told when that begins.
-            if lock(&self.src).begins_undrawn(drawn.is_err())
+            if begins(&mut lock(&self.src).undrawn, drawn.is_err())
                 && let Err(error) = drawn
             {
                 overlay::warn_undrawn(&*self.obj(), &*error);

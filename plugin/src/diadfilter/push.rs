@@ -26,9 +26,9 @@ pub(super) struct SrcState {
     /// Verdict and part of the frame before.
     last: Option<(Verdict, Option<String>)>,
     /// The frame before was an error.
-    failing: bool,
+    pub(super) failing: bool,
     /// The frame before could not be drawn on.
-    undrawn: bool,
+    pub(super) undrawn: bool,
     /// The segment that the frames leaving now belong to.
     pub(super) segment: Option<gst::FormattedSegment<gst::ClockTime>>,
     /// When `diad-stats` was posted, or the first frame left.
@@ -51,16 +51,6 @@ impl SrcState {
         }
         let bad = self.history.iter().filter(|bad| **bad).count();
         if own == Verdict::Ng && bad < settings.confirm_count as usize { Verdict::Warn } else { own }
-    }
-
-    /// Whether errors begin with this frame.
-    pub(super) fn begins_to_fail(&mut self, failed: bool) -> bool {
-        !std::mem::replace(&mut self.failing, failed) && failed
-    }
-
-    /// Whether frames that cannot be drawn on begin with this one.
-    pub(super) fn begins_undrawn(&mut self, undrawn: bool) -> bool {
-        !std::mem::replace(&mut self.undrawn, undrawn) && undrawn
     }
 
     /// Whether a message about the frame is wanted.
@@ -88,6 +78,11 @@ impl SrcState {
         }
         due
     }
+}
+
+/// Whether something begins with this frame that `before` keeps from frame to frame.
+pub(super) fn begins(before: &mut bool, now: bool) -> bool {
+    !std::mem::replace(before, now) && now
 }
 
 /// What came of a frame.

@@ -211,22 +211,21 @@ impl FromStr for Roi {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
+        let fits = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
+        match (four::<u32>(text), four::<f64>(text)) {
+            (Some(pixels @ [_, _, w, h]), _) if w > 0 && h > 0 => Ok(Self::Pixels(pixels)),
+            (None, Some([x, y, w, h])) if fits(x, w) && fits(y, h) => Ok(Self::Fractions([x, y, w, h])),
+            _ => Err(format!(
                 "roi = {text:?}: expected x,y,width,height, either whole pixels (0,40,640,400) or fractions of the frame \
                  (0.0,0.1,1.0,0.8), with an area and inside the frame"
-            )
-        };
-        let parts: Vec<&str> = text.split(',').map(str::trim).collect();
-        let fits = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
-        if let Ok(pixels) = parts.iter().map(|part| part.parse::<u32>()).collect::<Result<Vec<_>, _>>() {
-            let pixels: [u32; 4] = pixels.try_into().map_err(|_| wrong())?;
-            return if pixels[2] > 0 && pixels[3] > 0 { Ok(Self::Pixels(pixels)) } else { Err(wrong()) };
+            )),
         }
-        let numbers = parts.iter().map(|part| part.parse::<f64>()).collect::<Result<Vec<_>, _>>();
-        let [x, y, width, height]: [f64; 4] = numbers.map_err(|_| wrong())?.try_into().map_err(|_| wrong())?;
-        if fits(x, width) && fits(y, height) { Ok(Self::Fractions([x, y, width, height])) } else { Err(wrong()) }
     }
+}
+
+/// Four numbers with commas between them.
+fn four<T: FromStr>(text: &str) -> Option<[T; 4]> {
+    text.split(',').map(|part| part.trim().parse().ok()).collect::<Option<Vec<T>>>()?.try_into().ok()
 }
 
 impl Roi {

@@ -63,14 +63,12 @@ impl Yuv {
 /// What one byte of a sample stands for.
 #[derive(Clone, Copy)]
 enum Channel {
-    Red,
-    Green,
-    Blue,
+    /// Red, green or blue.
+    Rgb(usize),
+    /// Luma, U or V.
+    Yuv(usize),
     Alpha,
     Padding,
-    Luma,
-    U,
-    V,
 }
 
 /// A colour at some opacity, made ready for the `N` bytes of a sheet's samples; see [`blend`].
@@ -118,14 +116,10 @@ impl Sheet<'_> {
         let mut dye = Dye { keep: [255; N], add: [128; N] };
         for ((keep, add), channel) in dye.keep.iter_mut().zip(&mut dye.add).zip(self.channels) {
             let value = match channel {
-                Channel::Red => rgb[0],
-                Channel::Green => rgb[1],
-                Channel::Blue => rgb[2],
+                Channel::Rgb(index) => rgb[index],
+                Channel::Yuv(index) => yuv[index],
                 Channel::Alpha => 255,
                 Channel::Padding => continue,
-                Channel::Luma => yuv[0],
-                Channel::U => yuv[1],
-                Channel::V => yuv[2],
             };
             *keep -= u16::from(opacity);
             *add += u16::from(value) * u16::from(opacity);
@@ -218,7 +212,10 @@ impl<'a> Canvas<'a> {
         yuv: Yuv,
         planes: Vec<Plane<'a>>,
     ) -> Result<Self, String> {
-        use Channel::{Alpha, Blue, Green, Luma, Padding, Red, U, V};
+        use Channel::{Alpha, Padding};
+        const LUMA: Channel = Channel::Yuv(0);
+        const U: Channel = Channel::Yuv(1);
+        const V: Channel = Channel::Yuv(2);
         const LIMIT: usize = 1 << 20;
         if width == 0 || height == 0 || width > LIMIT || height > LIMIT {
             return Err(format!("cannot draw on a frame of {width}x{height} pixels"));
@@ -229,7 +226,9 @@ impl<'a> Canvas<'a> {
         let parts = match layout {
             Layout::Packed { bytes, rgb, alpha } => {
                 let mut channels = [Padding; 4];
-                for (offset, channel) in rgb.into_iter().zip([Red, Green, Blue]).chain(alpha.map(|at| (at, Alpha))) {
+                for (offset, channel) in
+                    rgb.into_iter().zip([0, 1, 2].map(Channel::Rgb)).chain(alpha.map(|at| (at, Alpha)))
+                {
                     match channels.get_mut(offset) {
                         Some(place @ Padding) if offset < bytes => *place = channel,
                         _ => return Err(format!("byte {offset} of a pixel cannot hold another colour")),
@@ -240,9 +239,9 @@ impl<'a> Canvas<'a> {
                 }
                 vec![(channels, bytes, false)]
             }
-            Layout::Gray => vec![plain(Luma)],
-            Layout::I420 => vec![plain(Luma), half(U, Padding, 1), half(V, Padding, 1)],
-            Layout::Nv12 => vec![plain(Luma), half(U, V, 2)],
+            Layout::Gray => vec![plain(LUMA)],
+            Layout::I420 => vec![plain(LUMA), half(U, Padding, 1), half(V, Padding, 1)],
+            Layout::Nv12 => vec![plain(LUMA), half(U, V, 2)],
         };
         if planes.len() != parts.len() {
             return Err(format!("{} planes where the format has {}", planes.len(), parts.len()));
