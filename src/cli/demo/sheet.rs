@@ -19,12 +19,7 @@ const DEFECT: [u8; 3] = [220, 30, 40];
 /// Parts in the order they were added.
 #[derive(Default)]
 pub(super) struct Sheet {
-    parts: Vec<Part>,
-}
-
-struct Part {
-    panels: [Frame; 3],
-    verdict: Verdict,
+    parts: Vec<Frame>,
 }
 
 impl Sheet {
@@ -32,25 +27,17 @@ impl Sheet {
     pub(super) fn add(&mut self, image: &Frame, heat: &Frame, mask: &[bool], verdict: Verdict) -> Result<()> {
         let preprocess = Preprocess { size: PANEL, fit: Fit::Pad, roi: None };
         let panel = |frame: &Frame| preprocess.apply(frame).map(|prepared| prepared.frame);
-        self.parts.push(Part { panels: [panel(image)?, panel(heat)?, panel(&truth(image, mask)?)?], verdict });
+        let mut part = Paper::new(3 * PANEL, PANEL + BAR, colour(verdict));
+        for (at, picture) in [image, heat, &truth(image, mask)?].into_iter().enumerate() {
+            part.put(&panel(picture)?, at * PANEL, 0);
+        }
+        self.parts.push(part.frame()?);
         Ok(())
     }
 
     /// The picture.
     pub(super) fn draw(&self) -> Result<Frame> {
-        let (part_width, part_height) = (3 * PANEL + GAP, PANEL + BAR + GAP);
-        let columns = COLUMNS.min(self.parts.len().max(1));
-        let rows = self.parts.len().div_ceil(columns).max(1);
-        let (width, height) = (GAP + columns * part_width, GAP + rows * part_height);
-        let mut paper = Paper { width, rgb: PAPER.repeat(width * height) };
-        for (index, part) in self.parts.iter().enumerate() {
-            let (x, y) = (GAP + index % columns * part_width, GAP + index / columns * part_height);
-            for (at, panel) in part.panels.iter().enumerate() {
-                paper.put(panel, x + at * PANEL, y);
-            }
-            paper.fill(x, y + PANEL, 3 * PANEL, BAR, colour(part.verdict));
-        }
-        Frame::new(width, height, paper.rgb)
+        in_columns(&self.parts, COLUMNS.min(self.parts.len()))
     }
 }
 
@@ -75,37 +62,39 @@ fn colour(verdict: Verdict) -> [u8; 3] {
 
 /// Pictures of one size beside each other in an almost square grid.
 pub(in crate::cli) fn grid(pictures: &[Frame]) -> Result<Frame> {
+    in_columns(pictures, (1..).find(|n| n * n >= pictures.len()).unwrap_or(1))
+}
+
+fn in_columns(pictures: &[Frame], columns: usize) -> Result<Frame> {
     let (w, h) = pictures.first().map_or((1, 1), |first| (first.width(), first.height()));
-    let columns = (1..).find(|n| n * n >= pictures.len()).unwrap_or(1).max(1);
+    let columns = columns.max(1);
     let rows = pictures.len().div_ceil(columns).max(1);
-    let (width, height) = (GAP + columns * (w + GAP), GAP + rows * (h + GAP));
-    let mut paper = Paper { width, rgb: PAPER.repeat(width * height) };
+    let mut paper = Paper::new(GAP + columns * (w + GAP), GAP + rows * (h + GAP), PAPER);
     for (index, picture) in pictures.iter().enumerate() {
         paper.put(picture, GAP + index % columns * (w + GAP), GAP + index / columns * (h + GAP));
     }
-    Frame::new(width, height, paper.rgb)
+    paper.frame()
 }
 
 struct Paper {
     width: usize,
+    height: usize,
     rgb: Vec<u8>,
 }
 
 impl Paper {
-    fn row(&mut self, x: usize, y: usize, length: usize) -> &mut [u8] {
-        &mut self.rgb[(y * self.width + x) * 3..][..length * 3]
+    fn new(width: usize, height: usize, colour: [u8; 3]) -> Self {
+        Self { width, height, rgb: colour.repeat(width * height) }
     }
 
     fn put(&mut self, frame: &Frame, x: usize, y: usize) {
         for (line, row) in frame.rgb().chunks_exact(frame.width() * 3).enumerate() {
-            self.row(x, y + line, frame.width()).copy_from_slice(row);
+            self.rgb[((y + line) * self.width + x) * 3..][..row.len()].copy_from_slice(row);
         }
     }
 
-    fn fill(&mut self, x: usize, y: usize, width: usize, height: usize, colour: [u8; 3]) {
-        for line in 0..height {
-            self.row(x, y + line, width).copy_from_slice(&colour.repeat(width));
-        }
+    fn frame(self) -> Result<Frame> {
+        Frame::new(self.width, self.height, self.rgb)
     }
 }
 
