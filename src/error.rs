@@ -1,5 +1,6 @@
 //! The one error type. Every message names the thing that is wrong, its value and what was expected.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -219,6 +220,11 @@ pub fn catch_panic<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
     let outcome = catch_unwind(AssertUnwindSafe(f));
     PANIC_IS_CAUGHT.set(before);
     outcome
+}
+
+/// What a panic said, where that is text.
+pub(crate) fn panic_words(payload: &dyn Any) -> Option<&str> {
+    payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 /// Whether a panic on this thread would end in [`catch_panic`]: a panic hook then has nothing to tell.

@@ -5,7 +5,7 @@ use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::console;
-use crate::error::{THREAD_LIMITS, panic_is_caught};
+use crate::error::{THREAD_LIMITS, panic_is_caught, panic_words};
 
 /// Installs the panic hook: from here on the first panic is reported as an internal error (several threads may meet the same
 /// one). A panic that is caught and becomes an error of its own is not reported.
@@ -28,11 +28,7 @@ fn told(info: &PanicHookInfo<'_>) -> Option<String> {
 }
 
 fn message(payload: &dyn Any, place: &str) -> String {
-    let what = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
+    let what = panic_words(payload).unwrap_or("no message");
     // The panic of another crate that could not start a thread: std, rayon and candle all print the system's error.
     if what.contains("WouldBlock") {
         return format!("{what}; {THREAD_LIMITS}");

@@ -116,22 +116,13 @@ fn exit_code(outcome: Result<()>) -> u8 {
 
 /// The exit code after clap's message: help and version are answers, everything else is wrong use.
 fn usage(error: &clap::Error) -> u8 {
-    match error.kind() {
-        // It does not matter if the reader of stdout has gone.
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            0
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            2
-        }
-        _ => {
-            let text = error.render().to_string();
-            console::error(text.trim_start_matches("error: ").trim_end());
-            2
-        }
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    if matches!(error.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) {
+        let _ = error.print(); // it does not matter if the reader of stdout has gone
+    } else {
+        console::error(error.render().to_string().trim_start_matches("error: ").trim_end());
     }
+    error.exit_code() as u8
 }
 
 /// Writes log lines of the library to stderr: warnings, with `-v` also information, with `-vv` everything. The environment

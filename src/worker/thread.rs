@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::batcher::{Batcher, Next};
 use super::{Answer, Detect, Entry, Failure, Job, Open, State, lock, nanoseconds};
 use crate::detector::{CellScores, Detection, Embeddings};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_words};
 
 /// Batches that a model runs when its worker starts, before the first frame.
 pub const WARM_UP_BATCHES: usize = 4;
@@ -279,6 +279,5 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
 
 /// What a panic said.
 pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("without words").to_owned()
+    panic_words(panic).unwrap_or("without words").to_owned()
 }

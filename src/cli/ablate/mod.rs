@@ -120,7 +120,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     }
     describe(&context.console, &data, &base);
     let mut bench = Bench { context, args, data: &data, out, device: &device, set: None };
-    let mut done = Vec::new();
+    let mut ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), Vec::new());
     for (at, work) in works.iter().enumerate() {
         context.stop.check()?;
         let place = format!("{} of {}", at + 1, works.len());
@@ -134,14 +134,12 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
                 bench.measure(work)?
             }
         };
-        done.push(row);
+        ablation.rows.push(row);
         // After every row, so that an interrupted run leaves its table.
-        let ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), done.clone());
         write_atomic(out.join("ablation.json"), ablation.to_json()?.as_bytes())?;
         write_atomic(out.join("ablation.md"), ablation.markdown().as_bytes())?;
         write_atomic(out.join("ablation.html"), ablation.html().as_bytes())?;
     }
-    let ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), done);
     context.console.print(ablation.markdown().trim_end())?;
     context.console.note(format_args!("as a page: {}", out.join("ablation.html").display()));
     Ok(())
