@@ -164,14 +164,12 @@ impl DeviceSpec {
 
 /// The first GPU, or the CPU; logs which.
 fn first_device() -> Kind {
-    let reason = match gpus() {
-        Ok(names) => match names.first() {
-            Some(name) => {
-                tracing::info!("device = auto: cuda:0, {name}");
-                return Kind::Cuda(0);
-            }
-            None => "the driver knows no GPU".to_owned(),
-        },
+    let first = gpus().and_then(|names| names.into_iter().next().ok_or("the driver knows no GPU".into()));
+    let reason = match first {
+        Ok(name) => {
+            tracing::info!("device = auto: cuda:0, {name}");
+            return Kind::Cuda(0);
+        }
         Err(reason) => reason,
     };
     if cfg!(feature = "cuda") {

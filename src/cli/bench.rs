@@ -301,29 +301,16 @@ impl Figures {
 
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let latency = |l: &Latency| [ms(l.p50), ms(l.p95), ms(l.p99)];
-        let mut rows = Table::new(&[
-            ("through", Left),
-            ("ddim steps", Right),
-            ("batch", Right),
-            ("in flight", Right),
-            ("p50 ms", Right),
-            ("p95 ms", Right),
-            ("p99 ms", Right),
-            ("frames/s", Right),
-        ]);
+        let times = ["p50 ms", "p95 ms", "p99 ms"].map(|name| (name, Right));
+        let counts = ["ddim steps", "batch", "in flight"].map(|name| (name, Right));
+        let mut rows = Table::new(&[&[("through", Left)][..], &counts, &times, &[("frames/s", Right)]].concat());
         for row in &self.rows {
             let counts = [row.ddim_steps, row.batch, row.in_flight].map(|n| n.to_string());
             let rate = format!("{:.1}", row.frames_per_second);
             let head = [row.through.to_string()].into_iter().chain(counts);
             rows.row(head.chain(latency(&row.ms)).chain([rate]).collect());
         }
-        let mut stages = Table::new(&[
-            ("ddim steps", Right),
-            ("stage", Left),
-            ("p50 ms", Right),
-            ("p95 ms", Right),
-            ("p99 ms", Right),
-        ]);
+        let mut stages = Table::new(&[&[("ddim steps", Right), ("stage", Left)][..], &times].concat());
         for stage in &self.stages {
             let parts = [
                 ("preprocess", &stage.preprocess),

