@@ -130,25 +130,22 @@ fn paint_pocket(surface: &mut Surface, centre: V2) {
 
 fn paint_tablet(surface: &mut Surface, tablet: &Tablet, seed: u32) {
     let around = (tablet.centre, v2(TABLET * 1.2, TABLET * 1.2));
-    surface.paint_shape(
-        around,
-        |p| tablet.distance(p),
-        |p, distance, amount, cell| {
-            let from_centre = p - tablet.centre;
-            let round = (from_centre.length() / TABLET).min(1.0);
-            // Pressed powder: fine grain, a bevelled rim, domed faces, a line to break it along.
-            let grain = 1.0 + 0.020 * noise(p.x * 110.0, p.y * 110.0, seed) + 0.015 * cloud(p * 9.0, seed ^ 5);
-            let bevel = smoothstep(0.0, 0.035, -distance);
-            let line = from_centre.along(tablet.axis).y.abs();
-            let score = 1.0 - smoothstep(0.004, 0.017, line);
-            let broken = tablet.chip.map_or(0.0, |(centre, radius, _)| {
-                1.0 - smoothstep(radius * 1.0, radius * 1.55, (p - centre).length())
-            });
-            cell.cover(amount, TABLET_COLOUR.map(|c| c * grain * (1.0 - 0.10 * score) * (1.0 - 0.06 * broken)), 0.05);
-            let height = 0.05 + 0.030 * bevel + 0.028 * (1.0 - round * round) - 0.016 * score - 0.025 * broken;
-            cell.height = mix(cell.height, height, amount);
-        },
-    );
+    let outline = |p: V2| tablet.distance(p);
+    surface.paint_shape(around, outline, |p, distance, amount, cell| {
+        let from_centre = p - tablet.centre;
+        let round = (from_centre.length() / TABLET).min(1.0);
+        // Pressed powder: fine grain, a bevelled rim, domed faces, a line to break it along.
+        let grain = 1.0 + 0.020 * noise(p.x * 110.0, p.y * 110.0, seed) + 0.015 * cloud(p * 9.0, seed ^ 5);
+        let bevel = smoothstep(0.0, 0.035, -distance);
+        let line = from_centre.along(tablet.axis).y.abs();
+        let score = 1.0 - smoothstep(0.004, 0.017, line);
+        let broken = tablet
+            .chip
+            .map_or(0.0, |(centre, radius, _)| 1.0 - smoothstep(radius * 1.0, radius * 1.55, (p - centre).length()));
+        cell.cover(amount, TABLET_COLOUR.map(|c| c * grain * (1.0 - 0.10 * score) * (1.0 - 0.06 * broken)), 0.05);
+        let height = 0.05 + 0.030 * bevel + 0.028 * (1.0 - round * round) - 0.016 * score - 0.025 * broken;
+        cell.height = mix(cell.height, height, amount);
+    });
 }
 
 /// What the clear dome adds: a bright rim towards the lamp, a dark one away from it, a glint.

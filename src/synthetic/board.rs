@@ -198,18 +198,15 @@ fn mount(surface: &mut Surface, part: &Part, seed: u32) {
     let ends = part.half.x * 0.70;
     let own = |p: V2| (p - part.centre).along(part.axis);
     let around = (part.centre, v2(part.half.length(), part.half.length()));
-    surface.paint_shape(
-        around,
-        |p| rectangle(own(p), part.half, 0.014),
-        |p, distance, amount, cell| {
-            let end = coverage(ends - own(p).x.abs(), pixel);
-            let grain = 1.0 + 0.05 * noise(p.x * 80.0, p.y * 80.0, seed);
-            let colour = [0, 1, 2].map(|k| mix(part.body[k] * grain, SILVER[k], end));
-            cell.cover(amount, colour, mix(0.08, 0.35, end));
-            let top = 0.05 + part.height * smoothstep(0.0, 0.022, -distance) - 0.012 * end;
-            cell.height = mix(cell.height, top, amount);
-        },
-    );
+    let outline = |p: V2| rectangle(own(p), part.half, 0.014);
+    surface.paint_shape(around, outline, |p, distance, amount, cell| {
+        let end = coverage(ends - own(p).x.abs(), pixel);
+        let grain = 1.0 + 0.05 * noise(p.x * 80.0, p.y * 80.0, seed);
+        let colour = [0, 1, 2].map(|k| mix(part.body[k] * grain, SILVER[k], end));
+        cell.cover(amount, colour, mix(0.08, 0.35, end));
+        let top = 0.05 + part.height * smoothstep(0.0, 0.022, -distance) - 0.012 * end;
+        cell.height = mix(cell.height, top, amount);
+    });
     if !part.value.is_empty() {
         let how = Lettering { centre: part.centre, height: 0.07, stroke: 0.013, axis: part.axis, bent: false };
         text::write(surface, part.value, &how, |amount, cell| cell.shade(1.0 - 0.65 * amount));
