@@ -26,6 +26,42 @@ pub mod overlay;
 mod queue;
 mod stream;
 
+/// What coverage-guided fuzzing calls: the way of a frame through private functions.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod fuzz {
+    use diad::config::Fit;
+    use diad::frame::Preprocess;
+    use gst_video::{VideoFrameRef, VideoInfo};
+
+    use crate::overlay::{self, OverlayFlags, Style};
+    use crate::{frame, meta::DiadMap, result::DiadResult};
+
+    pub use crate::frame::FORMATS;
+
+    pub fn progressive(caps: &gst::CapsRef) -> Result<VideoInfo, String> {
+        frame::progressive(caps)
+    }
+
+    /// Values of the model's input.
+    pub fn prepare(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<usize, String> {
+        let frame = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|error| error.to_string())?;
+        let preprocess = Preprocess { size: 32, fit: Fit::Stretch, roi: None };
+        let prepared = frame::prepare(&frame, info, &preprocess).map_err(|error| error.to_string())?;
+        Ok(prepared.frame.rgb().len())
+    }
+
+    pub fn draw(
+        buffer: &mut gst::BufferRef,
+        info: &VideoInfo,
+        result: &DiadResult,
+        maps: &[DiadMap],
+    ) -> Result<(), String> {
+        let style = Style { overlay: OverlayFlags::all(), alpha: 0.6 };
+        overlay::draw(buffer, info, result, maps, style, "fuzz").map_err(|error| error.to_string())
+    }
+}
+
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     meta::register();
     diadfilter::register(plugin)?;

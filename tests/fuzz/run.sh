@@ -10,7 +10,7 @@ cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
 
 seconds=${1:-60}
 shift || true
-targets=${*:-config image import model card}
+targets=${*:-config image import model card video}
 export RUSTC_BOOTSTRAP=1 RAYON_NUM_THREADS=1
 # Freed memory is kept for a while to catch uses of it; a quarter of a GiB of it would hide the target's own use.
 export ASAN_OPTIONS="quarantine_size_mb=16:${ASAN_OPTIONS:-}"

@@ -22,6 +22,7 @@ struct Frame {
 
 impl Frame {
     fn new(format: &str, width: usize, height: usize, pad: usize, rgb: [u8; 3]) -> Self {
+        gst::init().unwrap(); // formats have names
         let layout = layout(format.parse().unwrap()).unwrap();
         let (w, h) = (width.div_ceil(2), height.div_ceil(2));
         let [y, u, v] = BT709.convert(rgb);
@@ -379,6 +380,7 @@ fn colours_become_known_luma_and_chroma() {
 
 #[test]
 fn short_planes_are_refused() {
+    gst::init().unwrap();
     let check = |format: &str, width, height, sizes: &[(usize, usize)]| {
         let mut data: Vec<_> = sizes.iter().map(|&(len, stride)| (vec![0; len], stride)).collect();
         let planes = data.iter_mut().map(|(data, stride)| Plane { data, stride: *stride }).collect();

@@ -104,7 +104,7 @@ fn small() -> Value {
     let scores: Vec<f32> = (1..=20).map(|i| i as f32 / 8.0).collect();
     let threshold = conformal(&scores, 0.05).expect("twenty scores are enough");
     json!({
-        "schema": 1,
+        "schema": 2,
         "tool": "diad 0.1.0",
         "config": {
             "input": {"size": 64},

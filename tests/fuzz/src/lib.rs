@@ -21,6 +21,8 @@ pub mod image;
 #[cfg(fuzzing)]
 pub mod import;
 pub mod model;
+#[cfg(fuzzing)]
+pub mod video;
 
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
