@@ -35,7 +35,7 @@ impl ClassFit {
     /// For `images` images of `tokens` cells with `dim` features each; `seed` chooses the cells of the memory bank.
     pub fn new(tokens: usize, dim: usize, images: usize, seed: u64) -> Self {
         let rows = BANK_ROWS.min(images * tokens);
-        Self { tokens, dim, images, seen: 0, rows, seed, sums: ResidualSums::new(tokens, dim), bank: Vec::new() }
+        Self { tokens, dim, images, seen: 0, rows, seed, sums: ResidualSums::new(tokens, dim, 1), bank: Vec::new() }
     }
 
     /// Adds the normalised features `[T, D]` of one image.
@@ -90,7 +90,7 @@ impl Baselines {
                 *least = least.min(*distance);
             }
         }
-        let [mahalanobis, own] = [self.classes[class].residuals.distance(features), banks[class].clone()];
+        let [mahalanobis, own] = [self.classes[class].residuals.scales()[0].distance(features), banks[class].clone()];
         [mahalanobis, own, all]
     }
 }

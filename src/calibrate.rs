@@ -7,6 +7,8 @@
 //!
 //! Knows nothing of images, models or files: sorted numbers in, a threshold out.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use statrs::function::beta::checked_beta_reg;
 
@@ -16,8 +18,8 @@ use crate::error::{Error, Result};
 /// as the whole number it was meant to be. It loosens a promise by one part in 10^12.
 const RATE_SLACK: f64 = 1e-12;
 
-/// Probability left out on each side of [`Threshold::interval`].
-const TAIL: f64 = 0.025;
+/// Probability left out on each side of a 95 % interval.
+pub(crate) const TAIL: f64 = 0.025;
 
 /// A score above which a part is rejected, with what is known about it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,9 @@ pub struct Threshold {
     pub rank: usize,
     /// Number of calibration scores.
     pub n: usize,
+    /// Number of parts (groups of images) that the scores are of; absent where each is of a part of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<usize>,
     /// Promised upper bound on the rate of good parts that are rejected, averaged over calibration sets.
     pub false_reject_rate: f64,
     /// The rate that this one calibration set will really show: 95 % of Beta(n + 1 - rank, rank), lower and upper end.
@@ -37,10 +42,9 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// The `rank`-th smallest of `sorted_scores` as a threshold that promises `false_reject_rate`; `rank` is 1 to n.
-    pub fn at_rank(sorted_scores: &[f32], rank: usize, false_reject_rate: f64) -> Self {
-        let n = sorted_scores.len();
-        Self { value: sorted_scores[rank - 1], rank, n, false_reject_rate, interval: rate_interval(n, rank) }
+    /// Number of parts that the promise rests on.
+    pub fn parts(&self) -> usize {
+        self.groups.unwrap_or(self.n)
     }
 }
 
@@ -93,32 +97,121 @@ fn rounded_up(rate: f64) -> f64 {
     (rate * scale * (1.0 - RATE_SLACK)).ceil() / scale
 }
 
-/// Scores in the order that everything here expects.
+/// Scores in the order that everything here expects, with the groups that they belong to.
 ///
 /// # Errors
 /// [`Error::Internal`] if a score is NaN or infinite: such a score would make a threshold that never rejects.
-pub fn sorted(mut scores: Vec<f32>) -> Result<Vec<f32>> {
-    if let Some(at) = scores.iter().position(|score| !score.is_finite()) {
+pub fn sorted(mut scores: Vec<(f32, u32)>) -> Result<(Vec<f32>, Vec<u32>)> {
+    if let Some(at) = scores.iter().position(|(score, _)| !score.is_finite()) {
         return Err(Error::Internal(format!(
             "calibration score {at} of {} is {}, expected a finite number",
             scores.len(),
-            scores[at]
+            scores[at].0
         )));
     }
-    scores.sort_unstable_by(f32::total_cmp);
-    Ok(scores)
+    scores.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(scores.into_iter().unzip())
 }
 
-/// The split-conformal threshold for a false-reject rate of `target`: the k-th smallest score with
-/// `k = ceil((n + 1) (1 - target))` (algorithm of Vovk et al.; Lei et al. 2018, section 2.2).
-///
-/// `sorted_scores` are ascending and finite (see [`sorted`]). A target of 1 or more gives the smallest score.
+/// Scores of good parts, ascending and finite, with what each counts. Several images of one part are not several parts:
+/// each group of images weighs 1, and each of its images as much as the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GoodScores {
+    scores: Vec<f32>,
+    /// Weight of the first i scores together, for i = 0 to n.
+    weight_below: Vec<f64>,
+    groups: usize,
+}
+
+impl GoodScores {
+    /// Of `sorted_scores` (see [`sorted`]); `groups` has the group of each score, and is empty where each is a part of its own.
+    pub fn new(sorted_scores: &[f32], groups: &[u32]) -> Self {
+        let mut sizes = BTreeMap::<u32, usize>::new();
+        groups.iter().for_each(|&group| *sizes.entry(group).or_default() += 1);
+        let weight = |i: usize| groups.get(i).map_or(1.0, |group| 1.0 / sizes[group] as f64);
+        let mut sum = 0.0;
+        let sums = (0..sorted_scores.len()).map(|i| {
+            sum += weight(i);
+            sum
+        });
+        let weight_below = [0.0].into_iter().chain(sums).collect();
+        let groups = if groups.is_empty() { sorted_scores.len() } else { sizes.len() };
+        Self { scores: sorted_scores.to_vec(), weight_below, groups }
+    }
+
+    /// Number of groups.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Groups that lie above the first `rank` scores, 0 to n: their number where each score is a group, a sum of shares otherwise.
+    pub fn groups_above(&self, rank: usize) -> f64 {
+        // Thirds do not add up to the whole.
+        ((self.groups as f64 - self.weight_below[rank]) * 1e9).round() / 1e9
+    }
+
+    /// The smallest rank, 1 to n, that keeps a rate of `target` when the next part comes from a group of its own: the groups
+    /// above it are at most `(G + 1) target - 1` (hierarchical conformal prediction: Lee, Barber and Willett 2023, with one
+    /// image of the new group). Where each score is a group that is `k = ceil((n + 1) (1 - target))` (Lei et al. 2018).
+    ///
+    /// # Errors
+    /// [`TooFew`] if `G < 1 / target - 1`, or if `target` is zero, negative or NaN.
+    pub fn rank(&self, target: f64) -> Result<usize, TooFew> {
+        conformal_rank(self.groups, target)?;
+        let allowed = (self.groups as f64 + 1.0) * target * (1.0 + RATE_SLACK) - 1.0;
+        let ranks = 1..=self.scores.len();
+        let rank = ranks.into_iter().find(|&rank| self.groups_above(rank) <= allowed).unwrap_or(self.scores.len());
+        // Images of one part may have one score: the threshold lies above all of them.
+        let ties = if self.groups == self.scores.len() {
+            0
+        } else {
+            self.scores[rank..].partition_point(|&s| s <= self.scores[rank - 1])
+        };
+        Ok(rank + ties)
+    }
+
+    /// The score at [`rank`](Self::rank) as a threshold: see there. A target of 1 or more gives the smallest score.
+    ///
+    /// # Errors
+    /// As [`rank`](Self::rank).
+    pub fn threshold(&self, target: f64) -> Result<Threshold, TooFew> {
+        Ok(self.at_rank(self.rank(target)?, target))
+    }
+
+    /// The `rank`-th smallest score, 1 to n, as a threshold that promises `false_reject_rate`.
+    pub fn at_rank(&self, rank: usize, false_reject_rate: f64) -> Threshold {
+        let (n, value, groups) = (self.scores.len(), self.scores[rank - 1], self.groups);
+        let interval = rate_interval(groups as f64, groups as f64 - self.groups_above(rank));
+        Threshold { value, rank, n, groups: (groups != n).then_some(groups), false_reject_rate, interval }
+    }
+
+    /// The smallest score that a share of `share` (0..=1) of the groups does not exceed: k = ceil((G + 1) share) groups, which new
+    /// parts that are like these exceed with probability 1 - k / (G + 1).
+    pub fn quantile(&self, share: f64) -> f32 {
+        let wanted = (self.groups as f64 + 1.0) * share * (1.0 - RATE_SLACK);
+        let below = self.weight_below.partition_point(|&weight| weight < wanted);
+        self.scores[below.clamp(1, self.scores.len()) - 1]
+    }
+
+    /// Where `score` lies among these: percentage of them below it, ties counted half, 0 to 100. NaN if there are none or
+    /// `score` is NaN.
+    pub fn percentile(&self, score: f32) -> f64 {
+        if score.is_nan() {
+            return f64::NAN;
+        }
+        let below = self.scores.partition_point(|&normal| normal < score);
+        let not_above = self.scores.partition_point(|&normal| normal <= score);
+        100.0 * (self.weight_below[below] + self.weight_below[not_above]) / (2.0 * self.groups as f64)
+    }
+}
+
+/// The split-conformal threshold for a false-reject rate of `target` where each score is of a part of its own: see
+/// [`GoodScores::threshold`].
 ///
 /// # Errors
 /// [`TooFew`] if `n < 1 / target - 1`, or if `target` is zero, negative or NaN.
 pub fn conformal(sorted_scores: &[f32], target: f64) -> Result<Threshold, TooFew> {
-    let rank = conformal_rank(sorted_scores.len(), target)?;
-    Ok(Threshold::at_rank(sorted_scores, rank, target))
+    GoodScores::new(sorted_scores, &[]).threshold(target)
 }
 
 /// Rank `k = ceil((n + 1) (1 - target))` of the split-conformal threshold, 1 to `n`.
@@ -140,45 +233,32 @@ pub fn smallest_rate(n: usize) -> f64 {
     1.0 / (n as f64 + 1.0)
 }
 
-/// Where `score` lies among the sorted scores of good parts: percentage of them below it, ties counted half,
-/// 0 to 100. NaN if there are none or `score` is NaN.
-pub fn percentile(sorted: &[f32], score: f32) -> f64 {
-    if score.is_nan() {
-        return f64::NAN;
-    }
-    let below = sorted.partition_point(|&normal| normal < score);
-    let not_above = sorted.partition_point(|&normal| normal <= score);
-    100.0 * (below + not_above) as f64 / (2 * sorted.len()) as f64
-}
-
 /// Calibration scores that a promise of `target` needs: the smallest n with `target >= 1 / (n + 1)`.
 pub fn needed(target: f64) -> usize {
     if target > 0.0 { ((1.0 / (target * (1.0 + RATE_SLACK))).ceil() - 1.0).max(1.0) as usize } else { usize::MAX }
 }
 
-/// P(true false-reject rate <= `rate`) for the `rank`-th of `n` scores without ties: Beta(n + 1 - rank, rank).
-fn rate_cdf(n: usize, rank: usize, rate: f64) -> f64 {
-    let (a, b) = ((n - rank) as f64 + 1.0, rank as f64);
-    // Fails only outside 0 < a, 0 < b, 0 <= rate <= 1, which the callers keep to.
-    checked_beta_reg(a, b, rate).unwrap_or(f64::NAN)
+/// Equal-tailed 95 % interval of the true false-reject rate for rank 0 < `rank` <= `n`, which without ties is distributed as
+/// Beta(n + 1 - rank, rank).
+fn rate_interval(n: f64, rank: f64) -> [f64; 2] {
+    [TAIL, 1.0 - TAIL].map(|probability| beta_quantile(n - rank + 1.0, rank, probability))
 }
 
-/// Equal-tailed 95 % interval of the true false-reject rate for rank 1 <= `rank` <= `n`.
-fn rate_interval(n: usize, rank: usize) -> [f64; 2] {
-    [TAIL, 1.0 - TAIL].map(|probability| {
-        // Bisection instead of statrs' Newton iteration, which can run for ever on lopsided shapes. 64 halvings
-        // reach the resolution of f64.
-        let (mut low, mut high) = (0.0, 1.0);
-        for _ in 0..64 {
-            let middle = 0.5 * (low + high);
-            if rate_cdf(n, rank, middle) < probability {
-                low = middle;
-            } else {
-                high = middle;
-            }
+/// The value that a Beta(a, b) variable stays below with `probability`; 0 < a, 0 < b, 0 <= `probability` <= 1.
+pub(crate) fn beta_quantile(a: f64, b: f64, probability: f64) -> f64 {
+    // Bisection instead of statrs' Newton iteration, which can run for ever on lopsided shapes. 64 halvings reach the
+    // resolution of f64.
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..64 {
+        let middle = 0.5 * (low + high);
+        // Fails only for shapes and values that the callers keep out.
+        if checked_beta_reg(a, b, middle).unwrap_or(f64::NAN) < probability {
+            low = middle;
+        } else {
+            high = middle;
         }
-        0.5 * (low + high)
-    })
+    }
+    0.5 * (low + high)
 }
 
 #[cfg(test)]
@@ -188,6 +268,10 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+
+    fn of(scores: &[f32]) -> GoodScores {
+        GoodScores::new(scores, &[])
+    }
 
     /// ```python
     /// from math import ceil
@@ -213,6 +297,57 @@ mod tests {
         }
     }
 
+    fn in_order(scores: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(sorted(scores.into_iter().zip(0..).collect())?.0)
+    }
+
+    /// Ten pictures of each of 20 parts are 20 parts.
+    #[test]
+    fn copies_of_a_part_count_as_one() {
+        let parts: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let copies: Vec<f32> = (0..200).map(|i| (i / 10) as f32).collect();
+        let groups: Vec<u32> = (0..200).map(|i| 7 * (i / 10)).collect();
+        let (alone, grouped) = (of(&parts), GoodScores::new(&copies, &groups));
+        for target in [0.05, 0.1, 0.3, 1.0] {
+            let (one, ten) = (alone.threshold(target).unwrap(), grouped.threshold(target).unwrap());
+            assert_eq!((ten.value, ten.n, ten.groups, ten.parts()), (one.value, 200, Some(20), 20), "{target}");
+            assert_eq!((one.groups, one.parts()), (None, 20));
+            assert!(ten.interval.iter().zip(one.interval).all(|(a, b)| (a - b).abs() < 1e-9));
+        }
+        assert_eq!(
+            grouped.threshold(0.04).unwrap_err(),
+            alone.threshold(0.04).unwrap_err(),
+            "200 pictures do not help"
+        );
+        for score in [-1.0, 0.0, 3.5, 7.0, 99.0] {
+            assert!((grouped.percentile(score) - alone.percentile(score)).abs() < 1e-9, "{score}");
+        }
+    }
+
+    /// Groups of one to eight pictures that are more or less alike: a picture of a new part is rejected as seldom as promised.
+    #[test]
+    fn the_promise_holds_for_pictures_of_new_parts() {
+        const LINES: usize = 3000;
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut uniform = move || rng.random::<f32>();
+        let mut rejected = 0;
+        for _ in 0..LINES {
+            let mut group = || {
+                let (part, size) = (uniform(), 1 + (uniform() * 8.0) as usize);
+                (0..size).map(|_| part + 0.2 * uniform()).collect::<Vec<f32>>()
+            };
+            let parts: Vec<Vec<f32>> = (0..39).map(|_| group()).collect();
+            let scores = parts.iter().zip(0..).flat_map(|(part, group)| part.iter().map(move |&score| (score, group)));
+            let mut scores: Vec<(f32, u32)> = scores.collect();
+            scores.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (scores, groups): (Vec<f32>, Vec<u32>) = scores.into_iter().unzip();
+            let threshold = GoodScores::new(&scores, &groups).threshold(0.1).unwrap();
+            rejected += usize::from(group()[0] > threshold.value);
+        }
+        let rate = rejected as f64 / LINES as f64;
+        assert!(rate < 0.1 + 4.0 * (0.09 / LINES as f64).sqrt() && rate > 0.06, "{rate}");
+    }
+
     /// `scipy.stats.beta.ppf([.025, .975], n + 1 - k, k)` (1.17).
     #[test]
     fn interval_equals_the_beta_quantiles() {
@@ -228,7 +363,7 @@ mod tests {
             (1_000_000, 990_001, [0.009805906240745812, 0.010195930164378605]),
             (8_000_000, 7_999_999, [3.0276161251932805e-08, 6.96455224925328e-07]),
         ] {
-            for (got, expected) in rate_interval(n, rank).into_iter().zip(expected) {
+            for (got, expected) in rate_interval(n as f64, rank as f64).into_iter().zip(expected) {
                 assert!((got / expected - 1.0).abs() < 1e-6, "n {n}, rank {rank}: {got}, expected {expected}");
             }
         }
@@ -301,18 +436,18 @@ mod tests {
     fn percentile_counts_ties_half() {
         let scores = [1.0, 2.0, 2.0, 3.0];
         for (score, expected) in [(0.0, 0.0), (1.0, 12.5), (1.5, 25.0), (2.0, 50.0), (3.0, 87.5), (9.0, 100.0)] {
-            assert_eq!(percentile(&scores, score), expected, "{score}");
+            assert_eq!(of(&scores).percentile(score), expected, "{score}");
         }
-        assert_eq!(percentile(&scores, f32::INFINITY), 100.0);
-        assert!(percentile(&scores, f32::NAN).is_nan());
-        assert!(percentile(&[], 1.0).is_nan());
+        assert_eq!(of(&scores).percentile(f32::INFINITY), 100.0);
+        assert!(of(&scores).percentile(f32::NAN).is_nan());
+        assert!(of(&[]).percentile(1.0).is_nan());
     }
 
     #[test]
     fn sorting_refuses_scores_that_are_not_finite() {
-        assert_eq!(sorted(vec![2.0, -1.0, 0.5]).unwrap(), [-1.0, 0.5, 2.0]);
+        assert_eq!(in_order(vec![2.0, -1.0, 0.5]).unwrap(), [-1.0, 0.5, 2.0]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let message = sorted(vec![0.0, bad]).unwrap_err().to_string();
+            let message = in_order(vec![0.0, bad]).unwrap_err().to_string();
             assert!(message.contains("calibration score 1 of 2"), "{message}");
         }
     }
@@ -329,7 +464,7 @@ mod tests {
             for i in 0..scores.len() {
                 let mut others = scores.clone();
                 let new = others.remove(i);
-                let Ok(threshold) = conformal(&sorted(others).unwrap(), target) else { return Ok(()) };
+                let Ok(threshold) = conformal(&in_order(others).unwrap(), target) else { return Ok(()) };
                 rejected += usize::from(new > threshold.value);
             }
             prop_assert!(rejected as f64 <= scores.len() as f64 * target * (1.0 + RATE_SLACK));
@@ -345,8 +480,8 @@ mod tests {
 
         #[test]
         fn percentile_is_monotone_and_bounded(scores in prop::collection::vec(-5f32..5.0, 1..50), a in -6f32..6.0, b in -6f32..6.0) {
-            let scores = sorted(scores).unwrap();
-            let (low, high) = (percentile(&scores, a.min(b)), percentile(&scores, a.max(b)));
+            let scores = in_order(scores).unwrap();
+            let (low, high) = (of(&scores).percentile(a.min(b)), of(&scores).percentile(a.max(b)));
             prop_assert!(0.0 <= low && low <= high && high <= 100.0);
         }
     }
@@ -361,7 +496,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let (mut mean_rate, mut inside) = (0.0, 0);
         for _ in 0..LINES {
-            let scores = sorted((0..N).map(|_| -(1.0 - rng.random::<f32>()).ln()).collect()).unwrap();
+            let scores = in_order((0..N).map(|_| -(1.0 - rng.random::<f32>()).ln()).collect()).unwrap();
             let threshold = conformal(&scores, target).unwrap();
             let rate = (-f64::from(threshold.value)).exp();
             mean_rate += rate / LINES as f64;

@@ -16,24 +16,74 @@ mod sums;
 #[cfg(feature = "train")]
 pub use sums::ResidualSums;
 
-/// Mean and covariance of the residuals of one class's good parts, for each of the T cells of the grid.
-///
-/// In place of the covariance stands `W`, the inverse of its Cholesky factor: `||W (v - mean)||` is the Mahalanobis distance
-/// of a vector `v`. `W` is a lower triangle, packed row by row; stored in half precision, used in single precision.
+/// Statistics of the residuals of one class's good parts: of the cells, and perhaps of the mean of each cell and its neighbours,
+/// which tells of what is too faint for a single cell.
 pub struct ResidualStatistics {
-    dim: usize,
-    mean: Vec<f32>,   // [T, D]
-    whiten: Vec<f16>, // [T, D (D + 1) / 2]
-    /// On a GPU: mean `[T, 1, D]` and the transpose of `W` as full matrices `[T, D, D]`.
-    on_gpu: Option<[Tensor; 2]>,
+    scales: Vec<Scale>,
 }
 
 impl ResidualStatistics {
-    /// From the tensors of a model file: `mean` `[T, D]`, `whiten` `[T, D (D + 1) / 2]`.
+    /// Of the cells alone.
+    pub fn new(scale: Scale) -> Self {
+        Self { scales: vec![scale] }
+    }
+
+    /// And of a further scale.
+    pub fn and(mut self, scale: Scale) -> Self {
+        self.scales.push(scale);
+        self
+    }
+
+    /// The cells, and what else there is.
+    pub fn scales(&self) -> &[Scale] {
+        &self.scales
+    }
+
+    /// Distance of each cell's vector `[B, T, D]`, `[B, T]`: the sum over the scales of the Mahalanobis distance. Vectors on a GPU
+    /// need statistics there, see [`ResidualStatistics::on`].
+    ///
+    /// # Errors
+    /// When the shape does not fit or the device fails.
+    pub fn distances(&self, vectors: &Tensor) -> Result<Vec<f32>> {
+        let mut scales = self.scales.iter().map(|scale| scale.distances(vectors));
+        let mut sum = scales.next().unwrap_or_else(|| Err(Error::Internal("residuals: no statistics".into())))?;
+        for distances in scales {
+            sum.iter_mut().zip(distances?).for_each(|(sum, distance)| *sum += distance);
+        }
+        Ok(sum)
+    }
+
+    /// The same for vectors on a device: a GPU gets a copy of the statistics now.
+    ///
+    /// # Errors
+    /// When the device has no room for them.
+    pub fn on(self, device: &Device) -> Result<Self> {
+        Ok(Self { scales: self.scales.into_iter().map(|scale| scale.on(device)).collect::<Result<_>>()? })
+    }
+}
+
+/// Mean and covariance of residuals for each of the T cells of the grid: of the cell's own, or of the mean of those in a square
+/// around it.
+///
+/// In place of the covariance stands `W`, the inverse of its Cholesky factor: `||W (v - mean)||` is the Mahalanobis distance
+/// of a vector `v`. `W` is a lower triangle, packed row by row; stored in half precision, used in single precision.
+pub struct Scale {
+    /// Side of the square in cells, odd; 1 is the cell alone.
+    side: usize,
+    dim: usize,
+    mean: Vec<f32>,   // [T, D]
+    whiten: Vec<f16>, // [T, D (D + 1) / 2]
+    /// On a GPU: mean `[T, 1, D]`, the transpose of `W` as full matrices `[T, D, D]`, and the weights of the cells of each square
+    /// `[T, T]`.
+    on_gpu: Option<[Tensor; 3]>,
+}
+
+impl Scale {
+    /// From the tensors of a model file: `mean` `[T, D]`, `whiten` `[T, D (D + 1) / 2]`, for squares of `side` cells.
     ///
     /// # Errors
     /// When the lengths do not fit each other.
-    pub fn new(dim: usize, mean: Vec<f32>, whiten: Vec<f16>) -> Result<Self> {
+    pub fn new(side: usize, dim: usize, mean: Vec<f32>, whiten: Vec<f16>) -> Result<Self> {
         let tokens = mean.len() / dim.max(1);
         if mean.len() != tokens * dim || whiten.len() != tokens * dim * (dim + 1) / 2 {
             return Err(Error::Internal(format!(
@@ -42,7 +92,7 @@ impl ResidualStatistics {
                 whiten.len()
             )));
         }
-        Ok(Self { dim, mean, whiten, on_gpu: None })
+        Ok(Self { side, dim, mean, whiten, on_gpu: None })
     }
 
     /// Mean residual of each cell, `[T, D]`.
@@ -55,14 +105,13 @@ impl ResidualStatistics {
         &self.whiten
     }
 
-    /// Mahalanobis distance of each cell's vector `[B, T, D]`: `[B, T]`. Vectors on a GPU need statistics there, see
-    /// [`ResidualStatistics::on`].
-    ///
-    /// # Errors
-    /// When the shape does not fit or the device fails.
-    pub fn distances(&self, vectors: &Tensor) -> Result<Vec<f32>> {
+    fn tokens(&self) -> usize {
+        self.mean.len() / self.dim
+    }
+
+    fn distances(&self, vectors: &Tensor) -> Result<Vec<f32>> {
         let (_, tokens, dim) = vectors.dims3()?;
-        if dim != self.dim || tokens * dim != self.mean.len() {
+        if dim != self.dim || tokens != self.tokens() {
             return Err(Error::Internal(format!(
                 "residuals: vectors {:?}, statistics of {}",
                 vectors.dims(),
@@ -73,23 +122,23 @@ impl ResidualStatistics {
             return distances_in_tensors(statistics, vectors);
         }
         let values = vectors.flatten_all()?.to_vec1::<f32>()?;
-        Ok(values.chunks_exact(self.mean.len()).flat_map(|v| self.distance(v)).collect())
+        let image = |values: &[f32]| match self.side {
+            1 => self.distance(values),
+            side => self.distance(&square_means(values, dim, side)),
+        };
+        Ok(values.chunks_exact(self.mean.len()).flat_map(image).collect())
     }
 
-    /// The same for vectors on a device: a GPU gets a copy of the statistics now.
-    ///
-    /// # Errors
-    /// When the device has no room for them.
-    pub fn on(mut self, device: &Device) -> Result<Self> {
+    fn on(mut self, device: &Device) -> Result<Self> {
         if !device.is_cpu() {
             self.on_gpu = Some(self.dense(device)?);
         }
         Ok(self)
     }
 
-    /// Means `[T, 1, D]` and the transposes of `W` as full matrices `[T, D, D]`, on a device.
-    fn dense(&self, device: &Device) -> Result<[Tensor; 2]> {
-        let (dim, tokens) = (self.dim, self.mean.len() / self.dim);
+    /// Means `[T, 1, D]`, the transposes of `W` as full matrices `[T, D, D]`, and the weights of the squares `[T, T]`, on a device.
+    fn dense(&self, device: &Device) -> Result<[Tensor; 3]> {
+        let (dim, tokens) = (self.dim, self.tokens());
         let mut whole = vec![f16::ZERO; tokens * dim * dim];
         for (whole, packed) in whole.chunks_exact_mut(dim * dim).zip(self.whiten.chunks_exact(dim * (dim + 1) / 2)) {
             for i in 0..dim {
@@ -99,11 +148,18 @@ impl ResidualStatistics {
             }
         }
         let whiten = Tensor::from_vec(whole, (tokens, dim, dim), device)?.to_dtype(DType::F32)?;
-        Ok([Tensor::from_slice(&self.mean, (tokens, 1, dim), device)?, whiten])
+        // The squares of an image that has 1 in one cell: what that cell gives to each square.
+        let weights = (0..tokens).flat_map(|cell| {
+            let mut one = vec![0.0; tokens];
+            one[cell] = 1.0;
+            square_means(&one, 1, self.side)
+        });
+        let weights = Tensor::from_vec(weights.collect(), (tokens, tokens), device)?.t()?.contiguous()?;
+        Ok([Tensor::from_slice(&self.mean, (tokens, 1, dim), device)?, whiten, weights])
     }
 
-    /// Mahalanobis distance of each cell's vector `[T, D]`: `[T]`.
-    pub fn distance(&self, vectors: &[f32]) -> Vec<f32> {
+    /// Mahalanobis distance of each cell's vector `[T, D]`, a mean already where it is to be one: `[T]`.
+    pub(crate) fn distance(&self, vectors: &[f32]) -> Vec<f32> {
         let dim = self.dim;
         let triangle = dim * (dim + 1) / 2;
         vectors
@@ -125,7 +181,30 @@ impl ResidualStatistics {
     }
 }
 
-fn distances_in_tensors([mean, whiten]: &[Tensor; 2], vectors: &Tensor) -> Result<Vec<f32>> {
+/// The mean of the vectors `[T, D]` in the square of `side` cells around each cell of a square grid, as far as it lies in the grid:
+/// `[T, D]`.
+pub(crate) fn square_means(vectors: &[f32], dim: usize, side: usize) -> Vec<f32> {
+    let grid = (vectors.len() / dim).isqrt();
+    // Along rows, then along columns: line `i` of `lines`, each of `width` values, becomes the mean of those around it.
+    let blur = |lines: &[f32], width: usize, out: &mut [f32]| {
+        for (i, out) in out.chunks_exact_mut(width).enumerate() {
+            let near = i.saturating_sub(side / 2)..(i + side / 2 + 1).min(grid);
+            let weight = 1.0 / near.len() as f32;
+            for line in lines.chunks_exact(width).skip(near.start).take(near.len()) {
+                out.iter_mut().zip(line).for_each(|(out, value)| *out += weight * value);
+            }
+        }
+    };
+    let (mut rows, mut means) = (vec![0.0; vectors.len()], vec![0.0; vectors.len()]);
+    for (row, out) in vectors.chunks_exact(grid * dim).zip(rows.chunks_exact_mut(grid * dim)) {
+        blur(row, dim, out);
+    }
+    blur(&rows, grid * dim, &mut means);
+    means
+}
+
+fn distances_in_tensors([mean, whiten, weights]: &[Tensor; 3], vectors: &Tensor) -> Result<Vec<f32>> {
+    let vectors = weights.broadcast_matmul(&vectors.contiguous()?)?;
     // [B, T, D] -> [T, B, D], one matrix per cell for the whole batch
     let centred = vectors.transpose(0, 1)?.contiguous()?.broadcast_sub(mean)?;
     let squares = centred.matmul(whiten)?.sqr()?.sum(2)?; // [T, B]
@@ -141,10 +220,10 @@ mod tests {
     /// The distance is that of the textbook formula, with the stated shrinkage and ridge.
     #[test]
     fn distance_is_mahalanobis() {
-        let (tokens, dim, images) = (3, 4, 50);
+        let (tokens, dim, images) = (4, 4, 50);
         let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
         let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
-        let mut sums = ResidualSums::new(tokens, dim);
+        let mut sums = ResidualSums::new(tokens, dim, 1);
         sums.add(&data[..20 * tokens * dim]);
         sums.add(&data[20 * tokens * dim..]);
         let statistics = sums.finish().unwrap();
@@ -156,7 +235,7 @@ mod tests {
         };
         let own = n / (n + 20.0);
         let query: Vec<f32> = (0..tokens * dim).map(|i| value(i + 9999)).collect();
-        for (t, &got) in statistics.distance(&query).iter().enumerate() {
+        for (t, &got) in statistics.scales()[0].distance(&query).iter().enumerate() {
             let pooled = |a, b| (0..tokens).map(|t| cov(t, a, b)).sum::<f64>() / tokens as f64;
             let c = DMatrix::from_fn(dim, dim, |a, b| {
                 own * cov(t, a, b) + (1.0 - own) * pooled(a, b) + if a == b { 0.05 } else { 0.0 }
@@ -169,9 +248,63 @@ mod tests {
             assert!((f64::from(got) - expected).abs() < 2e-3 * expected, "cell {t}: {got} != {expected}");
         }
         let batch = Tensor::from_vec([query.clone(), query].concat(), (2, tokens, dim), &Device::Cpu).unwrap();
-        let tensors = distances_in_tensors(&statistics.dense(&Device::Cpu).unwrap(), &batch).unwrap();
+        let tensors = distances_in_tensors(&statistics.scales()[0].dense(&Device::Cpu).unwrap(), &batch).unwrap();
         let kernel = statistics.distances(&batch).unwrap();
         assert_eq!(kernel.len(), 2 * tokens);
         assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-5 * a));
+    }
+
+    #[test]
+    fn squares_end_at_the_edge() {
+        let values: Vec<f32> = (0..9).flat_map(|i| [i as f32, -1.0]).collect();
+        let means = square_means(&values, 2, 3);
+        let first: Vec<f32> = means.iter().step_by(2).copied().collect();
+        let expected = [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0];
+        assert!(first.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{first:?}");
+        assert!(means.iter().skip(1).step_by(2).all(|v| (v + 1.0).abs() < 1e-6));
+        assert_eq!(square_means(&values, 2, 1), values);
+    }
+
+    /// Both scales have the same share of a good part's distance, which is about that of the cells alone.
+    #[test]
+    fn two_scales_count_alike() {
+        let (tokens, dim, images) = (16, 4, 60);
+        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
+        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let statistics = |side: usize| {
+            let mut sums = ResidualSums::new(tokens, dim, side);
+            sums.add(&data);
+            sums.finish().unwrap()
+        };
+        let (one, two) = (statistics(1), statistics(3));
+        let batch = Tensor::from_slice(&data, (images, tokens, dim), &Device::Cpu).unwrap();
+        let mean = |distances: Vec<f32>| distances.iter().sum::<f32>() / distances.len() as f32;
+        let alone = mean(one.distances(&batch).unwrap());
+        let each: Vec<f32> = two.scales().iter().map(|scale| mean(scale.distances(&batch).unwrap())).collect();
+        assert!(each.iter().all(|share| (share / alone - 0.5).abs() < 0.03), "{each:?} of {alone}");
+        let whole = two.scales()[1].dense(&Device::Cpu).unwrap();
+        let (kernel, tensors) =
+            (two.scales()[1].distances(&batch).unwrap(), distances_in_tensors(&whole, &batch).unwrap());
+        assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-4 * a), "on a GPU");
+    }
+
+    #[test]
+    fn what_is_taken_away_again_leaves_the_statistics_of_the_rest() {
+        let (tokens, dim, images) = (9, 4, 40);
+        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
+        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let sums = |data: &[f32]| {
+            let mut sums = ResidualSums::new(tokens, dim, 3);
+            sums.add(data);
+            sums
+        };
+        let (some, rest) = data.split_at(7 * tokens * dim);
+        let left = sums(&data).without(&sums(some)).unwrap().finish().unwrap();
+        let direct = sums(rest).finish().unwrap();
+        let batch = Tensor::from_slice(some, (7, tokens, dim), &Device::Cpu).unwrap();
+        let pairs = left.distances(&batch).unwrap().into_iter().zip(direct.distances(&batch).unwrap());
+        pairs.for_each(|(a, b)| assert!((a - b).abs() < 2e-3 * b, "{a}, {b}"));
+        assert!(sums(some).without(&sums(&data)).is_err());
+        assert!(sums(&data).without(&ResidualSums::new(tokens, dim, 1)).is_err());
     }
 }

@@ -273,7 +273,8 @@ fn checkpoints_move_between_devices() {
     config.assign(&["training.steps=20"]).unwrap();
     let data = Dataset::scan(&shop().parts, &[]).unwrap();
     let train = |name: &str, device: DeviceSpec, resume: bool, steps: usize| {
-        let options = Options { out: folder.path().join(name), backbone: None, resume, device };
+        let out = folder.path().join(name);
+        let options = Options { out, backbone: None, resume, group_by: None, device };
         let stop = Stop::default();
         train::train(&config, &data, &options, &After(steps, stop.clone()), &stop).map(|outcome| outcome.detector)
     };

@@ -136,8 +136,13 @@ fn images_are_not_read_again_once_training_has_begun() {
     }
     let parts = Parts::new();
     let folder = tempfile::tempdir().unwrap();
-    let options =
-        |name: &str| Options { out: folder.path().join(name), backbone: None, resume: false, device: DeviceSpec::CPU };
+    let options = |name: &str| Options {
+        out: folder.path().join(name),
+        backbone: None,
+        resume: false,
+        group_by: None,
+        device: DeviceSpec::CPU,
+    };
     let config = Config::from_file(smoke()).unwrap();
     diad("train --data {} --out {} --config {}", &[&parts.folder, &options("kept").out, &smoke()]).ok();
     let data = Dataset::scan(&parts.folder, &[]).unwrap();
@@ -187,11 +192,11 @@ fn images_that_leave_their_upper_bits_empty_are_warned_of_once() {
 #[test]
 fn interrupted_and_resumed_training_equals_uninterrupted() {
     let parts = Parts::new();
-    // What is left out is left out again.
+    // What is left out is left out again; the networks of the folds are trained one after the other.
     parts.spoil(&parts.split().calibration[0], Spoilt::Link);
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let line = "train --data {} --out {} --config {} --set training.steps=400 --set \
+    let line = "train --data {} --out {} --config {} --set training.steps=100 --set calibration.folds=3 --set \
                 training.checkpoint_steps=20 --seed 0";
     let whole = diad(line, &[&parts.folder, &at("whole.diad"), &smoke()]).ok();
     assert!(whole.stdout.contains("washer: rejected above") && whole.stdout.contains("95 %"), "{}", whole.stdout);

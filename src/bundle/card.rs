@@ -1,16 +1,17 @@
 //! The card of a model file, and the rules that a card must keep.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
-use crate::calibrate::{Threshold, conformal_rank};
-use crate::config::{Config, SpaceKind};
+use crate::calibrate::{GoodScores, Threshold, TooFew};
+use crate::config::{Config, GroupSource, SpaceKind};
 use crate::error::Error;
+use crate::named::named;
 
 /// Version of the model file. It is raised when an older program could misread a file of the new kind.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Largest number of classes of a model.
 const MAX_CLASSES: usize = 4096;
@@ -22,8 +23,10 @@ const MAX_NAME: usize = 255;
 const MAX_MISTAKES: usize = 10;
 
 /// Everything that a model file says about its model, without the tensors.
+///
+/// Keys that this version does not know are kept and ignored, here and in [`ClassCard`]: a later version may add some that an
+/// older one can do without.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Card {
     /// Version of the file, [`SCHEMA`] in files of this version.
     pub schema: u32,
@@ -41,6 +44,25 @@ pub struct Card {
     /// Digest of all tensors: names, dtypes, shapes and values, in ascending order of the names. Lowercase
     /// hexadecimal SHA-256, filled in by [`save`](super::save).
     pub tensors_sha256: String,
+    /// Keys of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+    /// Digest of the text that the card was read from.
+    #[serde(skip)]
+    pub read_from: ReadFrom,
+}
+
+/// Keys that this version does not know, with their values.
+pub type Unknown = BTreeMap<String, serde_json::Value>;
+
+/// Digest of the text that a card was read from, which may be written differently today; no part of what the card says.
+#[derive(Clone, Debug, Default)]
+pub struct ReadFrom(Option<String>);
+
+impl PartialEq for ReadFrom {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// The frozen network whose features the model was trained on.
@@ -55,14 +77,19 @@ pub struct BackboneCard {
 
 /// One class, that is, one product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ClassCard {
     /// Its name: unique, not empty, at most 255 bytes, without control characters.
     pub name: String,
     /// Good images it was trained on.
     pub train_images: usize,
-    /// Image scores of the good images held out, ascending.
+    /// Scores of good images, ascending, each by a network and statistics that have not seen the image.
     pub calibration_scores: Vec<f32>,
+    /// The group that each of these images belongs to; absent where each shows a part of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibration_groups: Vec<u32>,
+    /// Where the scores come from; absent in files of schema 1, whose scores are of images held out or of fresh ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationCard>,
     /// A part with a higher score is rejected (verdict `ng`).
     pub ng: Threshold,
     /// A part with a higher score has at least the verdict `warn`.
@@ -71,6 +98,57 @@ pub struct ClassCard {
     pub pixel_threshold: f32,
     /// A part that is farther from the class's prototype is not of this class. Root mean square over the features.
     pub prototype_limit: f32,
+    /// The good images that the model was taught and calibrated with; absent in files of schema 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageCard>,
+    /// Keys of a later version.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// Where the calibration scores of a class come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalibrationCard {
+    /// Which images were scored, by what.
+    pub source: ScoreSource,
+    /// Folds of the good images; 1 where some were held out instead, 0 where all are fresh.
+    pub folds: usize,
+    /// How images of one part were told.
+    pub groups: GroupSource,
+}
+
+named! {
+    /// Which images the calibration scores are of.
+    pub enum ScoreSource: "score source" {
+        /// All good images, each scored by a network and statistics of the others.
+        OutOfFold = "out-of-fold",
+        /// Images that were held out: they taught nothing.
+        HeldOut = "held-out",
+        /// Images that came after training (`diad calibrate`).
+        Fresh = "fresh",
+    }
+}
+
+/// A good image of a class, without its name and pixels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageCard {
+    /// SHA-256 of the file, lowercase hexadecimal.
+    pub file_sha256: String,
+    /// SHA-256 of the decoded pixels (width, height, then RGB), so that another file of the same picture is recognised.
+    pub pixels_sha256: String,
+    /// The part that it shows: images with the same number show the same.
+    pub group: u32,
+    /// Whether the model learned from it; else it only set the thresholds.
+    pub taught: bool,
+    /// Its score by a network that has not seen it, absent where it only taught.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f32>,
+    /// Highest value of its map, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak: Option<f32>,
+    /// Distance of its mean features from the prototype of the others, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prototype_distance: Option<f32>,
 }
 
 /// How a model was trained.
@@ -93,8 +171,8 @@ impl Card {
     /// [`load`](super::load) checks whether the tensors fit the card.
     pub fn mistakes(&self) -> Vec<String> {
         let mut found = Mistakes::default();
-        if self.schema != SCHEMA {
-            found.add("schema", self.schema, format!("{SCHEMA}"));
+        if !(1..=SCHEMA).contains(&self.schema) {
+            found.add("schema", self.schema, format!("1 to {SCHEMA}"));
         }
         found.name("tool", &self.tool);
         if let Err(error) = self.config.check("config") {
@@ -133,9 +211,9 @@ impl Card {
     }
 
     /// Digest of the whole model, lowercase hexadecimal SHA-256: of this card, which holds the digest of the tensors. Reports and
-    /// results name their model by it.
+    /// results name their model by it. That of a card which was read is the digest of its text, whatever version wrote it.
     pub fn digest(&self) -> String {
-        sha256_hex(self.to_json().as_bytes())
+        self.read_from.0.clone().unwrap_or_else(|| sha256_hex(self.to_json().as_bytes()))
     }
 
     /// One line of JSON, the same for the same card. A card without [`mistakes`](Self::mistakes) comes back equal.
@@ -146,7 +224,11 @@ impl Card {
 
     /// The card in `json`, checked. The error is a reason without the file's name.
     pub(super) fn from_json(json: &str) -> Result<Self, String> {
-        let card: Self = serde_json::from_str(json).map_err(|error| format!("card: {error}"))?;
+        let mut card: Self = serde_json::from_str(json).map_err(|error| format!("card: {error}"))?;
+        if card.schema == 1 {
+            card.config.as_in_schema_1();
+        }
+        card.read_from = ReadFrom(Some(sha256_hex(json.as_bytes())));
         match card.mistakes() {
             mistakes if mistakes.is_empty() => Ok(card),
             mistakes => Err(format!("card: {}", mistakes.join("; "))),
@@ -172,6 +254,19 @@ impl Card {
 }
 
 impl ClassCard {
+    /// The calibration scores with what each counts.
+    pub fn good_scores(&self) -> GoodScores {
+        GoodScores::new(&self.calibration_scores, &self.calibration_groups)
+    }
+
+    /// The threshold that promises a false-reject rate of `rate`.
+    ///
+    /// # Errors
+    /// When there are too few parts for it.
+    pub fn threshold(&self, rate: f64) -> Result<Threshold, TooFew> {
+        self.good_scores().threshold(rate)
+    }
+
     fn check(&self, key: &str, found: &mut Mistakes) {
         found.name(&format!("{key}.name"), &self.name);
         let scores = &self.calibration_scores;
@@ -183,14 +278,24 @@ impl ClassCard {
         } else if scores.is_empty() {
             found.add(&at, "[]", "at least one score".into());
         }
+        let groups = self.calibration_groups.len();
+        if groups != 0 && groups != scores.len() {
+            let expected = format!("{}, one for each calibration score", scores.len());
+            return found.add(&format!("{key}.calibration_groups"), format!("{groups} groups"), expected);
+        }
+        for (i, image) in self.images.iter().enumerate() {
+            found.digest(&format!("{key}.images[{i}].file_sha256"), &image.file_sha256);
+            found.digest(&format!("{key}.images[{i}].pixels_sha256"), &image.pixels_sha256);
+        }
         if !self.pixel_threshold.is_finite() {
             found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
         }
         if !(self.prototype_limit.is_finite() && self.prototype_limit > 0.0) {
             found.add(&format!("{key}.prototype_limit"), self.prototype_limit, "a finite number above 0".into());
         }
-        check_threshold(&format!("{key}.ng"), &self.ng, scores, found);
-        check_threshold(&format!("{key}.warn"), &self.warn, scores, found);
+        let good = self.good_scores();
+        check_threshold(&format!("{key}.ng"), &self.ng, scores, &good, found);
+        check_threshold(&format!("{key}.warn"), &self.warn, scores, &good, found);
         if self.warn.rank > self.ng.rank {
             found.add(&format!("{key}.warn.rank"), self.warn.rank, format!("at most {}, the rank of ng", self.ng.rank));
         }
@@ -198,8 +303,11 @@ impl ClassCard {
 }
 
 /// Checks a threshold: it is one of the class's scores, at a rank that keeps the promised rate.
-fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut Mistakes) {
-    let Threshold { value, rank, n, false_reject_rate, interval: [low, high] } = *threshold;
+fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], good: &GoodScores, found: &mut Mistakes) {
+    let Threshold { value, rank, n, groups, false_reject_rate, interval: [low, high] } = *threshold;
+    if groups.unwrap_or(n) != good.groups() && n == scores.len() {
+        found.add(&format!("{key}.groups"), groups.unwrap_or(n), format!("{}, the number of groups", good.groups()));
+    }
     if n != scores.len() {
         found.add(&format!("{key}.n"), n, format!("{}, the number of calibration scores", scores.len()));
     }
@@ -213,7 +321,7 @@ fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], found: &mut
     // A higher rank than needed keeps the promise all the more.
     if !(0.0 < false_reject_rate && false_reject_rate <= 1.0) {
         found.add(&format!("{key}.false_reject_rate"), false_reject_rate, "a number x with 0 < x <= 1".into());
-    } else if !conformal_rank(scores.len(), false_reject_rate).is_ok_and(|needed| rank >= needed) {
+    } else if !good.rank(false_reject_rate).is_ok_and(|needed| rank >= needed) {
         let expected = format!("a rate that rank {rank} of {} scores keeps", scores.len());
         found.add(&format!("{key}.false_reject_rate"), false_reject_rate, expected);
     }

@@ -12,8 +12,8 @@
 //! byte; the [`Card`] holds a digest of the tensors and the header one of the card, so no byte can change unseen.
 //! (That guards against damage. It does not prove who wrote the file.)
 //!
-//! A file of [`SCHEMA`] 1 is read by every version of diad that knows schema 1 or a later one. A file of a later schema is refused
-//! with a message that says so. Configuration keys that a file lacks have their defaults.
+//! A file of schema 1 is read by every version of diad, and scores as it did when it was written: what it lacks has the
+//! meaning that it had then. A file of a later schema than [`SCHEMA`] is refused with a message that says so.
 
 mod card;
 #[cfg(test)]
@@ -27,7 +27,9 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-pub use card::{BackboneCard, Card, ClassCard, SCHEMA, TrainingCard};
+pub use card::{
+    BackboneCard, CalibrationCard, Card, ClassCard, ImageCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard, Unknown,
+};
 #[cfg(feature = "cli")]
 pub(crate) use hash::sha256_hex;
 pub use layout::TensorSpec;

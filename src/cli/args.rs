@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::coverage::CoverageArgs;
+use super::images::GroupArgs;
 use crate::device::{DeviceSpec, Precision};
 
 const AFTER: &str = "\
@@ -55,6 +57,8 @@ pub(super) enum Command {
     Sample(SampleArgs),
     /// Measure what each choice of the method costs, on your images
     Ablate(AblateArgs),
+    /// Measure on drawn parts whether a threshold keeps what it promises
+    Coverage(CoverageArgs),
     /// Weights of backbones
     #[command(subcommand)]
     Backbone(BackboneCommand),
@@ -74,13 +78,14 @@ EXAMPLES
     diad train --data photos --out line1.diad --resume
 
 The same data, configuration and seed give the same file, byte for byte, on the same machine, whether or not the run was
-interrupted. 100 or more good images per product are a good start: a part of them (training.calibration_fraction) is
-never trained on and sets the threshold, and it takes 19 of those to promise a false-reject rate of 5 %, 99 for 1 %.";
+interrupted. 100 or more good images per product are a good start. All of them teach, and all set the threshold: each is
+scored by networks of the other images (calibration.folds). It takes 19 parts to promise a false-reject rate of 5 %, 99
+for 1 %; several images of one part count as one, see --group-by.";
 
 /// Teach a model from good images.
 ///
 /// Reads the good images of every product under ROOT, runs the frozen backbone over each once, trains the denoiser,
-/// and sets the thresholds from images that it held out. Ends by saying what the thresholds will cost.
+/// and sets the thresholds by scores of networks that have not seen the image. Ends by saying what the thresholds will cost.
 #[derive(Debug, Args)]
 #[command(after_help = TRAIN)]
 pub(super) struct TrainArgs {
@@ -107,6 +112,9 @@ pub(super) struct TrainArgs {
     /// sees more and takes longer per frame
     #[arg(long, value_name = "FILE")]
     pub(super) backbone: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) group: GroupArgs,
 
     /// Write configuration, losses, timings and thresholds here as JSON
     #[arg(long, value_name = "R.json")]
@@ -138,6 +146,7 @@ EXAMPLES
   How much better than simpler methods on the same features:
     diad evaluate --model line1.diad --data photos --baselines
 
+The second table is marked ! where the promised false-reject rate is not in the range where the true rate lies.
 ROOT has test/good, test/DEFECT and, where it is known where the defects are, ground_truth/DEFECT with masks. A figure
 that cannot be computed (no masks, no good images) is a dash in the table and null in the JSON, never 0.
 An image that cannot be read is in no figure; it is listed in the reports and the exit code is 1.";
@@ -146,7 +155,7 @@ An image that cannot be read is in no figure; it is listed in the reports and th
 ///
 /// Per product and on average: how well scores tell defects from good parts (image AUROC, AP, best F1), how well maps
 /// find the defect (pixel AUROC, AP, best F1, AUPRO), and what the shipped threshold does: the share of good parts
-/// rejected and of defects that escape.
+/// rejected, held against what was promised, and of defects that escape, held against what the scores would allow.
 #[derive(Debug, Args)]
 #[command(after_help = EVALUATE)]
 pub(super) struct EvaluateArgs {
@@ -178,6 +187,9 @@ pub(super) struct EvaluateArgs {
     /// images that the model was trained on (ROOT's train/good), time and some memory
     #[arg(long)]
     pub(super) baselines: bool,
+
+    #[command(flatten)]
+    pub(super) group: GroupArgs,
 
     #[command(flatten)]
     pub(super) run: RunArgs,
@@ -302,6 +314,9 @@ pub(super) struct CalibrateArgs {
     /// The product in a folder of another name; or, of a folder of products, the ones to use
     #[arg(long = "class", value_name = "C")]
     pub(super) classes: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) group: GroupArgs,
 
     /// The model file to write
     #[arg(long, value_name = "M2.diad")]

@@ -1,16 +1,20 @@
 //! `diad calibrate`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use super::args::CalibrateArgs;
-use super::images::{check_exists, prepare};
+use super::images::check_exists;
 use super::train::warn_ignored;
 use super::{Context, messages};
-use crate::bundle::{self, Card};
-use crate::data::{Category, Dataset, ReadAhead, check_unreadable};
+use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, ScoreSource, sha256_hex};
+use crate::config::{CalibrationConfig, Grouping};
+use crate::data::{Category, Dataset, GroupBy, Groups, ReadAhead, check_unreadable, groups};
 use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
+use crate::frame::{Prepared, decode_image, read_bytes};
+use crate::text::hex;
 use crate::train::{ClassScores, check_rate, class_card};
 
 /// Images scored at a time.
@@ -37,6 +41,10 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     }
     warn_ignored(console, &data.root, &data.ignored);
 
+    let rule = args.group.rule()?;
+    for category in &data.categories {
+        groups::stated(rule.as_ref(), true, &category.root, &category.train)?;
+    }
     let file = bundle::load(&args.model, expected_tensors)?;
     let detector = Detector::open_on(&args.model, &args.on.find()?.open()?)?;
     let mut card = file.card;
@@ -46,14 +54,40 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let mut task = context.task("calibrate", total);
     let mut done = 0;
     for (category, &class) in data.categories.iter().zip(&targets) {
-        let scores = scores(context, detector.network(), class, category, |more| {
+        let known = Known::of(&card);
+        let fresh = inspect(context, detector.network(), class, category, &known, |more| {
             done += more;
             task.set(done, &category.name);
         })?;
+        if known.nothing {
+            console.warn(format_args!(
+                "{}: cannot check whether these were trained on: the model was made by an older diad",
+                category.name
+            ));
+        }
+        let left_out = fresh.trained_on.len();
+        if let Some(first) = fresh.trained_on.first() {
+            let images = messages::count(left_out, "image");
+            console
+                .warn(format_args!("{images} left out that the model was trained on, the first {}", first.display()));
+        }
         let old = &card.classes[class];
-        card.classes[class] = class_card(&old.name, old.train_images, scores, old.prototype_limit, &settings)?;
+        let groups = fresh.groups(rule.as_ref(), &settings, category)?;
+        console.note(messages::groups(&category.name, &fresh.paths, &groups));
+        let mut scores = ClassScores::default();
+        // Numbers of parts on the card go on.
+        let first = old.images.iter().filter(|image| image.taught).map(|image| image.group + 1).max().unwrap_or(0);
+        let mut images: Vec<_> = old.images.iter().filter(|image| image.taught).cloned().collect();
+        for (found, &group) in fresh.images.into_iter().zip(&groups.of) {
+            scores.push(found.score.unwrap_or_default(), found.peak.unwrap_or_default(), group);
+            images.push(ImageCard { group: first + group, ..found });
+        }
+        let source = CalibrationCard { source: ScoreSource::Fresh, folds: 0, groups: groups.source };
+        let new = class_card(&old.name, scores, old.prototype_limit, &settings, source)?;
+        card.classes[class] = ClassCard { train_images: old.train_images, images, unknown: old.unknown.clone(), ..new };
     }
     task.finish();
+    card.schema = SCHEMA;
     let tensors: BTreeMap<_, _> = file.tensors.into_iter().collect();
     bundle::save(&args.out, &card, &tensors)?;
     console.print(format_args!("{}", args.out.display()))?;
@@ -92,32 +126,98 @@ fn products(args: &CalibrateArgs, card: &Card) -> Result<(Dataset, Vec<usize>)> 
     Ok((data, targets))
 }
 
-/// Scores of the good images of one product.
-fn scores(
+/// Digests of the images that a model was trained on.
+struct Known {
+    digests: BTreeSet<String>,
+    /// The card says nothing of them.
+    nothing: bool,
+}
+
+impl Known {
+    fn of(card: &Card) -> Self {
+        let images = || card.classes.iter().flat_map(|class| &class.images);
+        let taught = images().filter(|image| image.taught);
+        let digests = taught.flat_map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
+        Self { digests, nothing: images().next().is_none() }
+    }
+}
+
+/// The images of one product that the model has not learned from, inspected.
+#[derive(Default)]
+struct Fresh {
+    paths: Vec<PathBuf>,
+    images: Vec<ImageCard>,
+    /// Features in short, [`groups::SKETCH`] numbers of each.
+    sketches: Vec<f32>,
+    trained_on: Vec<PathBuf>,
+}
+
+impl Fresh {
+    /// The parts that they show.
+    fn groups(&self, rule: Option<&GroupBy>, settings: &CalibrationConfig, category: &Category) -> Result<Groups> {
+        let images = self.paths.len();
+        if images == 0 {
+            let reason = "the model was trained on every one of these images: expected good parts that it has not seen";
+            return Err(Error::data(&category.root, reason));
+        }
+        if let Some(stated) = groups::stated(rule, settings.groups != Grouping::None, &category.root, &self.paths)? {
+            return Ok(stated);
+        }
+        let compared = settings.groups == Grouping::Auto && (2..=groups::MOST_COMPARED).contains(&images);
+        if compared { groups::alike(&self.sketches, images) } else { Ok(Groups::none(images)) }
+    }
+}
+
+/// Inspects the good images of one product as parts of a class.
+fn inspect(
     context: &Context,
     network: &Network,
     class: usize,
     category: &Category,
+    known: &Known,
     mut progress: impl FnMut(usize),
-) -> Result<ClassScores> {
+) -> Result<Fresh> {
     let request = Request { class: ClassChoice::Known(class), ..Request::default() };
-    let mut scores = ClassScores::default();
+    let preprocess = network.preprocess();
+    let read = |path: &Path| -> Result<(Prepared, [String; 2])> {
+        let bytes = read_bytes(path)?;
+        let image = decode_image(&bytes, path)?;
+        context.depth.add(path, image.peak);
+        Ok((preprocess.apply(&image.frame)?, [sha256_hex(&bytes), hex(&image.frame.digest())]))
+    };
+    let mut fresh = Fresh::default();
     let mut images = ReadAhead::new(GROUP, &context.stop);
-    images.each_group(&category.train, prepare(context, network), |group| {
+    images.each_group(&category.train, read, |group| {
         progress(group.len());
         let mut inputs = Vec::with_capacity(group.len());
-        for (_, image) in group {
+        for (index, image) in group {
+            let path = category.train[index].clone();
             match image {
-                Ok(input) => inputs.push(input),
+                Ok((_, digests)) if digests.iter().any(|digest| known.digests.contains(digest)) => {
+                    fresh.trained_on.push(path);
+                }
+                Ok((input, digests)) => inputs.push((path, input, digests)),
                 Err(error) => context.console.warn(messages::left_out(&error)),
             }
         }
-        let requests: Vec<_> = inputs.iter().map(|input| (input, &request)).collect();
-        for inspection in network.inspect(&requests) {
-            scores.push(&inspection?);
+        let requests: Vec<_> = inputs.iter().map(|(_, input, _)| (input, &request)).collect();
+        let inspections = network.inspect(&requests);
+        for ((path, input, [file_sha256, pixels_sha256]), inspection) in inputs.iter().zip(inspections) {
+            let inspection = inspection?;
+            fresh.sketches.extend(groups::sketch(&network.features(&[input])?.flatten_all()?.to_vec1::<f32>()?));
+            fresh.paths.push(path.clone());
+            fresh.images.push(ImageCard {
+                file_sha256: file_sha256.clone(),
+                pixels_sha256: pixels_sha256.clone(),
+                group: 0,
+                taught: false,
+                score: Some(inspection.score),
+                peak: Some(inspection.map.peak()),
+                prototype_distance: Some(inspection.prototype_distance),
+            });
         }
         Ok(())
     })?;
     check_unreadable(&category.root, category.train.len(), &images.unreadable)?;
-    Ok(scores)
+    Ok(fresh)
 }

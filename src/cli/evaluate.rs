@@ -1,23 +1,26 @@
 //! `diad evaluate`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::args::EvaluateArgs;
+use super::figures;
 use super::ground_truth::{ShownArea, ground_truth, input_side};
 use super::images::{self, Inspected, inspect_all};
-use super::table::{Align, Table, figure};
 use super::train::warn_ignored;
 use super::{Context, baselines, messages};
-use crate::data::{Category, Dataset, Sample};
+use crate::bundle::ClassCard;
+use crate::data::{Category, Dataset, GroupBy, Groups, Label, Sample, groups};
 use crate::detector::{ClassChoice, Detector, Request, Verdict};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::read_mask;
 use crate::metrics::PixelSet;
 use crate::report::{
-    ClassReport, Curves, Gallery, ImageResult, Latency, Metrics, Page, Picture, Report, Thresholds, Unreadable,
+    ClassReport, Curves, Gallery, ImageResult, Latency, OtherPromise, PROMISES, Page, Picture, Report, Thresholds,
+    Unreadable,
 };
+use crate::text::hex;
 
 /// Pictures of each kind (escape, false reject, detected) that a page shows per class.
 const PICTURES: usize = 6;
@@ -39,6 +42,7 @@ pub(super) fn run(context: &Context, args: &EvaluateArgs) -> Result<()> {
         class_known: args.class_known,
         ddim_steps: args.run.ddim_steps.map(usize::from),
         baselines: args.baselines,
+        group_by: args.group.rule()?,
     };
     let evaluation = evaluate(context, &detector, &data, &settings)?;
     evaluation.write(args.report.as_deref(), args.html.as_deref())?;
@@ -68,6 +72,8 @@ pub(super) struct Settings {
     pub(super) ddim_steps: Option<usize>,
     /// Whether the baselines are measured as well.
     pub(super) baselines: bool,
+    /// How the part that an image shows is told.
+    pub(super) group_by: Option<GroupBy>,
 }
 
 /// Figures, curves and pictures.
@@ -94,6 +100,8 @@ pub(super) fn evaluate(
     let mut all = All::default();
     let mut gallery = Gallery::new(PICTURES);
     let mut done = 0;
+    let images = detector.card().classes.iter().flat_map(|class| &class.images);
+    let known: BTreeSet<&str> = images.map(|image| image.pixels_sha256.as_str()).collect();
     for category in data.categories.iter().filter(|category| !category.test.is_empty()) {
         let class = match settings.class_known {
             true => ClassChoice::of_class(&category.name, detector.card())?,
@@ -101,11 +109,18 @@ pub(super) fn evaluate(
         };
         let request = Request { class, ..base.clone() };
         let mut class = Class::new(category, &data.root);
+        let good = category.test.iter().filter(|sample| !sample.label.is_defect()).map(|sample| sample.path.clone());
+        let good: Vec<PathBuf> = good.collect();
+        let stated = groups::stated(settings.group_by.as_ref(), true, &category.root, &good)?;
+        class.sketched = stated.is_none() && (2..=groups::MOST_COMPARED).contains(&good.len());
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
         inspect_all(context, detector, &request, settings.batch, &paths, |index, seen| {
             done += 1;
             match seen {
-                Ok(seen) => class.add(&category.test[index], &seen, &mut gallery)?,
+                Ok(seen) if known.contains(hex(&seen.frame.digest()).as_str()) => {
+                    class.known.push(paths[index].clone());
+                }
+                Ok(seen) => class.add(&category.test[index], &seen, detector, &mut gallery)?,
                 Err(error) => {
                     context.console.warn(messages::error(&error));
                     class.unreadable.push(unreadable(&paths[index], &data.root, &error));
@@ -114,10 +129,20 @@ pub(super) fn evaluate(
             task.set(done, &category.name);
             Ok(())
         })?;
-        all.take(class, thresholds(detector, &category.name))?;
+        if let Some(first) = class.known.first() {
+            let images = messages::count(class.known.len(), "test image");
+            context.console.warn(format_args!(
+                "{}: {images} left out that the model was made with, the first {}",
+                category.name,
+                first.display()
+            ));
+        }
+        class.group(stated, &good)?;
+        let own = own_class(detector, &category.name);
+        all.take(class, thresholds(own), &other_promises(detector, own))?;
     }
     task.finish();
-    let mut report = Report::new(&settings.model, data.root.display().to_string(), all.classes, all.images);
+    let mut report = Report::new(&settings.model, data.root.display().to_string(), all.classes, all.images)?;
     report.ms_per_image = Latency::of(&all.ms);
     all.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     report.unreadable = all.unreadable;
@@ -138,10 +163,10 @@ struct All {
 }
 
 impl All {
-    fn take(&mut self, class: Class<'_>, thresholds: Thresholds) -> Result<()> {
+    fn take(&mut self, class: Class<'_>, thresholds: Thresholds, promises: &[OtherPromise]) -> Result<()> {
         let name = class.category.name.clone();
         let ranking = class.pixels.map(PixelSet::rank);
-        let report = ClassReport::measure(&class.images, ranking.as_ref(), thresholds)?;
+        let report = ClassReport::measure(&class.images, ranking.as_ref(), thresholds, promises)?;
         if let Some(ranking) = &ranking {
             self.curves.insert(name.clone(), Curves::of(ranking));
         }
@@ -162,16 +187,48 @@ struct Class<'a> {
     pixels: Option<PixelSet>,
     unreadable: Vec<Unreadable>,
     ms: Vec<f64>,
+    /// Images that the model was taught or calibrated with, which say nothing of it.
+    known: Vec<PathBuf>,
+    /// Whether good images are compared with each other.
+    sketched: bool,
+    /// Features of the good images in short.
+    sketches: Vec<f32>,
 }
 
 impl<'a> Class<'a> {
     fn new(category: &'a Category, root: &'a Path) -> Self {
         let masks = category.test.iter().any(|sample| sample.mask.is_some());
         let pixels = masks.then(PixelSet::new);
-        Self { category, root, images: Vec::new(), pixels, unreadable: Vec::new(), ms: Vec::new() }
+        Self {
+            category,
+            root,
+            images: Vec::new(),
+            pixels,
+            unreadable: Vec::new(),
+            ms: Vec::new(),
+            known: Vec::new(),
+            sketched: false,
+            sketches: Vec::new(),
+        }
     }
 
-    fn add(&mut self, sample: &Sample, seen: &Inspected, gallery: &mut Gallery) -> Result<()> {
+    /// Says which part each good image shows: as was stated of the files `good`, or by likeness.
+    fn group(&mut self, stated: Option<Groups>, good: &[PathBuf]) -> Result<()> {
+        let mut own: Vec<&mut ImageResult> =
+            self.images.iter_mut().filter(|image| image.label == Label::Good.name()).collect();
+        if let Some(stated) = stated {
+            let root = self.root;
+            let group: BTreeMap<String, u32> =
+                good.iter().map(|path| messages::below(path, root)).zip(stated.of).collect();
+            own.iter_mut().for_each(|image| image.group = group.get(&image.path).map(ToString::to_string));
+        } else if self.sketched && own.len() > 1 {
+            let found = groups::alike(&self.sketches, own.len())?;
+            own.iter_mut().zip(found.of).for_each(|(image, group)| image.group = Some(group.to_string()));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, sample: &Sample, seen: &Inspected, detector: &Detector, gallery: &mut Gallery) -> Result<()> {
         let detection = &seen.detection;
         let map = &detection.map;
         let size = input_side(&map.geometry);
@@ -190,6 +247,7 @@ impl<'a> Class<'a> {
             path: messages::below(&sample.path, self.root),
             category: self.category.name.clone(),
             label: sample.label.name().to_owned(),
+            group: None, // until all are there
             score: detection.score,
             threshold: detection.threshold,
             percentile: detection.percentile,
@@ -212,6 +270,11 @@ impl<'a> Class<'a> {
                     .transpose()?,
             })
         })?;
+        if self.sketched && !sample.label.is_defect() {
+            let network = detector.network();
+            let input = network.preprocess().apply(&seen.frame)?;
+            self.sketches.extend(groups::sketch(&network.features(&[&input])?.flatten_all()?.to_vec1::<f32>()?));
+        }
         self.images.push(image);
         self.ms.push(seen.ms);
         Ok(())
@@ -222,12 +285,31 @@ fn unreadable(path: &Path, root: &Path, error: &Error) -> Unreadable {
     Unreadable { path: messages::below(path, root), reason: error.to_string() }
 }
 
-/// The thresholds of this category: those of the class of the same name, or of the model's only class.
-fn thresholds(detector: &Detector, category: &str) -> Thresholds {
+/// The class of the model whose thresholds hold for this category: that of the same name, or the model's only one.
+fn own_class<'a>(detector: &'a Detector, category: &str) -> Option<&'a ClassCard> {
     let classes = &detector.card().classes;
     let own = classes.iter().find(|class| class.name == category);
-    let only = (classes.len() == 1).then(|| &classes[0]);
-    own.or(only).map_or_else(Thresholds::default, |class| Thresholds {
+    own.or(classes.first().filter(|_| classes.len() == 1))
+}
+
+/// The thresholds that the model would have at other promises, as far as its `own` class of a category has enough calibration
+/// scores for them. All of its classes are there: images may be taken for any.
+fn other_promises(detector: &Detector, own: Option<&ClassCard>) -> Vec<OtherPromise> {
+    let at = |promised| {
+        let limit = |class: &ClassCard| class.threshold(promised).ok().map(|threshold| threshold.value);
+        let own = match own {
+            Some(own) => Some(limit(own)?),
+            None => None,
+        };
+        let classes = detector.card().classes.iter();
+        let by_class = classes.filter_map(|class| Some((class.name.clone(), limit(class)?))).collect();
+        Some(OtherPromise { promised, own, by_class })
+    };
+    PROMISES.into_iter().filter_map(at).collect()
+}
+
+fn thresholds(own: Option<&ClassCard>) -> Thresholds {
+    own.map_or_else(Thresholds::default, |class| Thresholds {
         threshold: Some(class.ng.value),
         warn_threshold: Some(class.warn.value),
         pixel_threshold: Some(class.pixel_threshold),
@@ -251,52 +333,8 @@ impl Evaluation {
         Ok(())
     }
 
-    /// The figures as a table, in per cent.
+    /// The figures as tables, in per cent.
     pub(super) fn summary(&self) -> String {
-        use Align::{Left, Right};
-
-        let report = &self.report;
-        let mut table = Table::new(&[
-            ("", Left),
-            ("good", Right),
-            ("defect", Right),
-            ("I-AUROC", Right),
-            ("I-AP", Right),
-            ("I-F1max", Right),
-            ("P-AUROC", Right),
-            ("P-AP", Right),
-            ("P-F1max", Right),
-            ("AUPRO", Right),
-            ("false rejects", Right),
-            ("escapes", Right),
-        ]);
-        let row = |name: &str, counts: [String; 2], metrics: &Metrics, rates: [Option<f64>; 2]| {
-            let metrics = [
-                metrics.image_auroc,
-                metrics.image_ap,
-                metrics.image_f1max,
-                metrics.pixel_auroc,
-                metrics.pixel_ap,
-                metrics.pixel_f1max,
-                metrics.aupro,
-            ];
-            let figures = metrics.into_iter().chain(rates).map(figure);
-            [name.to_owned()].into_iter().chain(counts).chain(figures).collect()
-        };
-        for (name, class) in &report.classes {
-            let counts = [class.n_good.to_string(), class.n_defect.to_string()];
-            table.row(row(name, counts, &class.metrics, [class.false_reject_rate, class.escape_rate]));
-        }
-        let none = || [String::new(), String::new()];
-        if report.classes.len() > 1 {
-            let mean = &report.mean;
-            table.row(row("mean", none(), &mean.metrics, [mean.false_reject_rate, mean.escape_rate]));
-        }
-        for (name, baseline) in &report.baselines {
-            table.row(row(&format!("{name} (mean)"), none(), &baseline.mean, [None, None]));
-        }
-        let ms = &report.ms_per_image;
-        let ms = [ms.p50, ms.p95, ms.p99].map(|v| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}")));
-        format!("{table}\nin per cent; ms per image: p50 {}, p95 {}, p99 {}", ms[0], ms[1], ms[2])
+        figures::summary(&self.report)
     }
 }

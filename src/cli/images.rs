@@ -3,12 +3,30 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use clap::Args;
+
 use super::Context;
 use super::args::OnArgs;
-use crate::data::ReadAhead;
+use crate::data::{GroupBy, ReadAhead};
 use crate::detector::{Detection, Detector, Network, Request};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Prepared, read_image};
+
+/// Which images show one part.
+#[derive(Debug, Args)]
+pub(super) struct GroupArgs {
+    /// Images of one part count as one and are never divided: "folder" for a folder per part, or a regular expression that
+    /// captures the part in a file's name, for instance '^(\d+)_'. Without it by groups.csv in the product's folder (columns
+    /// path,group), and where that is not there either by their likeness (calibration.groups)
+    #[arg(long = "group-by", value_name = "folder|REGEX")]
+    pub(super) group_by: Option<String>,
+}
+
+impl GroupArgs {
+    pub(super) fn rule(&self) -> Result<Option<GroupBy>> {
+        self.group_by.as_deref().map(str::parse).transpose()
+    }
+}
 
 /// An image and its detection.
 pub(super) struct Inspected {

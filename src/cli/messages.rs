@@ -1,10 +1,13 @@
 //! Numbers and errors as text for users.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::bundle::ClassCard;
+use crate::bundle::{ClassCard, ScoreSource};
 use crate::calibrate;
+use crate::config::GroupSource;
+use crate::data::Groups;
 use crate::error::Error;
+use crate::train::GroupProblem;
 
 /// The text of an error, with all lines but the first indented.
 pub(super) fn error(error: &Error) -> String {
@@ -30,29 +33,70 @@ pub(super) fn percent(rate: f64) -> String {
     format!("{text} %")
 }
 
-/// The thresholds of a class with the false-reject rates they promise, and how many parts a lower rate needs.
+/// The thresholds of a class with the false-reject rates they promise, what they rest on, and how many parts a lower rate needs.
 pub(super) fn cost(class: &ClassCard) -> String {
     let ClassCard { name, ng, warn, .. } = class;
     let [low, high] = ng.interval.map(percent);
     let lower = lower_rate(ng.false_reject_rate);
-    let way = if calibrate::conformal_rank(ng.n, lower).is_ok() {
+    let way = if calibrate::conformal_rank(ng.parts(), lower).is_ok() {
         format!("these suffice; --set calibration.target_fpr={lower} in training, or diad calibrate")
     } else {
         let needed = calibrate::needed(lower);
-        format!("{needed} such parts, {} more", needed - ng.n)
+        format!("{needed} such parts, {} more", needed - ng.parts())
+    };
+    let images = if ng.groups.is_some() { format!(" ({} images)", ng.n) } else { String::new() };
+    let scored = match class.calibration.map(|calibration| calibration.source) {
+        Some(ScoreSource::OutOfFold) => "each scored by networks that have not seen it",
+        _ => "not trained on",
     };
     format!(
-        "{name}: rejected above {:.4}, warned of above {:.4}; set on {} not trained on\n  \
+        "{name}: rejected above {:.4}, warned of above {:.4}; set on {}{images}, {scored}\n  \
          good parts rejected: at most {} on average; with this very set {low} to {high} (95 %)\n  \
          good parts warned of: at most {}\n  \
          for {} rejected: {way}",
         ng.value,
         warn.value,
-        count(ng.n, "good part"),
+        count(ng.parts(), "good part"),
         percent(ng.false_reject_rate),
         percent(warn.false_reject_rate),
         percent(lower),
     )
+}
+
+/// What was found out about images of one part.
+pub(super) fn groups(class: &str, paths: &[PathBuf], groups: &Groups) -> String {
+    let how = match groups.source {
+        GroupSource::Option => "as --group-by says",
+        GroupSource::File => "as groups.csv says",
+        GroupSource::Found => "by their likeness",
+        GroupSource::None => "each taken for a part of its own",
+    };
+    let several = || groups.members().into_iter().filter(|images| images.len() > 1).max_by_key(Vec::len);
+    let name = |&image: &usize| paths[image].file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let largest = several().map_or_else(String::new, |images| {
+        let names = images.iter().take(3).map(name).collect::<Vec<_>>().join(", ");
+        let more = if images.len() > 3 { format!(" and {} more", images.len() - 3) } else { String::new() };
+        format!("; most of one part: {names}{more}")
+    });
+    let unnamed = match groups.unnamed {
+        0 => String::new(),
+        n => format!("; {} that it says nothing of counted as parts of their own", count(n, "image")),
+    };
+    format!("{class}: {} of {}, {how}{largest}{unnamed}", count(paths.len(), "image"), count(groups.count(), "part"))
+}
+
+/// Why images of one part were not looked for.
+pub(super) fn ungrouped(class: &str, problem: GroupProblem) -> String {
+    match problem {
+        GroupProblem::TooMany => format!(
+            "{class}: too many images to compare each with each; say which show one part with --group-by or groups.csv, or \
+             the promise counts pictures for parts"
+        ),
+        GroupProblem::Unsupported { groups } => format!(
+            "{class}: the images seem to show only {groups} different parts, too few for calibration.target_fpr; taken for a \
+             part each. Say which show one part with --group-by or groups.csv"
+        ),
+    }
 }
 
 /// The last words of the demo: its files, and what to do next.
@@ -110,8 +154,7 @@ mod tests {
             calibration_scores: scores,
             ng,
             warn,
-            pixel_threshold: 1.0,
-            prototype_limit: 1.0,
+            ..crate::bundle::fixture::card(&["bolt"]).classes.remove(0)
         };
         let text = cost(&class);
         for what in [

@@ -20,9 +20,11 @@ mod baselines;
 mod bench;
 mod calibrate;
 mod console;
+mod coverage;
 mod crash;
 mod demo;
 mod evaluate;
+mod figures;
 mod ground_truth;
 mod images;
 mod inspect;
@@ -95,6 +97,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Backbone(args::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Ablate(args) => ablate::run(&context, &args),
+        Command::Coverage(args) => coverage::run(&context, &args),
         Command::Sample(args) => sample::run(&context, &args),
         Command::Demo(args) => demo::run(&context, &args),
     };

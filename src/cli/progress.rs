@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Context;
 use super::console::Console;
+use super::{Context, messages};
 use crate::train;
 
 /// A line in a pipe after this long ...
@@ -162,14 +162,25 @@ impl train::Observer for TrainingProgress<'_> {
                 let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(reason);
                 console.warn(format_args!("{name}: {reason}; left out"));
             }
+            train::Event::Empty { path } => console.warn(format_args!(
+                "{}: of one colour or almost black; from now on such a frame is good",
+                path.display()
+            )),
             train::Event::SampleDepth { depth } => self.context.warn_of_depth(depth),
             train::Event::Spilled => {
                 console.note("images exceed training.cache_mib: the rest goes to a temporary file beside the model");
             }
-            train::Event::Started { step, parameters } => {
+            train::Event::Groups { class, paths, groups, problem } => {
+                if let Some(problem) = problem {
+                    console.warn(messages::ungrouped(class, *problem));
+                }
+                console.note(messages::groups(class, paths, groups));
+            }
+            train::Event::Started { step, parameters, networks } => {
                 self.current.borrow_mut().first_step = *step;
                 let from = if *step > 0 { format!(", going on after step {step}") } else { String::new() };
-                console.note(format_args!("training {parameters} parameters{from}"));
+                let of = if *networks > 1 { format!(" of {networks} networks") } else { String::new() };
+                console.note(format_args!("training {parameters} parameters{of}{from}"));
             }
             train::Event::Step { step, steps, loss, images_per_second } => {
                 let shown = {

@@ -1,6 +1,7 @@
 //! `diad train`
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,19 +11,22 @@ use super::console::Console;
 use super::images::check_exists;
 use super::progress::{TrainingProgress, duration};
 use super::{Context, messages};
-use crate::bundle::ClassCard;
+use crate::bundle::{ClassCard, ImageCard};
 use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::model::denoiser::Denoisers;
 use crate::train::{self, Outcome};
 
 /// Fewer good images of a product than this are worth a warning.
 const FEW_IMAGES: usize = 50;
 /// A product with this many times the images of another is worth a warning.
 const UNBALANCED: usize = 5;
+/// Good images that stand out are named, so many of each class.
+const OUTLIERS: usize = 5;
+/// They lie this many times the median deviation beyond the median: 9 standard deviations of normal values.
+const FAR: f64 = 13.0;
 /// Losses in a report, at most: a curve of a long training needs no more points.
 const LOSS_POINTS: usize = 1000;
 
@@ -33,8 +37,13 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         config.assign(&[format!("training.seed={seed}")])?;
     }
     let device = args.place.find()?;
-    let options =
-        train::Options { out: args.out.clone(), backbone: args.backbone.clone(), resume: args.resume, device };
+    let options = train::Options {
+        out: args.out.clone(),
+        backbone: args.backbone.clone(),
+        resume: args.resume,
+        group_by: args.group.rule()?,
+        device,
+    };
     if let Some(report) = &args.report {
         check_writable(report)?;
     }
@@ -54,8 +63,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         write_atomic(path, json.as_bytes())?;
     }
     console.print(format_args!("{}", args.out.display()))?;
-    for class in &outcome.detector.card().classes {
+    for (class, paths) in outcome.detector.card().classes.iter().zip(&outcome.paths) {
         console.print(messages::cost(class))?;
+        warn_outliers(console, class, paths);
     }
     console.note(format_args!(
         "next: diad evaluate --model {0} --data {1}, diad predict --model {0} --input IMAGE",
@@ -63,6 +73,47 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         args.data.display()
     ));
     Ok(())
+}
+
+/// Names the good images that are unlike all others.
+fn warn_outliers(console: &Console, class: &ClassCard, paths: &[PathBuf]) {
+    let outliers = outliers(class);
+    for &(image, percentile) in outliers.iter().take(OUTLIERS) {
+        console.warn(format_args!(
+            "{}: unlike the other good images of {} (score at percentile {percentile:.1}); if it shows a defect or another \
+             product, take it out and train again",
+            paths[image].display(),
+            class.name
+        ));
+    }
+    if outliers.len() > OUTLIERS {
+        console.warn(format_args!("{}: and {} more like that", class.name, outliers.len() - OUTLIERS));
+    }
+}
+
+/// The images of a class whose score, or distance from the prototype, lies far beyond those of the others: their indices and the
+/// percentile of their scores, the strangest first.
+fn outliers(class: &ClassCard) -> Vec<(usize, f64)> {
+    let beyond = |value: fn(&ImageCard) -> Option<f32>| -> Vec<f64> {
+        let mut sorted: Vec<f64> = class.images.iter().filter_map(value).map(f64::from).collect();
+        let median = median(&mut sorted);
+        let mut deviations: Vec<f64> = sorted.iter().map(|v| (v - median).abs()).collect();
+        let deviation = self::median(&mut deviations).max(1e-3 * median.abs());
+        class.images.iter().map(|image| value(image).map_or(0.0, |v| (f64::from(v) - median) / deviation)).collect()
+    };
+    let (scores, distances) = (beyond(|image| image.score), beyond(|image| image.prototype_distance));
+    let strange = |i: &usize| scores[*i].max(distances[*i]);
+    let mut found: Vec<usize> = (0..class.images.len()).filter(|i| strange(i) > FAR).collect();
+    found.sort_by(|a, b| strange(b).total_cmp(&strange(a)));
+    let good = class.good_scores();
+    let percentile = |i: usize| good.percentile(class.images[i].score.unwrap_or(f32::NAN));
+    found.into_iter().map(|i| (i, percentile(i))).collect()
+}
+
+/// The middle of some values; 0 of none.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Trains with progress, and prints how long each stage took.
@@ -92,13 +143,18 @@ pub(super) fn configuration(args: &ConfigArgs, default: Config) -> Result<Config
 /// Prints what was found, and warns of few and unbalanced images.
 pub(super) fn describe(console: &Console, data: &Dataset, config: &Config) {
     for category in &data.categories {
-        let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
-        console.note(format_args!(
-            "{}: {}, {} held out for the threshold",
-            category.name,
-            messages::count(category.train.len(), "good image"),
-            split.calibration.len()
-        ));
+        let images = messages::count(category.train.len(), "good image");
+        let scored = match config.calibration.folds {
+            1 => {
+                let (fraction, seed) = (config.training.calibration_fraction, config.training.seed);
+                let held_out = data::hold_out(&category.train, fraction, seed).calibration.len();
+                format!("{held_out} held out for the threshold, which teach nothing (calibration.folds = 1)")
+            }
+            folds => {
+                format!("all teach, and all set the threshold: in {folds} folds, by networks that have not seen them")
+            }
+        };
+        console.note(format_args!("{}: {images}; {scored}", category.name));
         if category.train.len() < FEW_IMAGES {
             console.warn(format_args!(
                 "{}: only {}; expect false rejects of parts that look a little different ({FEW_IMAGES} or more are a start)",
@@ -144,7 +200,19 @@ struct Report<'a> {
     losses: Vec<(usize, f64)>,
     skipped: Vec<Skipped>,
     classes: &'a [ClassCard],
+    /// By class: its good images in the order of the card.
+    images: BTreeMap<&'a str, Vec<GoodImage>>,
     config: &'a Config,
+}
+
+#[derive(Serialize)]
+struct GoodImage {
+    path: String,
+    /// The part that it shows.
+    group: u32,
+    score: Option<f32>,
+    percentile: Option<f64>,
+    stands_out: bool,
 }
 
 #[derive(Serialize)]
@@ -164,7 +232,7 @@ impl<'a> Report<'a> {
     fn new(out: &Path, data: &Dataset, outcome: &'a Outcome) -> Self {
         let card = outcome.detector.card();
         let [features, training, calibration] = outcome.seconds;
-        let steps = card.training.steps * Denoisers::count(&card.config, card.classes.len());
+        let steps = train::total_steps(&card.config, card.classes.len());
         let first = steps - outcome.losses.len().min(steps); // of a run that was resumed
         let every = outcome.losses.len().div_ceil(LOSS_POINTS).max(1);
         let losses = outcome.losses.iter().enumerate().map(|(i, &loss)| (first + i + 1, loss));
@@ -183,7 +251,21 @@ impl<'a> Report<'a> {
                 .map(|(path, reason)| Skipped { path: path.display().to_string(), reason: reason.clone() })
                 .collect(),
             classes: &card.classes,
+            images: card.classes.iter().zip(&outcome.paths).map(|(class, paths)| good_images(class, paths)).collect(),
             config: &card.config,
         }
     }
+}
+
+fn good_images<'a>(class: &'a ClassCard, paths: &[PathBuf]) -> (&'a str, Vec<GoodImage>) {
+    let outliers: Vec<usize> = outliers(class).into_iter().map(|(image, _)| image).collect();
+    let good = class.good_scores();
+    let image = |(i, (image, path)): (usize, (&ImageCard, &PathBuf))| GoodImage {
+        path: path.display().to_string(),
+        group: image.group,
+        score: image.score,
+        percentile: image.score.map(|score| good.percentile(score)),
+        stands_out: outliers.contains(&i),
+    };
+    (&class.name, class.images.iter().zip(paths).enumerate().map(image).collect())
 }

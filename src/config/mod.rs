@@ -186,7 +186,9 @@ config! {
         shuffle: f64 = 0.15, below(0.0, 1.0);
         /// Probability that the class label is dropped.
         class_drop: f64 = 0.15, closed(0.0, 1.0);
-        /// Fraction of each class's good images held out for calibration.
+        /// Mild changes of each image that the statistics of good parts are told of as well.
+        augment: Augment = Augment::Mild, Kind::OneOf(Augment::NAMES);
+        /// Fraction of each class's good images held out for calibration where `calibration.folds` is 1.
         calibration_fraction: f64 = 0.15, closed(0.01, 0.9);
         /// Steps between checkpoints.
         checkpoint_steps: usize = 250, integer(1, 10_000_000);
@@ -224,6 +226,9 @@ config! {
         smoothing_px: f64 = 4.0, closed(0.0, 128.0);
         /// The image score is the mean of this fraction of the highest map values.
         top_fraction: f64 = 0.01, above(0.0, 1.0);
+        /// Side, in cells, of the squares whose mean residual is measured beside that of each cell, for what is too faint for a
+        /// single cell; odd. 1: the cells alone. For the Mahalanobis distance.
+        context: usize = 3, integer(1, 7).step(2);
         /// How far a cell's residual is from those of good parts.
         distance: Distance = Distance::Mahalanobis, Kind::OneOf(Distance::NAMES);
         /// How one answer is made of those of several classes.
@@ -238,6 +243,47 @@ config! {
         warn_fpr: Option<f64> = None, open(0.0, 1.0);
         /// Regions below this many input pixels are not reported.
         min_area: usize = 16, integer(0, 1_000_000);
+        /// Parts into which the good images are divided, each scored by a network and statistics of the others; 1 holds some
+        /// images out instead (`training.calibration_fraction`), which then teach nothing.
+        folds: usize = 5, integer(1, 50);
+        /// How images of one part are told where the command line does not say it.
+        groups: Grouping = Grouping::Auto, Kind::OneOf(Grouping::NAMES);
+    }
+}
+
+named! {
+    /// Changes of good images that leave the part good.
+    pub enum Augment: "augment" {
+        /// Compression, blur, noise and light, as between a camera and the model.
+        Mild = "mild",
+        /// None.
+        None = "none",
+    }
+}
+
+named! {
+    /// How images of one part are told.
+    pub enum Grouping: "groups" {
+        /// By the product's file `groups.csv`, else by their likeness.
+        Auto = "auto",
+        /// By that file, and each image by itself where there is none.
+        File = "file",
+        /// Each image is a part.
+        None = "none",
+    }
+}
+
+named! {
+    /// How images of one part were told from those of another.
+    pub enum GroupSource: "group source" {
+        /// By folder or name, as the command line said.
+        Option = "option",
+        /// By the file `groups.csv` of the product.
+        File = "file",
+        /// By their likeness.
+        Found = "found",
+        /// Not at all: each image counts as a part.
+        None = "none",
     }
 }
 
@@ -366,6 +412,14 @@ named! {
 }
 
 impl Config {
+    /// Gives the keys that model files of schema 1 do not have the meaning that they had then.
+    pub(crate) fn as_in_schema_1(&mut self) {
+        self.training.augment = Augment::None;
+        self.calibration.folds = 1;
+        self.calibration.groups = Grouping::None;
+        self.detection.context = 1;
+    }
+
     /// Channels of a cell of the grid.
     pub fn dim(&self) -> usize {
         match self.features.space {

@@ -18,6 +18,10 @@ const MAX_BYTES: u64 = 1 << 20;
 /// What a file should be.
 const EXPECTED: &str = "a configuration file (TOML)";
 
+/// The share of images that are held out, and the key that says whether any are.
+const FRACTION: &str = "training.calibration_fraction";
+const FOLDS: &str = "calibration.folds";
+
 /// Mistakes told; a file with more is some other file.
 const MAX_MISTAKES: usize = 50;
 
@@ -34,8 +38,11 @@ impl Config {
             return Err(wrong(origin, syntax_mistakes(text, &errors)));
         }
         let starts = key_starts(parsed.get_ref());
-        let tree = Table::deserialize(toml::Deserializer::from(parsed))
+        let mut tree = Table::deserialize(toml::Deserializer::from(parsed))
             .map_err(|error| wrong(origin, vec![rules::excerpt(error.message())]))?;
+        if starts.contains_key(FRACTION) && !starts.contains_key(FOLDS) {
+            hold_out(&mut tree);
+        }
         rules::resolve(&tree).map_err(|mistakes| {
             let placed = |mistake: Mistake| match mistake.keys.iter().find_map(|key| starts.get(key)) {
                 Some(&start) => (start, format!("line {}: {}", line(text, start), mistake.text)),
@@ -67,6 +74,11 @@ impl Config {
     pub fn assign<S: AsRef<str>>(&mut self, assignments: &[S]) -> Result<()> {
         let mut tree = self.tree().map_err(|mistakes| wrong("--set", mistakes))?;
         let mut mistakes = Vec::new();
+        let assigns =
+            |key: &str| assignments.iter().any(|text| text.as_ref().split('=').next().map(str::trim) == Some(key));
+        if assigns(FRACTION) && !assigns(FOLDS) {
+            hold_out(&mut tree);
+        }
         for assignment in assignments.iter().map(AsRef::as_ref) {
             let Some((key, value)) = assignment.split_once('=') else {
                 mistakes.push(format!("{assignment:?}: expected KEY=VALUE, for instance training.steps=500"));
@@ -113,6 +125,13 @@ impl Config {
             return Err(beyond);
         }
         Table::try_from(self).map_err(|error| vec![error.to_string()])
+    }
+}
+
+/// Who says how many images are to be held out wants some held out.
+fn hold_out(tree: &mut Table) {
+    if let Value::Table(section) = tree.entry("calibration").or_insert_with(|| Table::new().into()) {
+        section.insert("folds".into(), 1.into());
     }
 }
 

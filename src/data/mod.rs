@@ -1,4 +1,5 @@
-//! Images on disk: where they are ([`Dataset`]), which are held out ([`split`]), how many are read ([`ReadAhead`]). Knows
+//! Images on disk: where they are ([`Dataset`]), which show one part
+//! ([`groups`]), which are held out ([`split`]), how many are read ([`ReadAhead`]). Knows
 //! nothing of models.
 
 use std::collections::BTreeMap;
@@ -7,11 +8,13 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 mod depth;
+pub mod groups;
 mod read_ahead;
 mod scan;
 pub mod split;
 
 pub use depth::SampleDepth;
+pub use groups::{GroupBy, Groups};
 pub use read_ahead::{Group, ReadAhead, Stop, check_unreadable};
 pub use scan::images_in;
 pub use split::{Split, data_sha256, hold_out};

@@ -43,7 +43,7 @@ pub fn hold_out(paths: &[PathBuf], fraction: f64, seed: u64) -> Split {
 }
 
 /// SHA-256 of the seed (little endian) and the file name: the same on every machine and in every release.
-fn name_hash(path: &Path, seed: u64) -> [u8; 32] {
+pub fn name_hash(path: &Path, seed: u64) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
     hash.update(name_bytes(path));

@@ -12,19 +12,26 @@ use super::reconstruction::{Reconstructor, needs_noise};
 use super::scorer::terms;
 use super::{Mask, Network, Scorer};
 use crate::bundle::{self, BackboneCard, Card, TensorSpec};
+use crate::config::Config;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform};
 use crate::model::denoiser::Denoisers;
 use crate::model::{self, Weights};
-use crate::residuals::ResidualStatistics;
+use crate::residuals::{ResidualStatistics, Scale};
 
-const MEAN: &str = "residuals.mean";
-const WHITEN: &str = "residuals.whiten";
+/// Of the cells, and of the squares around them.
+const MEAN: [&str; 2] = ["residuals.mean", "residuals.context.mean"];
+const WHITEN: [&str; 2] = ["residuals.whiten", "residuals.context.whiten"];
 const PROTOTYPES: &str = "prototypes";
 const MASK: &str = "mask";
 const NOISE: &str = "noise";
 const TERM_MEANS: &str = "terms.mean";
+
+/// Sides of the squares that a model has statistics of, in cells.
+fn scales(config: &Config) -> Vec<usize> {
+    if config.detection.context > 1 { vec![1, config.detection.context] } else { vec![1] }
+}
 
 /// The tensors that a model with this card holds.
 ///
@@ -55,8 +62,10 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     if card.config.detection.needs_noise_errors() {
         all.push(spec(TERM_MEANS.into(), Dtype::F32, vec![classes, terms(&card.config)]));
     }
-    all.push(spec(MEAN.into(), Dtype::F32, vec![classes, tokens, dim]));
-    all.push(spec(WHITEN.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
+    for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(&card.config).len()) {
+        all.push(spec((*mean).into(), Dtype::F32, vec![classes, tokens, dim]));
+        all.push(spec(whiten.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
+    }
     all.push(spec(PROTOTYPES.into(), Dtype::F32, vec![classes, dim]));
     Ok(all)
 }
@@ -86,11 +95,14 @@ pub fn save(
     tensors.extend(denoiser.iter().map(|(name, tensor)| (format!("denoiser.{name}"), tensor.clone())));
     let Scorer { statistics, term_means, .. } = &network.scorer;
     let (classes, tokens, dim) = (statistics.len(), card.config.tokens(), card.config.dim());
-    let mean = statistics.iter().flat_map(ResidualStatistics::mean).copied().collect::<Vec<_>>();
-    let whiten = statistics.iter().flat_map(ResidualStatistics::whiten).copied().collect::<Vec<_>>();
     let cpu = &candle_core::Device::Cpu;
-    tensors.insert(MEAN.into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
-    tensors.insert(WHITEN.into(), Tensor::from_vec(whiten, (classes, tokens, dim * (dim + 1) / 2), cpu)?);
+    for i in 0..scales(&card.config).len() {
+        let scales = || statistics.iter().filter_map(|class| class.scales().get(i));
+        let mean = scales().flat_map(Scale::mean).copied().collect::<Vec<_>>();
+        let whiten = scales().flat_map(Scale::whiten).copied().collect::<Vec<_>>();
+        tensors.insert(MEAN[i].into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
+        tensors.insert(WHITEN[i].into(), Tensor::from_vec(whiten, (classes, tokens, dim * (dim + 1) / 2), cpu)?);
+    }
     if let Some(mask) = &network.mask {
         let side = card.config.features.grid * MAP_SCALE;
         tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (side, side), cpu)?);
@@ -131,13 +143,19 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
         Ok(tensor.flatten_all()?)
     };
     let noise = needs_noise(config).then(|| Ok::<_, Error>(get(NOISE)?.to_vec1()?)).transpose()?;
-    let mean = get(MEAN)?.to_vec1::<f32>()?;
-    let whiten = get(WHITEN)?.to_vec1::<half::f16>()?;
-    let residuals = mean
-        .chunks_exact(tokens * dim)
-        .zip(whiten.chunks_exact(tokens * dim * (dim + 1) / 2))
-        .map(|(mean, whiten)| ResidualStatistics::new(dim, mean.to_vec(), whiten.to_vec()))
-        .collect::<Result<Vec<_>>>()?;
+    let mut residuals: Vec<ResidualStatistics> = Vec::with_capacity(classes);
+    for (i, side) in scales(config).into_iter().enumerate() {
+        let mean = get(MEAN[i])?.to_vec1::<f32>()?;
+        let whiten = get(WHITEN[i])?.to_vec1::<half::f16>()?;
+        let whiten = whiten.chunks_exact(tokens * dim * (dim + 1) / 2);
+        let each = mean.chunks_exact(tokens * dim).zip(whiten);
+        let each = each.map(|(mean, whiten)| Scale::new(side, dim, mean.to_vec(), whiten.to_vec()));
+        let each = each.collect::<Result<Vec<Scale>>>()?;
+        residuals = match i {
+            0 => each.into_iter().map(ResidualStatistics::new).collect(),
+            _ => residuals.into_iter().zip(each).map(|(statistics, scale)| statistics.and(scale)).collect(),
+        };
+    }
     let by_class =
         |values: Vec<f32>, each: usize| -> Vec<Vec<f32>> { values.chunks_exact(each).map(<[f32]>::to_vec).collect() };
     let mut scorer = Scorer::new(config, residuals, &extractor)?;
@@ -146,6 +164,6 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
     }
     let prototypes = by_class(get(PROTOTYPES)?.to_vec1()?, dim);
     let mask = config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)?.to_vec1()?)).transpose()?;
-    let reconstructor = Reconstructor::new(config, device, denoisers, noise)?;
+    let reconstructor = Arc::new(Reconstructor::new(config, device, denoisers, noise)?);
     Network::new(config, extractor, reconstructor, scorer, prototypes, mask)
 }

@@ -1,7 +1,6 @@
 //! Thresholds: those on the model's card, or what the user sets in their place.
 
 use crate::bundle::Card;
-use crate::calibrate::conformal;
 use crate::error::{Error, Result};
 
 /// What the user sets in place of the thresholds on the card. What is absent stays as it is there.
@@ -69,7 +68,7 @@ impl Limits {
                     class.name
                 ))
             };
-            let by_rate = |rate| conformal(&class.calibration_scores, rate).map_err(refused);
+            let by_rate = |rate| class.threshold(rate).map_err(refused);
             let moved = target_fpr.map(by_rate).transpose()?.map(|found| found.value).or(*threshold);
             if let Some(ng) = moved {
                 *limits = ClassLimits { ng, warn: (ng * share).min(ng), ..*limits };

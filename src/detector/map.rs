@@ -20,6 +20,11 @@ pub struct AnomalyMap {
 }
 
 impl AnomalyMap {
+    /// The highest value.
+    pub fn peak(&self) -> f32 {
+        self.values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
     /// The values at another size, `[side, side]`.
     pub fn resized(&self, side: usize) -> Vec<f32> {
         resize(&self.values, self.side, side)

@@ -8,8 +8,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::bundle::{self, Card};
-use crate::calibrate::percentile;
+use crate::bundle::{self, Card, ClassCard};
+use crate::calibrate::GoodScores;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Prepared};
@@ -115,6 +115,8 @@ pub struct Detector {
     network: Network,
     card: Card,
     limits: Limits,
+    /// By class.
+    good: Vec<GoodScores>,
 }
 
 impl Detector {
@@ -137,7 +139,8 @@ impl Detector {
             Error::Internal(reason) => Error::model(path, reason),
             other => other,
         })?;
-        Ok(Self { network, limits: Limits::of(&file.card), card: file.card })
+        let good = file.card.classes.iter().map(ClassCard::good_scores).collect();
+        Ok(Self { network, limits: Limits::of(&file.card), good, card: file.card })
     }
 
     /// What is on the model's card.
@@ -178,13 +181,14 @@ impl Detector {
     pub(crate) fn conclude(&self, scores: CellScores, frames: &[(&Prepared, &Request)]) -> Vec<Result<Detection>> {
         let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
         self.network.conclude(scores, frames, calibrated, |inspection, request| {
-            judge(inspection, &self.card, request.limits.as_ref().unwrap_or(&self.limits))
+            let good = &self.good[inspection.class];
+            judge(inspection, &self.card, good, request.limits.as_ref().unwrap_or(&self.limits))
         })
     }
 }
 
 /// Adds verdict, percentile and regions to what the network found.
-fn judge(inspection: Inspection, card: &Card, limits: &Limits) -> Detection {
+fn judge(inspection: Inspection, card: &Card, good: &GoodScores, limits: &Limits) -> Detection {
     let Inspection { class, source, prototype_distance, score, map } = inspection;
     let class_card = &card.classes[class];
     let ClassLimits { ng, warn, pixel } = limits.classes[class];
@@ -201,7 +205,7 @@ fn judge(inspection: Inspection, card: &Card, limits: &Limits) -> Detection {
         score,
         threshold: ng,
         warn_threshold: warn,
-        percentile: percentile(&class_card.calibration_scores, score),
+        percentile: good.percentile(score),
         class: class_card.name.clone(),
         class_source: if unknown { ClassSource::UnknownProduct } else { source },
         regions: frame_regions(&map, pixel, card.config.input.size, limits.min_area),

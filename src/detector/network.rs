@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "train")]
+use super::ClassChoice;
 use super::class::{ClassDecision, prototype_distance};
 use super::map::MapBuilder;
 use super::{AnomalyMap, ClassSource, Mask, Reconstruction, Reconstructor, Request, SamplerPlan, Scorer};
@@ -37,7 +39,7 @@ pub struct Inspection {
 pub struct Network {
     config: Config,
     extractor: Arc<FeatureExtractor>,
-    reconstructor: Reconstructor,
+    reconstructor: Arc<Reconstructor>,
     pub(super) scorer: Scorer,
     decision: ClassDecision,
     /// Mean features `[D]` of each class.
@@ -77,7 +79,7 @@ impl Network {
     pub fn new(
         config: &Config,
         extractor: Arc<FeatureExtractor>,
-        reconstructor: Reconstructor,
+        reconstructor: Arc<Reconstructor>,
         scorer: Scorer,
         prototypes: Vec<Vec<f32>>,
         mask: Option<Mask>,
@@ -154,6 +156,46 @@ impl Network {
     /// compared as they are.
     pub fn inspect(&self, frames: &[(&Prepared, &Request)]) -> Vec<Result<Inspection>> {
         self.spread(frames, |scores, some| self.conclude(scores, some, |_, score| score, |found, _| found))
+    }
+
+    /// What a good part of a known class looks like to the line: the inspection as a part of that class, and one as a part of each
+    /// class that the network would choose from if it were not told (none where there is one class only).
+    #[cfg(feature = "train")]
+    pub(crate) fn inspect_candidates(
+        &self,
+        frames: &[(&Prepared, usize)],
+    ) -> Vec<Result<(Inspection, Vec<Inspection>)>> {
+        let told =
+            |(_, class): &(&Prepared, usize)| Request { class: ClassChoice::Known(*class), ..Request::default() };
+        let (told, untold): (Vec<Request>, Request) = (frames.iter().map(told).collect(), Request::default());
+        let requests: Vec<_> = frames.iter().zip(&told).map(|((input, _), request)| (*input, request)).collect();
+        self.device().spread(&requests, |some| {
+            let inputs: Vec<&Prepared> = some.iter().map(|(input, _)| *input).collect();
+            let lined: Vec<_> = inputs.iter().map(|input| (*input, &untold)).collect();
+            let measured = self.embed(&inputs).and_then(|embeddings| {
+                let chosen =
+                    if self.decision == ClassDecision::Only { None } else { Some(self.measure(&embeddings, &lined)?) };
+                Ok((self.measure(&embeddings, some)?, chosen))
+            });
+            let (own, chosen) = match measured {
+                Ok(both) => both,
+                Err(error) => return error.for_all(some.len()),
+            };
+            let own = self.conclude(own, some, |_, score| score, |found, _| found);
+            let chosen = chosen.map(|CellScores(scores)| scores).unwrap_or_default();
+            let each = |scores: Result<FrameScores>, input: &Prepared| -> Result<Vec<Inspection>> {
+                let FrameScores { source, candidates } = scores?;
+                // Where cells of several classes make one map, there is one answer.
+                let split = self.decision != ClassDecision::PixelMinimum;
+                let sets = if split { candidates.into_iter().map(|one| vec![one]).collect() } else { vec![candidates] };
+                let decide = |candidates| {
+                    self.decide(FrameScores { source, candidates }, input.geometry, None, &|_, score| score)
+                };
+                sets.into_iter().map(decide).collect()
+            };
+            let mut chosen = chosen.into_iter().zip(&inputs).map(|(scores, input)| each(scores, input));
+            own.into_iter().map(|own| Ok((own?, chosen.next().unwrap_or(Ok(Vec::new()))?))).collect()
+        })
     }
 
     /// All phases for frames in groups that suit the device; `conclude` makes the answers of a group.

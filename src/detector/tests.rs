@@ -33,7 +33,7 @@ fn network(set: &[&str]) -> Network {
     config.assign(&pictures.iter().chain(&["denoiser.attention_every=2"]).chain(set).collect::<Vec<_>>()).unwrap();
     let denoisers = Denoisers::new(&config, 2, weights(&config)).unwrap();
     let statistics = |seed: usize| {
-        let mut sums = ResidualSums::new(GRID * GRID, DIM);
+        let mut sums = ResidualSums::new(GRID * GRID, DIM, 1);
         sums.add(&(0..30 * GRID * GRID * DIM).map(|i| ((i * i + seed) as f32 * 0.37).sin()).collect::<Vec<_>>());
         sums.finish().unwrap()
     };
@@ -45,7 +45,7 @@ fn network(set: &[&str]) -> Network {
     let term_means = [[2.0, 0.5, 0.25, 1.0], [4.0, 1.0, 0.5, 1.0]].map(|means| means[..=levels].to_vec());
     let scorer = scorer.with_term_means(term_means.into()).unwrap();
     let prototypes = vec![vec![3.0; DIM], vec![3.1; DIM]];
-    Network::new(&config, extractor, reconstructor, scorer, prototypes, None).unwrap()
+    Network::new(&config, extractor, Arc::new(reconstructor), scorer, prototypes, None).unwrap()
 }
 
 fn prepared() -> Prepared {

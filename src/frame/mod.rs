@@ -1,5 +1,7 @@
 //! `Frame`: the one image type between cameras, files and the model.
 
+use sha2::{Digest, Sha256};
+
 use crate::config::{Fit, InputConfig};
 use crate::error::{Error, Result};
 
@@ -46,6 +48,14 @@ impl Frame {
     /// Bytes, `[H, W, 3]`.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
+    }
+
+    /// SHA-256 of width and height (8 bytes each, little endian) and the bytes: the same for the same picture in any file.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        [self.width, self.height].iter().for_each(|&side| hash.update((side as u64).to_le_bytes()));
+        hash.update(&self.rgb);
+        hash.finalize().into()
     }
 }
 

@@ -8,6 +8,11 @@ pub mod choices {}
 #[doc = include_str!("measured.md")]
 pub mod measured {}
 
+#[doc = include_str!("promise.md")]
+pub mod promise {}
+#[doc = include_str!("report.md")]
+pub mod report {}
+
 #[doc = include_str!("gpu.md")]
 pub mod gpu {}
 

@@ -1,4 +1,5 @@
-//! How well scores rank defects above good: AUROC, AP, best F1 and AUPRO, all exact. Knows nothing of tensors or files.
+//! How well scores rank defects above good: AUROC, AP, best F1 and AUPRO, all exact; and rates over parts of which there are
+//! several images. Knows nothing of tensors or files.
 //!
 //! Definitions (per class; the caller averages over classes):
 //! - **AUROC** = P(s+ > s-) + 1/2 P(s+ = s-), never flipped below 0.5.
@@ -12,6 +13,7 @@
 //! `None` when one is missing.
 
 mod curve;
+mod groups;
 mod pixels;
 
 use rayon::slice::ParallelSliceMut as _;
@@ -20,6 +22,7 @@ use crate::error::{Error, Result};
 
 use curve::Thinner;
 pub use curve::{CurvePoint, PRO_LIMIT};
+pub use groups::{Groups, share_interval};
 pub use pixels::PixelSet;
 
 /// Sorted scores, those of good items and those of defective ones (images or pixels) apart; every metric is one sweep over them.

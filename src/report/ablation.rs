@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::html::{escape, start};
 use super::svg::{self, Dots};
-use super::{Column, Latency, Metrics, SCHEMA, json};
+use super::{Column, Latency, Metrics, json};
 use crate::error::Result;
+
+/// Version of the JSON of `diad ablate`; raised when a field changes its meaning.
+const SCHEMA: u32 = 1;
 
 /// One configuration, trained and evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,8 @@ use crate::metrics::{CurvePoint, Ranking};
 
 use super::gallery::{Case, Gallery, Kind, Picture};
 use super::png::{base64, png, png_rgba};
-use super::svg::{Histogram, Line, chart, legend, outline, short};
+use super::promise;
+use super::svg::{Axis, Histogram, Line, chart, legend, outline, short};
 use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
 use crate::heatmap::{HeatScale, MapView};
 
@@ -93,11 +94,12 @@ impl Page<'_> {
         );
         let mean = &report.mean;
         let ms = report.ms_per_image.p50.map_or(NONE.to_owned(), |ms| format!("{} ms", short(ms)));
+        let rejects = promise::marked(&percent(mean.false_reject_rate), mean.against_promise());
         let cards = [
             ("Image AUROC", figure(mean.metrics.image_auroc), "defects above good parts"),
             ("Pixel AUROC", figure(mean.metrics.pixel_auroc), "defect pixels above good ones"),
             ("AUPRO", figure(mean.metrics.aupro), "defect regions covered"),
-            ("False rejects", percent(mean.false_reject_rate), "good parts taken out"),
+            ("False rejects", rejects, "good parts taken out"),
             ("Escapes", percent(mean.escape_rate), "defects let pass"),
             ("Per image", ms, "median"),
         ];
@@ -121,16 +123,11 @@ impl Page<'_> {
         for (name, _) in Metrics::COLUMNS {
             let _ = write!(out, "<th>{name}</th>");
         }
-        out.push_str("<th>False rejects</th><th>Escapes</th><th>Good</th><th>Defective</th></tr></thead>\n<tbody>\n");
+        out.push_str("<th>Good</th><th>Defective</th></tr></thead>\n<tbody>\n");
         for (at, (name, class)) in self.report.classes.iter().enumerate() {
             let _ = write!(out, "<tr><th><a href=\"#class-{at}\">{}</a></th>", escape(name));
             metric_cells(out, &class.metrics);
-            let (rejects, escapes) = (percent(class.false_reject_rate), percent(class.escape_rate));
-            let _ = writeln!(
-                out,
-                "<td>{rejects}</td><td>{escapes}</td><td>{}</td><td>{}</td></tr>",
-                class.n_good, class.n_defect
-            );
+            let _ = writeln!(out, "<td>{}</td><td>{}</td></tr>", class.n_good, class.n_defect);
         }
         let mean = &self.report.mean;
         out.push_str("</tbody>\n<tfoot><tr><th>Mean</th>");
@@ -138,12 +135,27 @@ impl Page<'_> {
         let total = |of: fn(&ClassReport) -> usize| self.report.classes.values().map(of).sum::<usize>();
         let _ = write!(
             out,
-            "<td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr></tfoot>\n</table></div>\n</section>\n",
-            percent(mean.false_reject_rate),
-            percent(mean.escape_rate),
+            "<td>{}</td><td>{}</td></tr></tfoot>\n</table></div>\n",
             total(|class| class.n_good),
             total(|class| class.n_defect),
         );
+        let _ = write!(
+            out,
+            "<h3>At the thresholds in the model</h3>\n<div class=\"scroll\"><table>\n<thead><tr><th>Class</th>{}</tr></thead>\n<tbody>\n",
+            promise::HEADINGS
+        );
+        for (at, (name, class)) in self.report.classes.iter().enumerate() {
+            let _ = write!(out, "<tr><th><a href=\"#class-{at}\">{}</a></th>", escape(name));
+            promise::cells(out, class);
+            out.push_str("</tr>\n");
+        }
+        out.push_str("</tbody>\n<tfoot><tr><th>Mean</th>");
+        promise::cells(out, mean);
+        out.push_str("</tr></tfoot>\n</table></div>\n");
+        if self.report.classes.len() > 1 {
+            promise::trade(out, &mean.trade);
+        }
+        out.push_str("</section>\n");
     }
 
     /// The model and the baselines: their means, and a part to unfold with the figures of each class.
@@ -204,8 +216,16 @@ const NOTES: &str = "<section>\n<h2>How to read this</h2>\n<dl class=\"notes\">\
 <dt>F1max</dt><dd>The best balance of precision and recall that any threshold gives.</dd>\n\
 <dt>AUPRO</dt><dd>The covered share of each defect region, all regions equal (8-connected), averaged over false-positive \
 rates of pixels up to 0.3, or up to 0.05.</dd>\n\
-<dt>False rejects, escapes</dt><dd>Good parts rejected and defects not rejected at the thresholds in the model, which were \
-set on good parts alone. The interval is what so many images can say with 95 % confidence (Wilson).</dd>\n\
+<dt>False rejects</dt><dd>Good parts rejected at the thresholds in the model, which were set on good parts alone. Images of one \
+part count as one part. The interval is what so many parts can say with 95 % confidence (Clopper-Pearson; for the mean, of as \
+many parts as would make a rate as sure). It is red where it does not hold the promised rate: above it, these parts are unlike \
+those that set the threshold, or too few did; below it, the threshold could be lower for parts like these.</dd>\n\
+<dt>Escapes</dt><dd>Defects that were not rejected, and among them those whose verdict was ok, that is not even warn.</dd>\n\
+<dt>What the scores allow</dt><dd>The escapes at the lowest threshold that keeps the promise on these very good parts. Nobody \
+could have set it beforehand; where it lets far fewer defects escape, calibrating with more parts like these helps, elsewhere \
+only better scores do.</dd>\n\
+<dt>If another rate were promised</dt><dd>False rejects and escapes on these images at the thresholds that the model's \
+calibration scores give for other promises, as far as there are enough of them.</dd>\n\
 <dt>Mean</dt><dd>The plain mean over the classes that have the figure. A dash is a figure that cannot be computed, for \
 instance without ground-truth masks.</dd>\n</dl>\n</section>\n";
 
@@ -240,20 +260,7 @@ fn comparison<'a>(out: &mut String, ours: &'a Metrics, others: impl Iterator<Ite
 fn class_figures(out: &mut String, class: &ClassReport, images: &[&ImageResult], pixels: Option<&Curves>) {
     let limits = &class.thresholds;
     out.push_str("<p class=\"facts\">");
-    match (limits.threshold, limits.promised_false_reject_rate) {
-        (Some(limit), Some(rate)) => {
-            let _ =
-                write!(out, "Rejected above {}, set for {} false rejects. ", short(limit.into()), percent(Some(rate)));
-        }
-        (Some(limit), None) => {
-            let _ = write!(out, "Rejected above {}. ", short(limit.into()));
-        }
-        (None, _) => out.push_str("The model does not know this class. "),
-    }
-    let rejects = images.iter().filter(|image| !image.is_defect() && image.rejected).count();
-    let escapes = images.iter().filter(|image| image.is_defect() && !image.rejected).count();
-    outcome(out, rejects, class.n_good, ("good part", "rejected"), class.false_reject_interval);
-    outcome(out, escapes, class.n_defect, ("defective part", "let pass"), class.escape_interval);
+    promise::facts(out, class, images);
     if let Some(accuracy) = class.class_accuracy {
         let _ = write!(out, "Class recognised in {} of the images.", percent(Some(accuracy)));
     }
@@ -278,15 +285,7 @@ fn class_figures(out: &mut String, class: &ClassReport, images: &[&ImageResult],
     );
     kinds(out, images);
     out.push_str("</div>\n");
-}
-
-/// One sentence on one kind of mistake; none without images that could show it.
-fn outcome(out: &mut String, hits: usize, of: usize, words: (&str, &str), interval: Option<[f64; 2]>) {
-    let Some([low, high]) = interval else { return };
-    let (parts, done) = (count(of, words.0), words.1);
-    let number = if hits == 0 { "None".to_owned() } else { hits.to_string() };
-    let (low, high) = (percent(Some(low)), percent(Some(high)));
-    let _ = write!(out, "{number} of {parts} {done} (95 % interval {low} to {high}). ");
+    promise::trade(out, &class.trade);
 }
 
 fn charts(out: &mut String, class: &ClassReport, images: &[&ImageResult], pixels: Option<&Curves>) {
@@ -302,6 +301,7 @@ fn charts(out: &mut String, class: &ClassReport, images: &[&ImageResult], pixels
     let metrics = &class.metrics;
     out.push_str("<div class=\"charts\">\n");
     let mut one = |title: &str, axes: (&str, &str), lines: &[Line<'_>]| {
+        let axes = (Axis::unit(axes.0), Axis::unit(axes.1));
         if lines.iter().all(|line| line.points.is_empty()) {
             return;
         }
@@ -427,11 +427,11 @@ fn figure(value: Option<f64>) -> String {
 }
 
 /// A rate in percent, one digit.
-fn percent(value: Option<f64>) -> String {
+pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or(NONE.to_owned(), |value| format!("{:.1} %", value * 100.0))
 }
 
-fn count(n: usize, thing: &str) -> String {
+pub(super) fn count(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 

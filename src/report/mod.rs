@@ -7,7 +7,9 @@
 mod ablation;
 mod gallery;
 mod html;
+mod operating;
 mod png;
+mod promise;
 mod summary;
 mod svg;
 
@@ -22,11 +24,12 @@ pub use crate::files::{check_writable, write_atomic};
 pub use ablation::{Ablation, AblationRow};
 pub use gallery::{Case, Gallery, Kind, Picture};
 pub use html::{Curves, Page};
+pub use operating::{OperatingPoint, OtherPromise, PROMISES, TradePoint};
 pub use png::png;
 pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
 
 /// Version of the JSON report; raised when a field changes its meaning.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 /// The label of images without a defect.
 pub const GOOD: &str = "good";
 /// False-positive rate up to which the strict AUPRO is integrated.
@@ -119,6 +122,10 @@ pub struct ImageResult {
     pub category: String,
     /// `good`, or the name of its defect folder.
     pub label: String,
+    /// The part it shows, by a name that all images of that part have and no other image of the category; absent where nothing
+    /// is known: then the image counts as a part of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Image score.
     pub score: f32,
     /// The threshold that the score was compared with.
@@ -139,6 +146,16 @@ impl ImageResult {
     /// Whether the ground truth says that there is a defect.
     pub fn is_defect(&self) -> bool {
         self.label != GOOD
+    }
+
+    /// Whether the part was like no class of the model: it is rejected whatever its score and the threshold.
+    pub fn is_unknown_product(&self) -> bool {
+        self.class_source == "unknown-product"
+    }
+
+    /// Whether the verdict is `ok`: nobody would look at this part again.
+    pub fn is_ok(&self) -> bool {
+        self.verdict == "ok"
     }
 
     /// How far the score is above the threshold; negative below.

@@ -23,8 +23,28 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 const RIGHT: f64 = 14.0;
 
-/// A square chart with both axes from 0 to 1.
-pub(super) fn chart(title: &str, x_name: &str, y_name: &str, lines: &[Line<'_>]) -> String {
+/// An axis of a chart, from 0 to `end`.
+#[derive(Clone, Copy)]
+pub(super) struct Axis<'a> {
+    pub(super) name: &'a str,
+    /// Above 0.
+    pub(super) end: f64,
+}
+
+impl<'a> Axis<'a> {
+    /// An axis from 0 to 1.
+    pub(super) fn unit(name: &'a str) -> Self {
+        Self { name, end: 1.0 }
+    }
+
+    /// What stands at `share` of its length, 0..=1, in at most four decimals.
+    fn tick(self, share: f64) -> f64 {
+        (share * self.end * 1e4).round() / 1e4
+    }
+}
+
+/// A square chart.
+pub(super) fn chart(title: &str, x_axis: Axis<'_>, y_axis: Axis<'_>, lines: &[Line<'_>]) -> String {
     let (width, height) = (LEFT + SIDE + RIGHT, TOP + SIDE + BOTTOM);
     let mut svg = String::new();
     let _ = write!(svg, r#"<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">"#);
@@ -33,17 +53,20 @@ pub(super) fn chart(title: &str, x_name: &str, y_name: &str, lines: &[Line<'_>])
         let (x, y) = (LEFT + share * SIDE, TOP + (1.0 - share) * SIDE);
         let (right, bottom) = (LEFT + SIDE, TOP + SIDE);
         let _ = write!(svg, r#"<path class="grid" d="M{x} {TOP}V{bottom}M{LEFT} {y}H{right}"/>"#);
-        let _ = write!(svg, r#"<text class="tick mid" x="{x}" y="{}">{share}</text>"#, bottom + 15.0);
-        let _ = write!(svg, r#"<text class="tick end" x="{}" y="{}">{share}</text>"#, LEFT - 6.0, y + 3.5);
+        let _ = write!(svg, r#"<text class="tick mid" x="{x}" y="{}">{}</text>"#, bottom + 15.0, x_axis.tick(share));
+        let (edge, value) = (LEFT - 6.0, y_axis.tick(share));
+        let _ = write!(svg, r#"<text class="tick end" x="{edge}" y="{}">{value}</text>"#, y + 3.5);
     }
     let middle = (LEFT + SIDE / 2.0, TOP + SIDE / 2.0);
+    let (x_name, y_name) = (x_axis.name, y_axis.name);
     let _ = write!(svg, r#"<text class="axis mid" x="{}" y="{}">{x_name}</text>"#, middle.0, TOP + SIDE + 34.0);
     let turn = format!("rotate(-90 11 {})", middle.1);
     let _ = write!(svg, r#"<text class="axis mid" x="11" y="{}" transform="{turn}">{y_name}</text>"#, middle.1);
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
         let _ = write!(svg, r#"<polyline class="line {}" points=""#, line.class);
         for point in line.points {
-            let _ = write!(svg, "{:.1},{:.1} ", LEFT + point.x * SIDE, TOP + (1.0 - point.y) * SIDE);
+            let (x, y) = (point.x / x_axis.end, point.y / y_axis.end);
+            let _ = write!(svg, "{:.1},{:.1} ", LEFT + x * SIDE, TOP + (1.0 - y) * SIDE);
         }
         svg.push_str(r#""/>"#);
     }
@@ -338,12 +361,18 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_maps_the_unit_square() {
-        let points = [CurvePoint { x: 0.0, y: 0.0 }, CurvePoint { x: 1.0, y: 1.0 }];
-        let svg = chart("ROC", "x", "y", &[Line { class: "image", name: String::new(), points: &points }]);
+    fn a_chart_maps_its_axes_to_the_square() {
+        let draw = |points: &[CurvePoint], end| {
+            let lines = [Line { class: "image", name: String::new(), points }];
+            chart("ROC", Axis { name: "x", end }, Axis::unit("y"), &lines)
+        };
+        let points = [CurvePoint { x: 0.0, y: 0.0 }, CurvePoint { x: 0.3, y: 1.0 }];
+        let svg = draw(&points, 0.3);
         assert!(svg.contains(r#"points="44.0,252.0 284.0,12.0 ""#), "{svg}");
-        assert!(
-            !chart("ROC", "x", "y", &[Line { class: "image", name: String::new(), points: &[] }]).contains("polyline")
-        );
+        for tick in [">0.075<", ">0.225<", ">0.3<", ">0.25<", ">1<"] {
+            assert!(svg.contains(tick), "{tick} in {svg}");
+        }
+        assert!(draw(&points, 1.0).contains(r#"points="44.0,252.0 116.0,12.0 ""#));
+        assert!(!draw(&[], 1.0).contains("polyline"));
     }
 }

@@ -1,10 +1,10 @@
 //! Sums over the residuals of good parts, from which their statistics are computed.
 
 use half::f16;
-use nalgebra::DMatrix;
+use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
-use super::ResidualStatistics;
+use super::{ResidualStatistics, Scale, square_means};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Epilogue, Matrix, gemm_once};
 
@@ -13,8 +13,89 @@ const SHRINKAGE: f64 = 20.0;
 /// Added to the diagonal of every covariance (features have unit variance).
 const RIDGE: f64 = 0.05;
 
-/// Running sums over images, from which [`ResidualStatistics`] are computed. Takes memory for `T * D * (D + 1)` floats.
+/// Running sums over images, from which [`ResidualStatistics`] are computed. Takes memory for `T * D * (D + 1)` floats per scale.
+#[derive(Clone)]
 pub struct ResidualSums {
+    scales: Vec<Sums>,
+}
+
+impl ResidualSums {
+    /// Sums over no image yet, for grids of `tokens` cells with `dim` features: of the cells, and of the squares of `context` cells
+    /// around them where that is more than 1.
+    pub fn new(tokens: usize, dim: usize, context: usize) -> Self {
+        let sides = [1].into_iter().chain((context > 1).then_some(context));
+        Self { scales: sides.map(|side| Sums::new(tokens, dim, side)).collect() }
+    }
+
+    /// Adds the residuals of n images, `vectors` `[n, T, D]`.
+    pub fn add(&mut self, vectors: &[f32]) {
+        for scale in &mut self.scales {
+            let (dim, image) = (scale.dim, scale.tokens * scale.dim);
+            match scale.side {
+                1 => scale.add(vectors),
+                side => {
+                    let means = vectors.par_chunks_exact(image).map(|image| square_means(image, dim, side));
+                    scale.add(&means.collect::<Vec<_>>().concat());
+                }
+            }
+        }
+    }
+
+    /// The sums without images that were added: `others` are sums over these.
+    ///
+    /// # Errors
+    /// When the shapes differ, or more would be taken away than was added.
+    pub fn without(&self, others: &Self) -> Result<Self> {
+        let mut rest = self.clone();
+        let alike = |(own, other): (&Sums, &Sums)| {
+            (own.side, own.tokens, own.dim) == (other.side, other.tokens, other.dim) && other.count <= own.count
+        };
+        if rest.scales.len() != others.scales.len() || !rest.scales.iter().zip(&others.scales).all(alike) {
+            return Err(Error::Internal("residuals: sums of other shapes cannot be taken away".into()));
+        }
+        for (own, other) in rest.scales.iter_mut().zip(&others.scales) {
+            own.count -= other.count;
+            own.sum.iter_mut().zip(&other.sum).for_each(|(own, other)| *own -= other);
+            own.product.par_iter_mut().zip(&other.product).for_each(|(own, other)| *own -= other);
+        }
+        Ok(rest)
+    }
+
+    /// The statistics. Each cell's mean and covariance are shrunk towards the average over all cells, which counts as 20
+    /// images; then 0.05 is added to the diagonal of the covariance. Several scales have equal shares of the distance of the
+    /// images that were added, which stays about that of the cells alone.
+    ///
+    /// # Errors
+    /// When nothing was added or values are not finite.
+    pub fn finish(&self) -> Result<ResidualStatistics> {
+        let found = self.scales.iter().map(Sums::finish).collect::<Result<Vec<_>>>()?;
+        let reference = found.first().map_or(1.0, |scale| scale.length);
+        let several = found.len() > 1;
+        let scales = self.scales.iter().zip(&found).map(|(sums, found)| {
+            // Where nothing is reconstructed there are no residuals, and no lengths.
+            let ratio = Some(reference / found.length).filter(|ratio| ratio.is_finite() && *ratio > 0.0).unwrap_or(1.0);
+            let factor = if several { ratio / self.scales.len() as f64 } else { 1.0 };
+            let whiten = found.whiten.iter().map(|&value| f16::from_f64(factor * value)).collect();
+            Scale::new(sums.side, sums.dim, found.mean.clone(), whiten)
+        });
+        let mut scales = scales.collect::<Result<Vec<_>>>()?.into_iter();
+        let first = scales.next().ok_or_else(|| Error::Internal("residuals: no scale".into()))?;
+        Ok(scales.fold(ResidualStatistics::new(first), ResidualStatistics::and))
+    }
+}
+
+/// What the sums of one scale amount to.
+struct Found {
+    mean: Vec<f32>,   // [T, D]
+    whiten: Vec<f64>, // [T, D (D + 1) / 2]
+    /// Root of the mean square distance of the images that were added.
+    length: f64,
+}
+
+/// Those of one scale.
+#[derive(Clone)]
+struct Sums {
+    side: usize,
     tokens: usize,
     dim: usize,
     count: usize,
@@ -22,14 +103,12 @@ pub struct ResidualSums {
     product: Vec<f32>, // [T, D, D]
 }
 
-impl ResidualSums {
-    /// Sums over no image yet, for grids of `tokens` cells with `dim` features.
-    pub fn new(tokens: usize, dim: usize) -> Self {
-        Self { tokens, dim, count: 0, sum: vec![0.0; tokens * dim], product: vec![0.0; tokens * dim * dim] }
+impl Sums {
+    fn new(tokens: usize, dim: usize, side: usize) -> Self {
+        Self { side, tokens, dim, count: 0, sum: vec![0.0; tokens * dim], product: vec![0.0; tokens * dim * dim] }
     }
 
-    /// Adds the residuals of n images, `vectors` `[n, T, D]`.
-    pub fn add(&mut self, vectors: &[f32]) {
+    fn add(&mut self, vectors: &[f32]) {
         let (dim, image) = (self.dim, self.tokens * self.dim);
         let n = vectors.len() / image;
         self.count += n;
@@ -48,17 +127,13 @@ impl ResidualSums {
         );
     }
 
-    /// The statistics. Each cell's mean and covariance are shrunk towards the average over all cells, which counts as 20
-    /// images; then 0.05 is added to the diagonal of the covariance.
-    ///
-    /// # Errors
-    /// When nothing was added or values are not finite.
-    pub fn finish(self) -> Result<ResidualStatistics> {
-        let Self { tokens, dim, count, sum, product } = self;
-        if count == 0 {
+    fn finish(&self) -> Result<Found> {
+        let Self { tokens, dim, count, sum, product, .. } = self;
+        let (tokens, dim) = (*tokens, *dim);
+        if *count == 0 {
             return Err(Error::Internal("residuals: statistics over no image".into()));
         }
-        let n = count as f64;
+        let n = *count as f64;
         let own = n / (n + SHRINKAGE);
         let covariance = |t: usize| {
             let mean = &sum[t * dim..][..dim];
@@ -73,22 +148,27 @@ impl ResidualSums {
                 *p += s / n / tokens as f64;
             }
         }
-        let mean =
+        let mean: Vec<f32> =
             sum.iter().enumerate().map(|(i, s)| (s / n * own + pooled_mean[i % dim] * (1.0 - own)) as f32).collect();
-        let rows = (0..tokens)
-            .into_par_iter()
-            .map(|t| {
-                let mut c = covariance(t) * own + &pooled * (1.0 - own);
-                for i in 0..dim {
-                    c[(i, i)] += RIDGE;
-                }
-                let inverse = c
-                    .cholesky()
-                    .and_then(|c| c.l().solve_lower_triangular(&DMatrix::identity(dim, dim)))
-                    .ok_or_else(|| Error::Internal(format!("residuals: the covariance of cell {t} is not finite")))?;
-                Ok((0..dim).flat_map(|i| (0..=i).map(move |j| (i, j))).map(|at| f16::from_f64(inverse[at])).collect())
-            })
-            .collect::<Result<Vec<Vec<f16>>>>()?;
-        ResidualStatistics::new(dim, mean, rows.concat())
+        let cell = |t: usize| {
+            let seen = covariance(t);
+            let mut c = &seen * own + &pooled * (1.0 - own);
+            for i in 0..dim {
+                c[(i, i)] += RIDGE;
+            }
+            let inverse = c
+                .cholesky()
+                .and_then(|c| c.l().solve_lower_triangular(&DMatrix::identity(dim, dim)))
+                .ok_or_else(|| Error::Internal(format!("residuals: the covariance of cell {t} is not finite")))?;
+            // E |W (v - mean)|^2 = tr(W E[(v - mean) (v - mean)'] W')
+            let off = DVector::from_fn(dim, |i, _| sum[t * dim + i] / n - f64::from(mean[t * dim + i]));
+            let square = (&inverse * (seen + &off * off.transpose())).dot(&inverse);
+            let packed = (0..dim).flat_map(|i| (0..=i).map(move |j| (i, j)));
+            Ok((packed.map(|at| inverse[at]).collect(), square))
+        };
+        let cells = (0..tokens).into_par_iter().map(cell).collect::<Result<Vec<(Vec<f64>, f64)>>>()?;
+        let length = (cells.iter().map(|(_, square)| square).sum::<f64>() / tokens as f64).sqrt();
+        let whiten = cells.into_iter().flat_map(|(whiten, _)| whiten).collect();
+        Ok(Found { mean, whiten, length })
     }
 }

@@ -85,6 +85,11 @@ impl Cache<()> {
         self.add(&values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>(), ())
     }
 
+    /// Numbers of one image.
+    pub(super) fn values(&self) -> usize {
+        self.size / 2
+    }
+
     /// The features of one image.
     pub(super) fn get(&self, index: usize) -> Result<Vec<f32>> {
         let bits: Vec<u16> = self.record(index)?.as_chunks().0.iter().map(|&pair| u16::from_le_bytes(pair)).collect();

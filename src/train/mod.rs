@@ -6,12 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::config::Config;
-use crate::data::{self, Dataset, SampleDepth};
+use crate::config::{Config, Grouping};
+use crate::data::{self, Dataset, GroupBy, Groups, SampleDepth, groups};
 use crate::detector::Detector;
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 
+mod augment;
 mod batch;
 mod cache;
 mod checkpoint;
@@ -22,7 +23,7 @@ mod thresholds;
 mod training_set;
 
 pub use crate::data::Stop;
-pub use fit::{Fit, fit};
+pub use fit::{Fit, fit, total_steps};
 pub use statistics::finish;
 pub use thresholds::{ClassScores, check_rate, check_rates, class_card};
 pub use training_set::TrainingSet;
@@ -45,10 +46,26 @@ pub enum Event<'a> {
         /// Why.
         reason: String,
     },
+    /// An image shows nothing: it is of one colour, or almost black. It teaches as any other.
+    Empty {
+        /// The image.
+        path: &'a Path,
+    },
     /// All images are read; `depth` saw how many bits their samples use.
     SampleDepth {
         /// Of the images of this run.
         depth: &'a SampleDepth,
+    },
+    /// The images of a class are divided into groups, one for each part.
+    Groups {
+        /// The class.
+        class: &'a str,
+        /// Its images.
+        paths: &'a [PathBuf],
+        /// Their groups.
+        groups: &'a Groups,
+        /// Why they were not told by their likeness.
+        problem: Option<GroupProblem>,
     },
     /// What is kept of the images takes more than the configured memory (`training.cache_mib`); the rest goes to a file.
     Spilled,
@@ -56,8 +73,10 @@ pub enum Event<'a> {
     Started {
         /// Steps already done.
         step: usize,
-        /// Trainable parameters.
+        /// Trainable parameters of all networks.
         parameters: usize,
+        /// Networks: the final one, and those that score the folds.
+        networks: usize,
     },
     /// A step was taken.
     Step {
@@ -84,6 +103,18 @@ pub enum Event<'a> {
     },
 }
 
+/// Why images were not grouped by their likeness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupProblem {
+    /// There are more than can be compared with each other.
+    TooMany,
+    /// So few groups were found that they could not support the rate that was asked for.
+    Unsupported {
+        /// Groups found.
+        groups: usize,
+    },
+}
+
 /// Is told of the progress of a training run, on the thread that trains.
 pub trait Observer {
     /// Called for every event, before training goes on.
@@ -99,6 +130,8 @@ pub struct Options {
     pub backbone: Option<PathBuf>,
     /// Go on from the checkpoint beside `out`.
     pub resume: bool,
+    /// How the part that an image shows is told.
+    pub group_by: Option<GroupBy>,
     /// The device to train on; a run may be resumed on another one.
     pub device: DeviceSpec,
 }
@@ -124,6 +157,8 @@ pub struct Outcome {
     pub images_per_second: f64,
     /// Images that were left out, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
+    /// By class, the images on the model's card.
+    pub paths: Vec<Vec<PathBuf>>,
 }
 
 /// Trains on the good images of a data set and writes the model file.
@@ -140,13 +175,18 @@ pub fn train(
 ) -> Result<Outcome> {
     data::check_trainable(data)?;
     check_rates(config, data)?;
+    let file = config.calibration.groups != Grouping::None;
+    for category in &data.categories {
+        groups::stated(options.group_by.as_ref(), file, &category.root, &category.train)?;
+    }
     check_targets(options)?;
     let context = Context { observer, stop };
 
     let device = options.device.open()?;
     let started = Instant::now();
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut set = TrainingSet::prepare(config, data, options.backbone.as_deref(), folder, &device, context)?;
+    let (backbone, group_by) = (options.backbone.as_deref(), options.group_by.as_ref());
+    let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
     let feature_seconds = started.elapsed().as_secs_f64();
 
     let fitted = fit(config, &set, &options.checkpoint(), options.resume, context)?;
@@ -161,6 +201,12 @@ pub fn train(
         seconds: [feature_seconds, fitted.seconds, calibration_seconds],
         images_per_second: fitted.images_per_second,
         skipped: std::mem::take(&mut set.unreadable),
+        paths: set
+            .images
+            .classes
+            .into_iter()
+            .map(|class| class.images.into_iter().map(|image| image.path).collect())
+            .collect(),
     })
 }
 

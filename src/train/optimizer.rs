@@ -59,17 +59,17 @@ impl Optimizer {
         self.slots.iter().map(|s| Ok((s.parameter.name.clone(), tensor(s)?))).collect()
     }
 
-    /// One step of the parameters whose names begin with `prefix`; `step` counts from 1. Returns the norm of the gradient
+    /// One step of the parameters whose names are `wanted`; `step` counts from 1. Returns the norm of the gradient
     /// before clipping.
     pub(super) fn step(
         &mut self,
-        prefix: &str,
+        wanted: impl Fn(&str) -> bool,
         grads: &GradStore,
         step: usize,
         rate: f64,
         config: &TrainingConfig,
     ) -> Result<f64> {
-        let own = |slot: &&mut Slot| slot.parameter.name.starts_with(prefix);
+        let own = |slot: &&mut Slot| wanted(&slot.parameter.name);
         let mut slots: Vec<&mut Slot> = self.slots.iter_mut().filter(own).collect();
         let grads = slots
             .iter()

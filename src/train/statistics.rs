@@ -1,4 +1,5 @@
-//! From trained weights to a model: prototypes and statistics of the training images, thresholds from those held out.
+//! From trained weights to a model: prototypes and statistics of the images that teach, thresholds from scores by networks and
+//! statistics that have not seen the image.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,12 +7,14 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::fit::{Role, fold_parts};
+use super::training_set::{Features, Image};
 use super::{ClassScores, Context, Event, TrainingSet, class_card};
-use crate::bundle::{Card, ClassCard, SCHEMA, TrainingCard};
+use crate::bundle::{CalibrationCard, Card, ClassCard, ImageCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard};
 use crate::config::{Config, ScoreKind};
 use crate::detector::{
-    self, ClassChoice, Network, Reconstruction, Reconstructor, Request, SamplerPlan, Scorer, mean_over_cells,
-    prototype_distance, stored_noise,
+    self, Inspection, Network, Reconstruction, Reconstructor, SamplerPlan, Scorer, mean_over_cells, prototype_distance,
+    stored_noise,
 };
 use crate::error::Result;
 use crate::features::FeatureExtractor;
@@ -25,6 +28,9 @@ const UNKNOWN_FACTOR: f32 = 2.0;
 
 /// Measures good parts with the trained weights and writes the model to `out`.
 ///
+/// All images that teach make the statistics of the model. Each image that is scored is scored by a network and statistics that
+/// have not seen it: those of its fold, or the model's own for images that were held out.
+///
 /// # Errors
 /// When the file cannot be written or the device fails; `Error::Interrupted` when asked to stop.
 pub fn finish(
@@ -34,32 +40,298 @@ pub fn finish(
     out: &Path,
     context: Context<'_>,
 ) -> Result<()> {
-    let placed = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), set.device.weight(tensor)?));
-    let weights = averages.iter().map(placed).collect::<Result<BTreeMap<String, Tensor>>>()?;
-    let denoisers = Denoisers::new(config, set.names.len(), |name| weights.get(name).cloned())?;
-    let reconstructor = Reconstructor::new(config, &set.device, denoisers, stored_noise(config))?;
-    let extractor = set.extractor(config)?;
-    let passes = if needs_term_means(config) { 2 } else { 1 };
-    let mut progress =
-        Progress { context, done: 0, total: passes * set.images.features.len() + set.images.frames.len() };
-    let (scorer, prototypes, farthest) = class_statistics(config, set, &extractor, &reconstructor, &mut progress)?;
-    let network = Network::new(config, extractor, reconstructor, scorer, prototypes, set.mask.clone())?;
-    let classes = thresholds(config, set, &network, farthest, &mut progress)?;
+    let images = &set.images;
+    let parts = fold_parts(config);
+    let roles = Role::all(config);
+    let all = images.measured(|_| true);
+    let count = |images: &[Vec<usize>]| images.iter().map(Vec::len).sum::<usize>();
+    // Every network once over all images, and over those of each part; where terms have means, these once more for each network.
+    let again = if needs_term_means(config) { parts } else { 0 };
+    let passes = roles.len() + usize::from(parts > 1) + again;
+    let mut progress = Progress { context, done: 0, total: passes * count(&all) + images.frames.len() };
+    let mut scored: Vec<Vec<Option<Scored>>> =
+        images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();
+    let maker = |role| Maker::new(config, set, averages, role);
+
+    let last = maker(Role::Final)?;
+    let (network, farthest) = last.network(&all, &last.sums(&all, &mut progress)?, &mut progress)?;
+    if parts == 1 {
+        score(set, &network, |_| true, &mut scored, &mut progress)?;
+    }
+    for role in roles.into_iter().filter(|role| *role != Role::Final) {
+        let maker = maker(role)?;
+        let whole = maker.sums(&all, &mut progress)?;
+        for part in (0..parts).filter(|&part| role.leaves_out(config, part)) {
+            let own = maker.sums(&images.measured(|other| other == part), &mut progress)?;
+            let rest = whole.iter().zip(&own).map(|(whole, own)| whole.without(own)).collect::<Result<Vec<_>>>()?;
+            let (network, _) = maker.network(&images.measured(|other| other != part), &rest, &mut progress)?;
+            score(set, &network, |other| other == part, &mut scored, &mut progress)?;
+        }
+    }
     let card = Card {
         schema: SCHEMA,
         tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
         config: config.clone(),
         backbone: set.backbone_card(config)?,
-        classes,
+        classes: class_cards(config, set, &scored, &farthest)?,
         training: TrainingCard {
-            images: set.images.features.len(),
+            images: images.teachers(),
             data_sha256: set.data_sha256.clone(),
             seed: config.training.seed,
             steps: config.training.steps,
         },
         tensors_sha256: String::new(),
+        unknown: BTreeMap::new(),
+        read_from: ReadFrom::default(),
     };
-    detector::save(out, &card, &network, &set.weights, averages)
+    detector::save(out, &card, &network, &set.weights, &Role::Final.own(averages))
+}
+
+/// Makes networks with one denoiser and different statistics.
+struct Maker<'a> {
+    config: &'a Config,
+    set: &'a TrainingSet,
+    features: Features,
+    extractor: Arc<FeatureExtractor>,
+    reconstructor: Arc<Reconstructor>,
+}
+
+impl<'a> Maker<'a> {
+    /// With the denoiser of a role; `averages` are the weights of all.
+    fn new(config: &'a Config, set: &'a TrainingSet, averages: &BTreeMap<String, Tensor>, role: Role) -> Result<Self> {
+        let own = role.own(averages).into_iter();
+        let weights = own.map(|(name, tensor)| Ok((name, set.device.weight(&tensor)?)));
+        let weights = weights.collect::<Result<BTreeMap<String, Tensor>>>()?;
+        let denoisers = Denoisers::new(config, set.names.len(), |name| weights.get(name).cloned())?;
+        let reconstructor = Arc::new(Reconstructor::new(config, &set.device, denoisers, stored_noise(config))?);
+        let features = set.features(config, role)?;
+        let extractor = set.extractor(config, &features)?;
+        Ok(Self { config, set, features, extractor, reconstructor })
+    }
+
+    /// What some images (by class, where their features are) add up to.
+    fn sums(&self, images: &[Vec<usize>], progress: &mut Progress<'_>) -> Result<Vec<ClassSums>> {
+        let (tokens, dim) = (self.config.tokens(), self.config.dim());
+        let plan = self.reconstructor.plan(self.config.detection.ddim_steps)?;
+        let class = |(class, indices): (usize, &Vec<usize>)| {
+            let mut residuals = ResidualSums::new(tokens, dim, self.config.detection.context);
+            let mut means = Vec::new();
+            self.each_reconstruction(indices, &plan, class, progress, |features, reconstruction| {
+                means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));
+                residuals.add(&reconstruction.residuals.flatten_all()?.to_vec1::<f32>()?);
+                Ok(())
+            })?;
+            Ok(ClassSums { residuals, means: indices.iter().copied().zip(means).collect() })
+        };
+        images.iter().enumerate().map(class).collect()
+    }
+
+    /// A network with the statistics of some images, of which these are the sums, and for each class the largest distance of one of
+    /// them from its prototype.
+    fn network(
+        &self,
+        images: &[Vec<usize>],
+        sums: &[ClassSums],
+        progress: &mut Progress<'_>,
+    ) -> Result<(Network, Vec<f32>)> {
+        let dim = self.config.dim();
+        let (mut residuals, mut prototypes, mut farthest) = (Vec::new(), Vec::new(), Vec::new());
+        for class in sums {
+            let mut prototype = vec![0.0; dim];
+            for mean in class.means.values() {
+                for (p, m) in prototype.iter_mut().zip(mean) {
+                    *p += m / class.means.len() as f32;
+                }
+            }
+            residuals.push(class.residuals.finish()?);
+            let distances = class.means.values().map(|mean| prototype_distance(&prototype, mean));
+            farthest.push(distances.fold(0.0f32, f32::max));
+            prototypes.push(prototype);
+        }
+        let mut scorer = Scorer::new(self.config, residuals, &self.extractor)?;
+        if needs_term_means(self.config) {
+            let means = self.term_means(images, &scorer, progress)?;
+            scorer = scorer.with_term_means(means)?;
+        }
+        let (extractor, reconstructor) = (self.extractor.clone(), self.reconstructor.clone());
+        let network = Network::new(self.config, extractor, reconstructor, scorer, prototypes, self.set.mask.clone())?;
+        Ok((network, farthest))
+    }
+
+    /// By class, the means of the terms of the score over some images.
+    fn term_means(&self, images: &[Vec<usize>], scorer: &Scorer, progress: &mut Progress<'_>) -> Result<Vec<Vec<f32>>> {
+        let Self { config, reconstructor, .. } = self;
+        let plan = reconstructor.plan(config.detection.ddim_steps)?;
+        let mut term_means = Vec::new();
+        for (class, indices) in images.iter().enumerate() {
+            let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
+            let weight = 1.0 / (indices.len() * config.tokens()) as f64;
+            self.each_reconstruction(indices, &plan, class, progress, |features, reconstruction| {
+                let features = reconstructor.tensor(features)?;
+                let distances = scorer.distances(&features, &reconstruction.residuals, class)?;
+                means[0] += distances.iter().copied().map(f64::from).sum::<f64>() * weight;
+                for (mean, errors) in means[1..].iter_mut().zip(&reconstruction.noise_errors) {
+                    let errors = errors.flatten_all()?.to_vec1::<f32>()?;
+                    *mean += errors.iter().map(|&e| f64::from(e).sqrt()).sum::<f64>() * weight;
+                }
+                Ok(())
+            })?;
+            term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
+        }
+        Ok(term_means)
+    }
+
+    /// Reconstructs images of a class, some at a time, and hands their features `[n, T, D]` and the result to `f`.
+    fn each_reconstruction(
+        &self,
+        images: &[usize],
+        plan: &SamplerPlan,
+        class: usize,
+        progress: &mut Progress<'_>,
+        mut f: impl FnMut(&[f32], &Reconstruction) -> Result<()>,
+    ) -> Result<()> {
+        let reconstructor = &self.reconstructor;
+        for group in images.chunks(STATISTICS_BATCH) {
+            progress.context.stop.check()?;
+            let mut features = Vec::new();
+            for &index in group {
+                features.extend(self.features.cache.get(index)?);
+            }
+            let class = reconstructor.condition_class(class);
+            f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, plan, class)?)?;
+            progress.set(progress.done + group.len());
+        }
+        Ok(())
+    }
+}
+
+/// What images of one class add up to.
+struct ClassSums {
+    residuals: ResidualSums,
+    /// Mean features `[D]` of each image, by where its features are.
+    means: BTreeMap<usize, Vec<f32>>,
+}
+
+impl ClassSums {
+    /// Without images that are in it.
+    fn without(&self, others: &Self) -> Result<Self> {
+        let means = self.means.iter().filter(|(image, _)| !others.means.contains_key(image));
+        let means = means.map(|(image, mean)| (*image, mean.clone())).collect();
+        Ok(Self { residuals: self.residuals.without(&others.residuals)?, means })
+    }
+}
+
+/// What a network that has not seen an image makes of it.
+struct Scored {
+    /// As a part of its own class.
+    own: Finding,
+    /// As a part of each class that the line would compare it with, where it is not told.
+    candidates: Vec<Finding>,
+}
+
+struct Finding {
+    class: usize,
+    score: f32,
+    /// Highest value of the map.
+    peak: f32,
+    prototype_distance: f32,
+}
+
+impl From<Inspection> for Finding {
+    fn from(found: Inspection) -> Self {
+        let Inspection { class, score, prototype_distance, .. } = found;
+        Self { class, score, peak: found.map.peak(), prototype_distance }
+    }
+}
+
+/// Scores the images in the parts of folds that are `wanted`.
+fn score(
+    set: &TrainingSet,
+    network: &Network,
+    wanted: impl Fn(usize) -> bool,
+    scored: &mut [Vec<Option<Scored>>],
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    for ((class, images), scored) in set.images.classes.iter().enumerate().zip(scored) {
+        let places = images.images.iter().zip(&images.folds).enumerate();
+        let places =
+            places.filter(|(_, (_, fold))| wanted(**fold)).filter_map(|(i, (image, _))| Some((i, image.frame?)));
+        for group in places.collect::<Vec<_>>().chunks(STATISTICS_BATCH) {
+            progress.context.stop.check()?;
+            let inputs = group.iter().map(|&(_, frame)| set.images.frames.get(frame)).collect::<Result<Vec<_>>>()?;
+            let frames: Vec<_> = inputs.iter().map(|input| (input, class)).collect();
+            for (&(image, _), found) in group.iter().zip(network.inspect_candidates(&frames)) {
+                let (own, candidates) = found?;
+                let candidates = candidates.into_iter().map(Finding::from).collect();
+                scored[image] = Some(Scored { own: own.into(), candidates });
+            }
+            progress.set(progress.done + group.len());
+        }
+    }
+    Ok(())
+}
+
+/// The cards of all classes; `farthest` is the largest distance of a teaching image from its class's prototype.
+fn class_cards(
+    config: &Config,
+    set: &TrainingSet,
+    scored: &[Vec<Option<Scored>>],
+    farthest: &[f32],
+) -> Result<Vec<ClassCard>> {
+    let (images, folds) = (&set.images.classes, config.calibration.folds);
+    let each = |class: usize| {
+        let found = images[class].groups.of.iter().zip(&scored[class]);
+        found.filter_map(|(&group, scored)| Some((group, scored.as_ref()?)))
+    };
+    // Told its class, the scores of an image make a threshold. With these, the line would compare classes.
+    let told = |class: usize| -> Result<f32> {
+        let mut scores = ClassScores::default();
+        each(class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
+        Ok(scores.threshold(&set.names[class], &config.calibration)?.value.max(f32::MIN_POSITIVE))
+    };
+    let told = (0..images.len()).map(told).collect::<Result<Vec<f32>>>()?;
+    let limit = |class: usize| {
+        let distances = each(class).map(|(_, scored)| scored.own.prototype_distance);
+        distances.fold(farthest[class], f32::max) * UNKNOWN_FACTOR
+    };
+    let limits: Vec<f32> = (0..images.len()).map(limit).collect();
+    let card = |class: usize| {
+        let mut scores = ClassScores::default();
+        let (name, own) = (&set.names[class], &images[class]);
+        // As an unknown product a part is rejected whatever the threshold is: no good part may score higher.
+        let highest = each(class).map(|(_, scored)| scored.own.score).fold(0.0, f32::max);
+        for (group, Scored { own, candidates }) in each(class) {
+            let in_units = |found: &Finding| found.score / told[found.class] * told[class];
+            let chosen = candidates.iter().min_by(|a, b| in_units(a).total_cmp(&in_units(b)));
+            let on_the_line = match chosen {
+                _ if folds == 1 => own.score,
+                Some(chosen) if chosen.prototype_distance > limits[chosen.class] => highest,
+                Some(chosen) if chosen.class != class => in_units(chosen),
+                _ => own.score,
+            };
+            scores.push(on_the_line, own.peak, group);
+        }
+        let image = |((image, &group), scored): ((&Image, &u32), &Option<Scored>)| {
+            let found = scored.as_ref().map(|scored| &scored.own);
+            let [file_sha256, pixels_sha256] = image.digests.clone();
+            ImageCard {
+                file_sha256,
+                pixels_sha256,
+                group,
+                taught: image.features.is_some(),
+                score: found.map(|found| found.score),
+                peak: found.map(|found| found.peak),
+                prototype_distance: found.map(|found| found.prototype_distance),
+            }
+        };
+        let source = if folds > 1 { ScoreSource::OutOfFold } else { ScoreSource::HeldOut };
+        let source = CalibrationCard { source, folds, groups: own.groups.source };
+        let images: Vec<_> = own.images.iter().zip(&own.groups.of).zip(&scored[class]).map(image).collect();
+        let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
+        let card = class_card(name, scores, limits[class], &config.calibration, source)?;
+        Ok(ClassCard { train_images: teaching, images, ..card })
+    };
+    (0..images.len()).map(card).collect()
 }
 
 /// Images of all passes that are done, for whoever watches.
@@ -79,108 +351,4 @@ impl Progress<'_> {
 /// Whether the score is made of terms in units of their mean over good parts.
 fn needs_term_means(config: &Config) -> bool {
     matches!(config.detection.score, ScoreKind::Diffusion | ScoreKind::Sum)
-}
-
-/// Statistics of the training images for the scorer, and for each class its prototype and the largest distance of an image from it.
-fn class_statistics(
-    config: &Config,
-    set: &TrainingSet,
-    extractor: &Arc<FeatureExtractor>,
-    reconstructor: &Reconstructor,
-    progress: &mut Progress<'_>,
-) -> Result<(Scorer, Vec<Vec<f32>>, Vec<f32>)> {
-    let (tokens, dim) = (config.tokens(), config.dim());
-    let plan = reconstructor.plan(config.detection.ddim_steps)?;
-    let (mut residuals, mut prototypes, mut farthest) = (Vec::new(), Vec::new(), Vec::new());
-    for (class, indices) in set.images.train.iter().enumerate() {
-        let mut sums = ResidualSums::new(tokens, dim);
-        let mut means = Vec::new();
-        each_reconstruction(set, reconstructor, &plan, class, progress, |features, reconstruction| {
-            means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));
-            sums.add(&reconstruction.residuals.flatten_all()?.to_vec1::<f32>()?);
-            Ok(())
-        })?;
-        let mut prototype = vec![0.0; dim];
-        for mean in &means {
-            for (p, m) in prototype.iter_mut().zip(mean) {
-                *p += m / indices.len() as f32;
-            }
-        }
-        residuals.push(sums.finish()?);
-        farthest.push(means.iter().map(|mean| prototype_distance(&prototype, mean)).fold(0.0f32, f32::max));
-        prototypes.push(prototype);
-    }
-    let mut scorer = Scorer::new(config, residuals, extractor)?;
-    if needs_term_means(config) {
-        let mut term_means = Vec::new();
-        for class in 0..prototypes.len() {
-            let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
-            let weight = 1.0 / (set.images.train[class].len() * tokens) as f64;
-            each_reconstruction(set, reconstructor, &plan, class, progress, |features, reconstruction| {
-                let features = reconstructor.tensor(features)?;
-                let distances = scorer.distances(&features, &reconstruction.residuals, class)?;
-                means[0] += distances.iter().copied().map(f64::from).sum::<f64>() * weight;
-                for (mean, errors) in means[1..].iter_mut().zip(&reconstruction.noise_errors) {
-                    let errors = errors.flatten_all()?.to_vec1::<f32>()?;
-                    *mean += errors.iter().map(|&e| f64::from(e).sqrt()).sum::<f64>() * weight;
-                }
-                Ok(())
-            })?;
-            term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
-        }
-        scorer = scorer.with_term_means(term_means)?;
-    }
-    Ok((scorer, prototypes, farthest))
-}
-
-/// Thresholds of each class from the scores of its held-out images; `farthest` as of [`class_statistics`].
-fn thresholds(
-    config: &Config,
-    set: &TrainingSet,
-    network: &Network,
-    mut farthest: Vec<f32>,
-    progress: &mut Progress<'_>,
-) -> Result<Vec<ClassCard>> {
-    let images = &set.images;
-    let mut cards = Vec::new();
-    for (class, (name, held_out)) in set.names.iter().zip(&images.held_out).enumerate() {
-        let mut scores = ClassScores::default();
-        let request = Request { class: ClassChoice::Known(class), ..Request::default() };
-        for group in held_out.chunks(STATISTICS_BATCH) {
-            progress.context.stop.check()?;
-            let inputs = group.iter().map(|&index| images.frames.get(index)).collect::<Result<Vec<_>>>()?;
-            let frames: Vec<_> = inputs.iter().map(|input| (input, &request)).collect();
-            for inspection in network.inspect(&frames) {
-                let inspection = inspection?;
-                farthest[class] = farthest[class].max(inspection.prototype_distance);
-                scores.push(&inspection);
-            }
-            progress.set(progress.done + group.len());
-        }
-        let limit = farthest[class] * UNKNOWN_FACTOR;
-        cards.push(class_card(name, images.train[class].len(), scores, limit, &config.calibration)?);
-    }
-    Ok(cards)
-}
-
-/// Reconstructs the training images of a class, some at a time, and hands their features `[n, T, D]` and the result to `f`.
-fn each_reconstruction(
-    set: &TrainingSet,
-    reconstructor: &Reconstructor,
-    plan: &SamplerPlan,
-    class: usize,
-    progress: &mut Progress<'_>,
-    mut f: impl FnMut(&[f32], &Reconstruction) -> Result<()>,
-) -> Result<()> {
-    for group in set.images.train[class].chunks(STATISTICS_BATCH) {
-        progress.context.stop.check()?;
-        let mut features = Vec::new();
-        for &index in group {
-            features.extend(set.images.features.get(index)?);
-        }
-        let class = reconstructor.condition_class(class);
-        f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, plan, class)?)?;
-        progress.set(progress.done + group.len());
-    }
-    Ok(())
 }

@@ -1,61 +1,76 @@
-//! From the scores of held-out good parts to a class's thresholds.
+//! From the scores of good parts to a class's thresholds.
 
-use crate::bundle::ClassCard;
-use crate::calibrate::{self, Threshold};
+use std::collections::BTreeMap;
+
+use crate::bundle::{CalibrationCard, ClassCard};
+use crate::calibrate::{self, GoodScores, Threshold};
 use crate::config::{CalibrationConfig, Config, DEFAULT_TARGET_FPR};
 use crate::data::{self, Dataset};
-use crate::detector::Inspection;
 use crate::error::{Error, Result};
 
-/// Scores of the held-out good parts of one class.
+/// Scores of good parts of one class, by a network that has not seen them.
 #[derive(Clone, Debug, Default)]
 pub struct ClassScores {
-    image: Vec<f32>,
-    pixel: Vec<f32>,
+    /// Image score and group.
+    image: Vec<(f32, u32)>,
+    /// Highest value of the map, and group.
+    pixel: Vec<(f32, u32)>,
 }
 
 impl ClassScores {
-    /// Adds one inspected good part.
-    pub fn push(&mut self, inspection: &Inspection) {
-        self.image.push(inspection.score);
-        self.pixel.push(inspection.map.values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    /// Adds an image of the part `group`: its score, and the highest value of its map.
+    pub fn push(&mut self, score: f32, peak: f32, group: u32) {
+        self.image.push((score, group));
+        self.pixel.push((peak, group));
+    }
+
+    /// The threshold of the image score.
+    ///
+    /// # Errors
+    /// As [`class_card`].
+    pub fn threshold(&self, name: &str, config: &CalibrationConfig) -> Result<Threshold> {
+        let (scores, groups) = calibrate::sorted(self.image.clone())?;
+        let scores = GoodScores::new(&scores, &groups);
+        scores.threshold(rate(config, scores.groups())).map_err(|few| Error::Usage(format!("class {name}: {few}")))
     }
 }
 
-/// The rate that is promised for `n` held-out parts: what was asked for, else 5 % or the smallest that `n` supports.
+/// The rate that is promised from `n` parts: what was asked for, else 5 % or the smallest that `n` supports.
 fn rate(config: &CalibrationConfig, n: usize) -> f64 {
     config.target_fpr.unwrap_or_else(|| DEFAULT_TARGET_FPR.max(calibrate::smallest_rate(n)))
 }
 
-/// Thresholds of one class by split-conformal calibration. The threshold of a region is the same quantile of the parts' highest
-/// map values.
+/// The card of a class with thresholds by conformal calibration, without its images. The threshold of a region is the same quantile
+/// of the images' highest map values.
 ///
 /// # Errors
 /// When the rate asked for cannot be promised from so few parts; the message says how many it takes.
 pub fn class_card(
     name: &str,
-    train_images: usize,
     scores: ClassScores,
     prototype_limit: f32,
     config: &CalibrationConfig,
+    source: CalibrationCard,
 ) -> Result<ClassCard> {
-    let n = scores.image.len();
-    let target = rate(config, n);
-    let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
     let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
-    let image = calibrate::sorted(scores.image)?;
-    let pixel = calibrate::sorted(scores.pixel)?;
-    let ng: Threshold = calibrate::conformal(&image, target).map_err(refuse)?;
-    let warn = calibrate::conformal(&image, warn_target).map_err(refuse)?;
-    let pixel_threshold = calibrate::conformal(&pixel, target).map_err(refuse)?.value;
+    let (image, groups) = calibrate::sorted(scores.image)?;
+    let good = GoodScores::new(&image, &groups);
+    let (pixel, pixel_groups) = calibrate::sorted(scores.pixel)?;
+    let target = rate(config, good.groups());
+    let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
+    let pixel_threshold = GoodScores::new(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
     Ok(ClassCard {
         name: name.to_owned(),
-        train_images,
+        train_images: 0,
+        ng: good.threshold(target).map_err(refuse)?,
+        warn: good.threshold(warn_target).map_err(refuse)?,
+        calibration_groups: if good.groups() == image.len() { Vec::new() } else { groups },
         calibration_scores: image,
-        ng,
-        warn,
+        calibration: Some(source),
         pixel_threshold,
         prototype_limit,
+        images: Vec::new(),
+        unknown: BTreeMap::new(),
     })
 }
 
@@ -67,14 +82,16 @@ pub fn check_rate(class: &str, n: usize, target: f64) -> Result<()> {
     calibrate::conformal_rank(n, target).map(drop).map_err(|few| Error::Usage(format!("class {class}: {few}")))
 }
 
-/// Refuses a configured rate that the images to be held out cannot promise, before any is read.
+/// Refuses a configured rate that the images to be scored cannot promise, before any is read.
 ///
 /// # Errors
 /// When a class has too few images.
 pub fn check_rates(config: &Config, data: &Dataset) -> Result<()> {
     let Some(target) = config.calibration.target_fpr else { return Ok(()) };
+    let CalibrationConfig { folds, .. } = config.calibration;
     data.categories.iter().try_for_each(|category| {
-        let split = data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
-        check_rate(&category.name, split.calibration.len(), target)
+        let held_out = || data::hold_out(&category.train, config.training.calibration_fraction, config.training.seed);
+        let scored = if folds > 1 { category.train.len() } else { held_out().calibration.len() };
+        check_rate(&category.name, scored, target)
     })
 }

@@ -1,7 +1,8 @@
-//! The images of a training run, prepared: features of those that teach, pixels of those held out for the thresholds, and
-//! what was fitted to get there. Made once, before the first step; networks of several configurations can be trained from it.
+//! The images of a training run, prepared: features of those that teach, pixels of those that are scored for the thresholds
+//! (the same ones, unless some are held out), and what was fitted to get there. Made once, before the first step; networks of
+//! several configurations can be trained from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,13 +10,16 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::augment::changed_copy;
 use super::cache::{FeatureCache, FrameCache};
+use super::fit::{Role, fold_parts};
 use super::thresholds::check_rate;
-use super::{Context, Event};
+use super::{Context, Event, GroupProblem};
 use crate::bundle::BackboneCard;
-use crate::config::{Config, SpaceKind};
-use crate::data::split::MIN_CALIBRATION;
-use crate::data::{self, Category, Dataset, ReadAhead, SampleDepth, check_unreadable};
+use crate::calibrate;
+use crate::config::{Augment, Config, Grouping, SpaceKind};
+use crate::data::split::{MIN_CALIBRATION, name_hash};
+use crate::data::{self, Category, Dataset, GroupBy, Groups, ReadAhead, SampleDepth, Split, check_unreadable, groups};
 use crate::detector::Mask;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -36,36 +40,103 @@ pub struct TrainingSet {
     pub(super) images: Images,
     /// Backbone weights; none in pixel space.
     pub(super) weights: Weights,
-    fitted: Option<FeatureTransform>,
+    /// What all images teach of features.
+    whole: Features,
+    /// Where caches go that outgrow the memory.
+    folder: PathBuf,
     pub(super) mask: Option<Mask>,
     pub(super) data_sha256: String,
     /// Images that were left out, with the reason.
     pub unreadable: Vec<(PathBuf, String)>,
 }
 
-/// The images that could be read, of all classes together; those of each class are known by their indices.
+/// The features of the images that teach, as one network sees them.
+#[derive(Clone)]
+pub(super) struct Features {
+    /// Fitted to the images that the network sees; none in pixel space.
+    transform: Option<FeatureTransform>,
+    /// `[T, D]` of each image, whether the network sees it or not.
+    pub(super) cache: Arc<FeatureCache>,
+}
+
+/// The images that could be read.
 pub(super) struct Images {
-    /// Features of the training images, `[T, D]` each.
-    pub(super) features: FeatureCache,
-    /// `train[c]` are the indices of class c into `features`.
-    pub(super) train: Vec<Vec<usize>>,
-    /// The images held out for the thresholds, as the model's input.
+    /// Of those that teach what the backbone, or the picture, says: `[T, C]` each.
+    raw: Arc<FeatureCache>,
+    /// Those that are scored for the thresholds, as the model's input.
     pub(super) frames: FrameCache,
-    /// `held_out[c]` are the indices of class c into `frames`.
-    pub(super) held_out: Vec<Vec<usize>>,
+    pub(super) classes: Vec<ClassImages>,
+}
+
+/// Those of one class.
+pub(super) struct ClassImages {
+    pub(super) images: Vec<Image>,
+    /// The part that each of them shows.
+    pub(super) groups: Groups,
+    /// The part of the folds that each of them is in.
+    pub(super) folds: Vec<usize>,
+}
+
+/// One image.
+pub(super) struct Image {
+    pub(super) path: PathBuf,
+    /// SHA-256 of the file and of the decoded pixels.
+    pub(super) digests: [String; 2],
+    /// Where its features are, if it teaches.
+    pub(super) features: Option<usize>,
+    /// Where those of its changed copy are, which only the statistics are told of.
+    pub(super) copy: Option<usize>,
+    /// Where its input is, if it is scored.
+    pub(super) frame: Option<usize>,
+}
+
+impl ClassImages {
+    /// Number of parts of which an image is scored.
+    pub(super) fn scored_parts(&self) -> usize {
+        let scored = self.images.iter().zip(&self.groups.of).filter(|(image, _)| image.frame.is_some());
+        scored.map(|(_, group)| group).collect::<BTreeSet<_>>().len()
+    }
+}
+
+impl Images {
+    /// Number of images that teach.
+    pub(super) fn teachers(&self) -> usize {
+        self.classes.iter().flat_map(|class| &class.images).filter(|image| image.features.is_some()).count()
+    }
+
+    /// By class, where the features are that make statistics of the parts of folds that are `wanted`: of images that teach and of
+    /// their changed copies.
+    pub(super) fn measured(&self, wanted: impl Fn(usize) -> bool) -> Vec<Vec<usize>> {
+        let of = |class: &ClassImages| {
+            let own =
+                || class.images.iter().zip(&class.folds).filter(|(_, part)| wanted(**part)).map(|(image, _)| image);
+            own().filter_map(|image| image.features).chain(own().filter_map(|image| image.copy)).collect()
+        };
+        self.classes.iter().map(of).collect()
+    }
+
+    /// By class, where the features of the images are that teach somebody who does not see those for which `left_out(fold)`.
+    pub(super) fn teaching(&self, left_out: impl Fn(usize) -> bool) -> Vec<Vec<usize>> {
+        let of = |class: &ClassImages| {
+            let folds = class.images.iter().zip(&class.folds);
+            folds.filter(|(_, fold)| !left_out(**fold)).filter_map(|(image, _)| image.features).collect()
+        };
+        self.classes.iter().map(of).collect()
+    }
 }
 
 impl TrainingSet {
     /// Reads every image once. Caches that outgrow the configured memory go to `folder`; `backbone` is a file of weights for
-    /// backbones that are not part of the program.
+    /// backbones that are not part of the program; `group_by` tells the part that an image shows.
     ///
     /// # Errors
-    /// When more than 5 % of the images of a class cannot be read, when those held out that can be read are too few for the
-    /// configured rate, the weights are missing, or the device fails; `Error::Interrupted`.
+    /// When more than 5 % of the images of a class cannot be read, when the parts that are scored are too few for the
+    /// configured rate, what is said of groups is wrong, the weights are missing, or the device fails; `Error::Interrupted`.
     pub fn prepare(
         config: &Config,
         data: &Dataset,
         backbone: Option<&Path>,
+        group_by: Option<&GroupBy>,
         folder: &Path,
         device: &Device,
         context: Context<'_>,
@@ -74,20 +145,18 @@ impl TrainingSet {
         let mask = mask(config)?;
         let mut reader =
             Reader { config, data, folder, device, context, digest: Sha256::new(), unreadable: Vec::new() };
-        let (weights, fitted, images) = match config.features.space {
+        let (weights, images) = match config.features.space {
             SpaceKind::Pixel => {
                 let extractor = FeatureExtractor::of_pixels(device.clone(), grid);
-                (Weights::new(), None, reader.read(3, &|frames| extractor.extract(frames))?)
+                (Weights::new(), reader.read(3, &|frames| extractor.extract(frames))?)
             }
             SpaceKind::Feature => {
                 let weights = backbone_weights(config, backbone)?;
                 let backbone = model::backbone(&config.features.backbone, &weights, device)?;
                 let channels = model::channels(backbone.name())?;
                 let raw = |frames: &[&Frame]| backbone_features(backbone.as_ref(), device, grid, frames);
-                let mut images = reader.read(channels, &raw)?;
-                let (transform, features) = reader.fit_transform(&images, channels)?;
-                images.features = features;
-                (weights, Some(transform), images)
+                let images = reader.read(channels, &raw)?;
+                (weights, images)
             }
         };
         let names = data.categories.iter().map(|c| c.name.clone()).collect();
@@ -96,25 +165,96 @@ impl TrainingSet {
             mask
         });
         let (data_sha256, unreadable) = (hex(&reader.digest.finalize()), reader.unreadable);
-        let set = Self { device: device.clone(), names, images, weights, fitted, mask, data_sha256, unreadable };
+        let whole = features(config, &images, &images.teaching(|_| false), folder)?;
+        let folder = folder.to_owned();
+        let mut set =
+            Self { device: device.clone(), names, images, weights, whole, folder, mask, data_sha256, unreadable };
+        for (class, category) in data.categories.iter().enumerate() {
+            set.group(config, class, category, group_by, context)?;
+        }
         set.check_rates(config)?;
         Ok(set)
     }
 
-    /// Refuses a false-reject rate that the held-out images cannot promise.
+    /// Finds the groups of a class's images, and deals them into folds.
+    fn group(
+        &mut self,
+        config: &Config,
+        class: usize,
+        category: &Category,
+        group_by: Option<&GroupBy>,
+        context: Context<'_>,
+    ) -> Result<()> {
+        let (calibration, features) = (&config.calibration, &self.whole.cache);
+        let images = &self.images.classes[class].images;
+        let paths: Vec<PathBuf> = images.iter().map(|image| image.path.clone()).collect();
+        let file = calibration.groups != Grouping::None;
+        let mut problem = None;
+        let groups = match groups::stated(group_by, file, &category.root, &paths)? {
+            Some(groups) => groups,
+            // Images that are held out have no features here, and those that teach no scores: there are no folds to keep apart.
+            None if calibration.groups != Grouping::Auto || calibration.folds == 1 => Groups::none(images.len()),
+            None if images.len() > groups::MOST_COMPARED => {
+                problem = Some(GroupProblem::TooMany);
+                Groups::none(images.len())
+            }
+            None => {
+                let mut sketches = Vec::with_capacity(images.len() * groups::SKETCH);
+                for index in images.iter().filter_map(|image| image.features) {
+                    context.stop.check()?;
+                    sketches.extend(groups::sketch(&features.get(index)?));
+                }
+                let found = groups::alike(&sketches, images.len())?;
+                // What may be a mistake must not cost the promise that was asked for.
+                let refused = |n: usize| {
+                    calibration.target_fpr.is_some_and(|target| calibrate::conformal_rank(n, target).is_err())
+                };
+                if refused(found.count()) && !refused(images.len()) {
+                    problem = Some(GroupProblem::Unsupported { groups: found.count() });
+                    Groups::none(images.len())
+                } else {
+                    found
+                }
+            }
+        };
+        let parts = match fold_parts(config) {
+            1 => vec![0; images.len()],
+            parts => {
+                let keys: Vec<_> = paths.iter().map(|path| name_hash(path, config.training.seed)).collect();
+                groups.folds(parts.min(groups.count()), &keys)
+            }
+        };
+        context.observer.event(&Event::Groups { class: &category.name, paths: &paths, groups: &groups, problem });
+        let class = &mut self.images.classes[class];
+        (class.groups, class.folds) = (groups, parts);
+        Ok(())
+    }
+
+    /// Refuses a false-reject rate that the parts which are scored cannot promise.
     ///
     /// # Errors
     /// When a class has too few of them; says how many it takes.
     pub fn check_rates(&self, config: &Config) -> Result<()> {
         let Some(target) = config.calibration.target_fpr else { return Ok(()) };
-        let mut classes = self.names.iter().zip(&self.images.held_out);
-        classes.try_for_each(|(name, images)| check_rate(name, images.len(), target))
+        let mut classes = self.names.iter().zip(&self.images.classes);
+        classes.try_for_each(|(name, class)| check_rate(name, class.scored_parts(), target))
     }
 
-    /// The feature extractor of a model that is trained on these images.
-    pub(super) fn extractor(&self, config: &Config) -> Result<Arc<FeatureExtractor>> {
+    /// The features that a network learns from, and their fit to images that it sees.
+    pub(super) fn features(&self, config: &Config, role: Role) -> Result<Features> {
+        match role {
+            Role::Final => Ok(self.whole.clone()),
+            Role::Fold(_) => {
+                let seen = self.images.teaching(|part| role.leaves_out(config, part));
+                features(config, &self.images, &seen, &self.folder)
+            }
+        }
+    }
+
+    /// The feature extractor of a model that is trained on these features.
+    pub(super) fn extractor(&self, config: &Config, features: &Features) -> Result<Arc<FeatureExtractor>> {
         let grid = config.features.grid;
-        Ok(Arc::new(match &self.fitted {
+        Ok(Arc::new(match &features.transform {
             None => FeatureExtractor::of_pixels(self.device.clone(), grid),
             Some(transform) => {
                 let backbone = model::backbone(&config.features.backbone, &self.weights, &self.device)?;
@@ -127,7 +267,7 @@ impl TrainingSet {
     pub(super) fn backbone_card(&self, config: &Config) -> Result<Option<BackboneCard>> {
         let card =
             || Ok(BackboneCard { name: config.features.backbone.clone(), sha256: weights_digest(&self.weights)? });
-        self.fitted.as_ref().map(|_| card()).transpose()
+        self.whole.transform.as_ref().map(|_| card()).transpose()
     }
 }
 
@@ -144,38 +284,36 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn feature_cache(&self, per_image: usize) -> FeatureCache {
-        FeatureCache::new(per_image, self.config.training.cache_mib, self.folder)
-    }
-
     /// Reads every image once: of those to train on keeps what `extract` makes of them, `channels` values per cell; of those
     /// to hold out the frames.
     fn read(&mut self, channels: usize, extract: &(dyn Fn(&[&Frame]) -> Result<Tensor> + Sync)) -> Result<Images> {
         let (config, device, context) = (self.config, self.device, self.context);
         let (preprocess, training) = (Preprocess::of(&config.input), &config.training);
         let depth = SampleDepth::default();
-        // The model's input, and the digest of the bytes that it was decoded from.
-        let read = |path: &Path| -> Result<(Prepared, [u8; 32])> {
+        // The model's input, and the digests of the file and of the pixels that it was made of.
+        let read = |path: &Path| -> Result<(Prepared, [[u8; 32]; 2])> {
             let bytes = read_bytes(path)?;
             let image = decode_image(&bytes, path)?;
             depth.add(path, image.peak);
-            Ok((preprocess.apply(&image.frame)?, Sha256::digest(&bytes).into()))
+            Ok((preprocess.apply(&image.frame)?, [Sha256::digest(&bytes).into(), image.frame.digest()]))
         };
         let features = |some: &[Prepared]| extract(&some.iter().map(|input| &input.frame).collect::<Vec<_>>());
-        let mut images = Images {
-            features: self.feature_cache(config.tokens() * channels),
-            train: Vec::new(),
-            frames: FrameCache::new(config.input.size, training.cache_mib, self.folder),
-            held_out: Vec::new(),
-        };
+        let mut raw = FeatureCache::new(config.tokens() * channels, training.cache_mib, self.folder);
+        let mut frames = FrameCache::new(config.input.size, training.cache_mib, self.folder);
+        let mut classes = Vec::new();
         let total = self.data.categories.iter().map(|category| category.train.len()).sum();
         let (mut done, mut spilled) = (0, false);
+        let held_out = config.calibration.folds == 1;
         for category in &self.data.categories {
-            let split = data::hold_out(&category.train, training.calibration_fraction, training.seed);
+            let split = if held_out {
+                data::hold_out(&category.train, training.calibration_fraction, training.seed)
+            } else {
+                Split { train: category.train.clone(), calibration: Vec::new() }
+            };
             let mut files = ReadAhead::new(2 * rayon::current_num_threads(), context.stop);
-            let first = (images.features.len(), images.frames.len());
+            let (mut class, mut empty) = (Vec::<Image>::new(), 0);
             self.digest.update(category.name.as_bytes());
-            for (teaches, paths) in [(true, &split.train), (false, &split.calibration)] {
+            for (teaches, scored, paths) in [(true, !held_out, &split.train), (false, true, &split.calibration)] {
                 let mut digests = Vec::with_capacity(paths.len());
                 files.each_group(paths, read, |group| {
                     done += group.len();
@@ -183,20 +321,41 @@ impl Reader<'_> {
                     for (index, file) in group {
                         let path = paths[index].as_path();
                         match file {
-                            Ok((input, digest)) => {
+                            Ok((input, [file, pixels])) => {
+                                if is_empty(&input.frame) {
+                                    empty += 1;
+                                    context.observer.event(&Event::Empty { path });
+                                }
+                                let features = teaches.then(|| raw.len() + inputs.len());
+                                let frame = scored.then(|| frames.len() + inputs.len());
+                                let hex = [hex(&file), hex(&pixels)];
+                                class.push(Image { path: path.to_owned(), digests: hex, features, copy: None, frame });
                                 inputs.push(input);
-                                digests.push((path, digest));
+                                digests.push((path, file));
                             }
                             Err(error) => context.observer.event(&Event::Skipped { path, reason: error.to_string() }),
                         }
                     }
                     if teaches {
-                        device.values(&inputs, features).into_iter().try_for_each(|row| images.features.push(&row?))?;
-                    } else {
-                        inputs.iter().try_for_each(|input| images.frames.push(input))?;
+                        device.values(&inputs, features).into_iter().try_for_each(|row| raw.push(&row?))?;
                     }
-                    if (images.features.spilled() || images.frames.spilled()) && !std::mem::replace(&mut spilled, true)
-                    {
+                    if teaches && training.augment == Augment::Mild {
+                        let first = class.len() - inputs.len();
+                        let copy = |(input, image): (&Prepared, &Image)| {
+                            changed_copy(&input.frame, training.seed, &image.digests[1])
+                                .map(|frame| Prepared { frame, geometry: input.geometry })
+                        };
+                        let copies = inputs.par_iter().zip(class[first..].par_iter()).map(copy);
+                        let copies = copies.collect::<Result<Vec<Prepared>>>()?;
+                        for (image, row) in class[first..].iter_mut().zip(device.values(&copies, features)) {
+                            image.copy = Some(raw.len());
+                            raw.push(&row?)?;
+                        }
+                    }
+                    if scored {
+                        inputs.iter().try_for_each(|input| frames.push(input))?;
+                    }
+                    if (raw.spilled() || frames.spilled()) && !std::mem::replace(&mut spilled, true) {
                         context.observer.event(&Event::Spilled);
                     }
                     context.observer.event(&Event::Images { done, total });
@@ -204,50 +363,58 @@ impl Reader<'_> {
                 })?;
                 self.digest.update(data::data_sha256(digests));
             }
-            images.train.push((first.0..images.features.len()).collect());
-            images.held_out.push((first.1..images.frames.len()).collect());
             check_unreadable(&category.root, category.train.len(), &files.unreadable)?;
-            check_held_out(category, images.frames.len() - first.1)?;
+            if empty == class.len() {
+                let reason = "every image is of one colour or almost black: expected pictures of good parts";
+                return Err(Error::data(&category.root, reason));
+            }
+            check_scored(category, class.iter().filter(|image| image.frame.is_some()).count())?;
+            let groups = Groups::none(class.len()); // until they are looked for
+            classes.push(ClassImages { folds: vec![0; class.len()], images: class, groups });
             self.unreadable.append(&mut files.unreadable);
         }
         context.observer.event(&Event::SampleDepth { depth: &depth });
-        Ok(images)
+        Ok(Images { raw: Arc::new(raw), frames, classes })
     }
+}
 
-    /// Fits the feature transform to an even sample of the classes and projects the cache.
-    fn fit_transform(&self, images: &Images, channels: usize) -> Result<(FeatureTransform, FeatureCache)> {
-        let (features, raw) = (&self.config.features, &images.features);
-        let tokens = features.grid * features.grid;
-        let per_class = FIT_ROWS / images.train.len().max(1);
-        let mut rows = Vec::new();
-        for indices in &images.train {
-            // An even share of each class, spread over its images and over the grid.
-            let total = indices.len() * tokens;
-            let take = per_class.min(total);
-            let mut current: Option<(usize, Vec<f32>)> = None;
-            for i in 0..take {
-                let row = (i as u128 * total as u128 / take as u128) as usize;
-                let (image, token) = (row / tokens, row % tokens);
-                if current.as_ref().is_none_or(|(at, _)| *at != image) {
-                    current = Some((image, raw.get(indices[image])?));
-                }
-                if let Some((_, values)) = &current {
-                    rows.extend_from_slice(&values[token * channels..][..channels]);
-                }
-            }
-        }
-        let transform = FeatureTransform::fit(&rows, channels, features.dim, features.whitening, features.clamp)?;
-        drop(rows);
-        let mut cache = self.feature_cache(tokens * features.dim);
-        let indices = (0..raw.len()).collect::<Vec<_>>();
-        for group in indices.chunks(64) {
-            let projected = group.par_iter().map(|&i| Ok(transform.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
-            for values in projected {
-                cache.push(&values)?;
-            }
-        }
-        Ok((transform, cache))
+/// Fits the feature transform to an even sample of the classes, `seen` by class, and transforms all images.
+fn features(config: &Config, images: &Images, seen: &[Vec<usize>], folder: &Path) -> Result<Features> {
+    let raw = &images.raw;
+    if config.features.space == SpaceKind::Pixel {
+        return Ok(Features { transform: None, cache: raw.clone() });
     }
+    let features = &config.features;
+    let (tokens, channels) = (config.tokens(), raw.values() / config.tokens());
+    let per_class = FIT_ROWS / seen.len().max(1);
+    let mut rows = Vec::new();
+    for indices in seen {
+        // An even share of each class, spread over its images and over the grid.
+        let total = indices.len() * tokens;
+        let take = per_class.min(total);
+        let mut current: Option<(usize, Vec<f32>)> = None;
+        for i in 0..take {
+            let row = (i as u128 * total as u128 / take as u128) as usize;
+            let (image, token) = (row / tokens, row % tokens);
+            if current.as_ref().is_none_or(|(at, _)| *at != image) {
+                current = Some((image, raw.get(indices[image])?));
+            }
+            if let Some((_, values)) = &current {
+                rows.extend_from_slice(&values[token * channels..][..channels]);
+            }
+        }
+    }
+    let transform = FeatureTransform::fit(&rows, channels, features.dim, features.whitening, features.clamp)?;
+    drop(rows);
+    let mut cache = FeatureCache::new(tokens * features.dim, config.training.cache_mib, folder);
+    let indices = (0..raw.len()).collect::<Vec<_>>();
+    for group in indices.chunks(64) {
+        let transformed = group.par_iter().map(|&i| Ok(transform.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
+        for values in transformed {
+            cache.push(&values)?;
+        }
+    }
+    Ok(Features { transform: Some(transform), cache: Arc::new(cache) })
 }
 
 /// The mask that the configuration names, with the digest of its file.
@@ -260,8 +427,22 @@ fn mask(config: &Config) -> Result<Option<(Mask, String)>> {
     Ok(Some((mask, data::data_sha256([(file, Sha256::digest(&bytes).into())]))))
 }
 
-/// Refuses a class of whose held-out images too few can be read.
-fn check_held_out(category: &Category, readable: usize) -> Result<()> {
+/// Whether a picture shows nothing: its values (0 to 255) hardly differ, or nearly all are black. A lamp that was off, a lens with its
+/// cap on.
+fn is_empty(frame: &Frame) -> bool {
+    const DEVIATION: f64 = 1.5;
+    const BLACK: u8 = 12;
+    const BLACK_SHARE: f64 = 0.999;
+    let rgb = frame.rgb();
+    let n = rgb.len() as f64;
+    let mean = rgb.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    let variance = rgb.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let black = rgb.iter().filter(|&&v| v <= BLACK).count() as f64;
+    variance < DEVIATION * DEVIATION || black > BLACK_SHARE * n
+}
+
+/// Refuses a class of whose images for the threshold too few can be read.
+fn check_scored(category: &Category, readable: usize) -> Result<()> {
     if readable >= MIN_CALIBRATION {
         return Ok(());
     }

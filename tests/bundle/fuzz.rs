@@ -45,8 +45,8 @@ proptest! {
             let n = calibration_scores.len();
             let rank = rank.index(n) + 1;
             let rate = (n + 1 - rank) as f64 / (n + 1) as f64;
-            let ng = Threshold::at_rank(&calibration_scores, rank, rate);
-            ClassCard { name: name.clone(), train_images: n, calibration_scores, ng, warn: ng, pixel_threshold: ng.value, prototype_limit: 1.0 }
+            let ng = GoodScores::new(&calibration_scores, &[]).at_rank(rank, rate);
+            ClassCard { name: name.clone(), calibration_scores, ng, warn: ng, pixel_threshold: ng.value, ..class("a", vec![1.0], 0.5) }
         });
         let mut wanted = Card { classes: classes.collect(), ..card() };
         wanted.training.seed = seed;

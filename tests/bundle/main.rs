@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use diad::bundle::{self, BackboneCard, Card, ClassCard, ModelFile, SCHEMA, TensorSpec, TrainingCard};
-use diad::calibrate::{Threshold, conformal};
+use diad::calibrate::{GoodScores, conformal};
 use diad::config::Config;
 use diad::error::{Error, Result};
 use half::f16;
@@ -74,10 +74,14 @@ fn class(name: &str, scores: Vec<f32>, target: f64) -> ClassCard {
         name: name.into(),
         train_images: 100,
         calibration_scores: scores,
+        calibration_groups: Vec::new(),
+        calibration: None,
         ng,
         warn,
         pixel_threshold: 3.5,
         prototype_limit: 1.5,
+        images: Vec::new(),
+        unknown: BTreeMap::new(),
     }
 }
 
@@ -93,6 +97,8 @@ fn card() -> Card {
         ],
         training: TrainingCard { images: 245, data_sha256: "d".repeat(64), seed: u64::MAX, steps: 3500 },
         tensors_sha256: String::new(),
+        unknown: BTreeMap::new(),
+        read_from: bundle::ReadFrom::default(),
     }
 }
 
@@ -101,7 +107,7 @@ struct Sorted(Vec<f32>);
 
 impl FromIterator<f32> for Sorted {
     fn from_iter<I: IntoIterator<Item = f32>>(scores: I) -> Self {
-        Self(diad::calibrate::sorted(scores.into_iter().collect()).unwrap())
+        Self(diad::calibrate::sorted(scores.into_iter().zip(0..).collect()).unwrap().0)
     }
 }
 
@@ -278,7 +284,7 @@ fn any_safetensors_reader_opens_it() {
     let bytes = good();
     let (header_bytes, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(header_bytes % 8, 0, "the data are aligned");
-    assert!(metadata.metadata().as_ref().unwrap()["diad"].contains("\"schema\":1"));
+    assert!(metadata.metadata().as_ref().unwrap()["diad"].contains("\"schema\":2"));
     let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(read.len(), 3);
     for (name, _, shape, values) in Forge::new().tensors {
@@ -373,8 +379,8 @@ fn newer_schema_is_refused_by_name_whatever_else_is_new() {
     forge.card = json!({"schema": 7, "everything": "different"});
     forge.tensors[0].1 = "BF16".into();
     Scratch::new()
-        .refused(&forge.file(), "was written by a newer diad (schema 7, this one reads up to 1); update diad");
-    card_refused("/schema", json!(0), "card: schema = 0: expected 1 to 1");
+        .refused(&forge.file(), "was written by a newer diad (schema 7, this one reads up to 2); update diad");
+    card_refused("/schema", json!(0), "card: schema = 0: expected 1 to 2");
     card_refused("/schema", json!(-1), "card: invalid value: integer `-1`");
     card_refused("/schema", json!("1"), "card: invalid type: string \"1\"");
     card_refused("/schema", json!(u64::MAX), "was written by a newer diad (schema 18446744073709551615");
@@ -384,8 +390,16 @@ fn newer_schema_is_refused_by_name_whatever_else_is_new() {
 
 #[test]
 fn card_that_contradicts_itself_is_refused() {
+    // An unknown key may be one of a later version that an older one can do without; it is kept. A key of the configuration is not.
     let mut forge = Forge::new();
-    forge.card["surprise"] = json!(1);
+    forge.card["surprise"] = json!({"a": [1, 2.5]});
+    forge.card["classes"][0]["surprise"] = json!(1);
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path(), forge.file()).unwrap();
+    let read = bundle::read_card(&scratch.path()).unwrap();
+    assert_eq!((&read.unknown["surprise"]["a"][1], &read.classes[0].unknown["surprise"]), (&json!(2.5), &json!(1)));
+    let mut forge = Forge::new();
+    forge.card["config"]["surprise"] = json!(1);
     Scratch::new().refused(&forge.file(), "card: unknown field `surprise`");
     let mut forge = Forge::new();
     forge.card.as_object_mut().unwrap().remove("classes");

@@ -16,7 +16,7 @@ use super::progress::{TrainingProgress, duration};
 use super::table::{Align, Table};
 use super::train::{configuration, describe};
 use crate::bundle::sha256_hex;
-use crate::config::{CalibrationConfig, Config, DetectionConfig};
+use crate::config::{CalibrationConfig, Config, DetectionConfig, Grouping};
 use crate::data::{self, Dataset};
 use crate::detector::Detector;
 use crate::device::{Device, DeviceSpec};
@@ -98,7 +98,9 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
     let (Some(root), Some(out)) = (&args.data, &args.out) else {
         return Err(Error::Usage("--data and --out are needed (or --list)".into()));
     };
-    let base = configuration(&args.config, Config::default())?;
+    let mut base = configuration(&args.config, Config::default())?;
+    // What is compared are choices of the method: one network each, thresholds from images that are held out.
+    (base.calibration.folds, base.calibration.groups) = (1, Grouping::None);
     if let Some(weights) = &args.backbone {
         check_exists(weights)?;
     }
@@ -200,7 +202,8 @@ impl Work {
 
 /// The configuration with everything that training does not depend on at its default.
 fn trained(config: &Config) -> Config {
-    Config { detection: DetectionConfig::default(), calibration: CalibrationConfig::default(), ..config.clone() }
+    let calibration = CalibrationConfig { folds: 1, groups: Grouping::None, ..CalibrationConfig::default() };
+    Config { detection: DetectionConfig::default(), calibration, ..config.clone() }
 }
 
 /// Runs the rows; keeps what they share.
@@ -249,6 +252,7 @@ impl Bench<'_> {
             batch: 8,
             class_known: self.args.class_known,
             ddim_steps: None,
+            group_by: None,
             baselines: false,
         };
         let report = evaluate(context, &detector, self.data, &settings)?.report;
@@ -302,7 +306,7 @@ impl Bench<'_> {
                 let progress = TrainingProgress::new(self.context);
                 let told = train::Context { observer: &progress, stop: &self.context.stop };
                 let backbone = self.args.backbone.as_deref();
-                (config.clone(), TrainingSet::prepare(config, self.data, backbone, self.out, self.device, told)?)
+                (config.clone(), TrainingSet::prepare(config, self.data, backbone, None, self.out, self.device, told)?)
             }
         };
         Ok(&self.set.insert((config, set)).1)

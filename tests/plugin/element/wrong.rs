@@ -31,7 +31,7 @@ fn a_model_that_cannot_be_used_is_an_error_before_playing() {
     let bytes = std::fs::read(&shop.model).unwrap();
     std::fs::write(path("text.diad"), "no model").unwrap();
     std::fs::write(path("short.diad"), &bytes[..bytes.len() / 2]).unwrap();
-    let mark = br#"\"schema\":1"#;
+    let mark = br#"\"schema\":2"#;
     let place = bytes.windows(mark.len()).position(|window| window == mark).unwrap() + mark.len() - 1;
     let mut newer = bytes.clone();
     newer[place] = b'7';
