@@ -132,6 +132,21 @@ fn decode(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
         .map_err(|reason| Error::image(name, reason))
 }
 
+/// Whether the chunks of a WebP end within the file: the decoder takes memory for what a chunk of metadata says of its length.
+fn chunks_fit(bytes: &[u8]) -> bool {
+    let size = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
+    let end = (8 + size(4)).min(bytes.len());
+    let mut at = 12; // after "RIFF", the length and "WEBP"
+    while at + 8 <= end {
+        at += 8 + size(at + 4);
+        if at > bytes.len() {
+            return false;
+        }
+        at += at % 2;
+    }
+    true
+}
+
 fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
@@ -143,6 +158,9 @@ fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
     };
     if format == ImageFormat::Tiff {
         check_samples(bytes)?;
+    }
+    if format == ImageFormat::WebP && !chunks_fit(bytes) {
+        return Err("the WebP ends within a chunk: the file is cut off or damaged".into());
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
