@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::args::CalibrateArgs;
-use super::images::check_exists;
+use super::images::{check_exists, sketch};
 use super::train::warn_ignored;
 use super::{Context, messages};
 use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, ScoreSource, sha256_hex};
@@ -163,8 +163,10 @@ impl Fresh {
         if let Some(stated) = groups::stated(rule, settings.groups != Grouping::None, &category.root, &self.paths)? {
             return Ok(stated);
         }
-        let compared = settings.groups == Grouping::Auto && (2..=groups::MOST_COMPARED).contains(&images);
-        if compared { groups::alike(&self.sketches, images) } else { Ok(Groups::none(images)) }
+        match settings.groups {
+            Grouping::Auto => groups::alike_if_comparable(&self.sketches, images),
+            Grouping::File | Grouping::None => Ok(Groups::none(images)),
+        }
     }
 }
 
@@ -204,7 +206,7 @@ fn inspect(
         let inspections = network.inspect(&requests);
         for ((path, input, [file_sha256, pixels_sha256]), inspection) in inputs.iter().zip(inspections) {
             let inspection = inspection?;
-            fresh.sketches.extend(groups::sketch(&network.features(&[input])?.flatten_all()?.to_vec1::<f32>()?));
+            fresh.sketches.extend(sketch(network, input)?);
             fresh.paths.push(path.clone());
             fresh.images.push(ImageCard {
                 file_sha256: file_sha256.clone(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::args::EvaluateArgs;
 use super::figures;
 use super::ground_truth::{ShownArea, ground_truth, input_side};
-use super::images::{self, Inspected, inspect_all};
+use super::images::{self, Inspected, inspect_all, sketch};
 use super::train::warn_ignored;
 use super::{Context, baselines, messages};
 use crate::bundle::ClassCard;
@@ -112,7 +112,7 @@ pub(super) fn evaluate(
         let good = category.test.iter().filter(|sample| !sample.label.is_defect()).map(|sample| sample.path.clone());
         let good: Vec<PathBuf> = good.collect();
         let stated = groups::stated(settings.group_by.as_ref(), true, &category.root, &good)?;
-        class.sketched = stated.is_none() && (2..=groups::MOST_COMPARED).contains(&good.len());
+        class.sketched = stated.is_none() && groups::comparable(good.len());
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
         inspect_all(context, detector, &request, settings.batch, &paths, |index, seen| {
             done += 1;
@@ -221,8 +221,8 @@ impl<'a> Class<'a> {
             let group: BTreeMap<String, u32> =
                 good.iter().map(|path| messages::below(path, root)).zip(stated.of).collect();
             own.iter_mut().for_each(|image| image.group = group.get(&image.path).map(ToString::to_string));
-        } else if self.sketched && own.len() > 1 {
-            let found = groups::alike(&self.sketches, own.len())?;
+        } else if self.sketched {
+            let found = groups::alike_if_comparable(&self.sketches, own.len())?;
             own.iter_mut().zip(found.of).for_each(|(image, group)| image.group = Some(group.to_string()));
         }
         Ok(())
@@ -271,9 +271,8 @@ impl<'a> Class<'a> {
             })
         })?;
         if self.sketched && !sample.label.is_defect() {
-            let network = detector.network();
-            let input = network.preprocess().apply(&seen.frame)?;
-            self.sketches.extend(groups::sketch(&network.features(&[&input])?.flatten_all()?.to_vec1::<f32>()?));
+            let input = detector.network().preprocess().apply(&seen.frame)?;
+            self.sketches.extend(sketch(detector.network(), &input)?);
         }
         self.images.push(image);
         self.ms.push(seen.ms);

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Context;
 use super::args::OnArgs;
-use crate::data::{GroupBy, ReadAhead};
+use crate::data::{GroupBy, ReadAhead, groups};
 use crate::detector::{Detection, Detector, Network, Request};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Prepared, read_image};
@@ -61,6 +61,11 @@ pub(super) fn check_exists(file: &Path) -> Result<()> {
 pub(super) fn prepare(context: &Context, network: &Network) -> impl Fn(&Path) -> Result<Prepared> + Sync {
     let preprocess = network.preprocess();
     move |path| preprocess.apply(&read_frame(context, path)?)
+}
+
+/// The features of an image in short, to tell whether others show the same part.
+pub(super) fn sketch(network: &Network, input: &Prepared) -> Result<Vec<f32>> {
+    Ok(groups::sketch(&network.features(&[input])?.flatten_all()?.to_vec1::<f32>()?))
 }
 
 /// Reads an image, and adds it to the context's record of sample depths.

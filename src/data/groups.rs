@@ -247,6 +247,19 @@ pub fn alike(vectors: &[f32], images: usize) -> Result<Groups> {
     Ok(Groups::named(GroupSource::Found, linked(similarity, largest).into_iter().map(Some)))
 }
 
+/// The groups of [`alike`], and each image by itself where there are too few or too many to compare.
+///
+/// # Errors
+/// As [`alike`].
+pub fn alike_if_comparable(vectors: &[f32], images: usize) -> Result<Groups> {
+    if comparable(images) { alike(vectors, images) } else { Ok(Groups::none(images)) }
+}
+
+/// Whether so many images can be compared with each other.
+pub fn comparable(images: usize) -> bool {
+    (2..=MOST_COMPARED).contains(&images)
+}
+
 /// The `count` largest eigenvalues of a symmetric matrix with their vectors, by subspace iteration: enough for directions that
 /// are to be left out, at a fraction of the time of all of them.
 fn leading(matrix: &DMatrix<f64>, count: usize) -> Vec<(f64, DVector<f64>)> {
