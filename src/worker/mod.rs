@@ -11,7 +11,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -201,10 +201,27 @@ impl Drop for Reply {
 }
 
 /// What the thread and the others share.
+#[derive(Default)]
 struct State {
     pending: AtomicUsize,
+    /// The thread is gone: whoever hands in a job now takes it out again.
+    ended: AtomicBool,
     stats: Mutex<Stats>,
     batches: Mutex<Durations>,
+}
+
+/// The thread's end of the channel. A receiver that goes away leaves in the channel what is there, and nobody would answer it
+/// while the worker is held: it is taken out here, or by who hands it in after that.
+struct Inbox {
+    entries: Receiver<Entry>,
+    state: Arc<State>,
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::SeqCst);
+        self.entries.try_iter().for_each(drop);
+    }
 }
 
 /// Takes a lock. What is behind those of a worker is whole after every statement: a panic elsewhere does not make it wrong.
@@ -215,6 +232,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A model on its thread. Dropping it ends the thread after the batch at hand.
 pub struct Worker {
     entries: Option<Sender<Entry>>,
+    /// The thread's end once more, for what came after the thread had gone.
+    late: Receiver<Entry>,
     state: Arc<State>,
     card: Arc<Card>,
     digest: String,
@@ -231,10 +250,10 @@ impl Worker {
     /// # Errors
     /// Those of `open` and of the warm-up; when no thread can be had.
     pub fn start(open: Open, options: Options) -> Result<Self> {
-        let (entries, inbox) = bounded(CHANNEL);
+        let (entries, late) = bounded(CHANNEL);
         let (report, ready) = bounded(1);
-        let state =
-            Arc::new(State { pending: AtomicUsize::new(0), stats: Mutex::default(), batches: Mutex::default() });
+        let state = Arc::<State>::default();
+        let inbox = Inbox { entries: late.clone(), state: state.clone() };
         let (shared, size, timeout) = (state.clone(), options.batch_size, options.batch_timeout);
         let body = move || {
             let opened = catch_unwind(AssertUnwindSafe(|| open_and_warm_up(&open, size, &shared)));
@@ -245,7 +264,8 @@ impl Worker {
                 Ok(model) => {
                     let _ = report.send(Ok(model.card().clone()));
                     drop(report);
-                    ModelThread::new(open, model, shared).serve(&inbox, Batcher::new(size, nanoseconds(timeout)));
+                    ModelThread::new(open, model, shared)
+                        .serve(&inbox.entries, Batcher::new(size, nanoseconds(timeout)));
                 }
                 Err(error) => {
                     let _ = report.send(Err(error));
@@ -258,7 +278,8 @@ impl Worker {
         match started {
             Ok(card) => {
                 let digest = card.digest();
-                Ok(Self { entries: Some(entries), state, card: Arc::new(card), digest, options, thread: Some(thread) })
+                let (entries, card) = (Some(entries), Arc::new(card));
+                Ok(Self { entries, late, state, card, digest, options, thread: Some(thread) })
             }
             Err(error) => {
                 let _ = thread.join(); // it has nothing left to do
@@ -287,6 +308,10 @@ impl Worker {
     /// # Errors
     /// When there is still no room, or the worker is gone.
     pub fn submit(&self, stream: u64, job: Job, patience: Duration) -> Result<Ticket, Refused> {
+        let Some(entries) = &self.entries else { return Err(Refused::Stopped) };
+        if self.state.ended.load(Ordering::SeqCst) {
+            return Err(Refused::Stopped);
+        }
         let (sender, receiver) = bounded(1);
         let wanted = Arc::new(());
         let entry = Entry {
@@ -296,10 +321,14 @@ impl Worker {
             wanted: Arc::downgrade(&wanted),
             submitted: Instant::now(),
         };
-        let Some(entries) = &self.entries else { return Err(Refused::Stopped) };
         self.state.pending.fetch_add(1, Ordering::AcqRel);
         match entries.send_timeout(entry, patience) {
-            Ok(()) => Ok(Ticket { answer: receiver, _wanted: wanted }),
+            Ok(()) => {
+                if self.state.ended.load(Ordering::SeqCst) {
+                    self.late.try_iter().for_each(drop); // it came after the thread had cleared the channel
+                }
+                Ok(Ticket { answer: receiver, _wanted: wanted })
+            }
             Err(SendTimeoutError::Timeout(entry)) => Err(Refused::Full(Box::new(entry.job))),
             Err(SendTimeoutError::Disconnected(_)) => Err(Refused::Stopped),
         }

@@ -34,12 +34,16 @@ const BEGUN: u8 = 248;
 const MEASURED: u8 = 247;
 /// Panics when the device is waited for.
 const PANIC_LATE: u8 = 246;
+/// Panics, and once more as it is given up.
+const END: u8 = 245;
 
 /// Scores a job with its pixel. Tells of each batch, then waits at the gate.
 struct Scripted {
     card: Card,
     began: Sender<Vec<u8>>,
     gate: Receiver<()>,
+    /// Was told to end the thread.
+    doomed: bool,
     /// Works by itself, as a GPU does.
     ahead: bool,
 }
@@ -77,12 +81,19 @@ impl Detect for Scripted {
     }
 }
 
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        assert!(!self.doomed, "told to end the thread"); // outside of what the thread guards
+    }
+}
+
 impl Scripted {
-    fn answer(&self, jobs: &[&Job]) -> Vec<Result<Detection>> {
+    fn answer(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
         let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
         let _ = self.began.send(pixels.clone());
         let _ = self.gate.recv();
-        assert!(!pixels.contains(&PANIC), "told to panic");
+        self.doomed = pixels.contains(&END);
+        assert!(!pixels.contains(&PANIC) && !self.doomed, "told to panic");
         if pixels.contains(&LOSE) {
             return Vec::new();
         }
@@ -142,7 +153,7 @@ impl Rig {
             if opened.fetch_add(1, Ordering::Relaxed) >= openings {
                 return Err(Error::Usage("the file is gone".into()));
             }
-            Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone(), ahead }))
+            Ok(Box::new(Scripted { card: card(), began: tell.clone(), gate: closed.clone(), doomed: false, ahead }))
         };
         let options = Options { name: "test".into(), batch_size, batch_timeout };
         let worker = Worker::start(Box::new(open), options).unwrap();
@@ -375,6 +386,26 @@ fn a_worker_that_goes_away_answers_what_it_accepted() {
 }
 
 #[test]
+fn a_thread_that_ends_answers_what_waits_and_takes_no_more() {
+    let rig = Rig::new(1, 1);
+    let last = rig.submit(1, END);
+    rig.began.recv().unwrap();
+    let tickets = [last, rig.submit(1, 1), rig.submit(2, 2)]; // two are in the channel, out of the thread's hands
+    rig.open(1);
+    // The worker is still held: nobody else empties the channel.
+    for ticket in tickets {
+        let answer = ticket.receiver().recv_timeout(Duration::from_secs(60)).expect("an answer within a minute");
+        assert_eq!(score(answer), Err(Failure::Stopped));
+    }
+    assert_eq!(rig.worker.pending(), 0);
+    while !rig.worker.state.ended.load(std::sync::atomic::Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    assert!(matches!(rig.worker.submit(1, job(3), NOW), Err(Refused::Stopped)));
+    assert_eq!(rig.worker.pending(), 0);
+}
+
+#[test]
 fn a_full_channel_is_told_and_the_job_comes_back() {
     let rig = Rig::new(1, 1);
     let _first = rig.submit(1, 0);
@@ -403,7 +434,13 @@ fn one_key_is_one_worker_for_as_long_as_somebody_holds_it() {
         let (began, _) = bounded(100);
         let gate = bounded(0).1; // nobody holds the other side: always open
         let open = move || -> Result<Box<dyn Detect>> {
-            Ok(Box::new(Scripted { card: card(), began: began.clone(), gate: gate.clone(), ahead: false }))
+            Ok(Box::new(Scripted {
+                card: card(),
+                began: began.clone(),
+                gate: gate.clone(),
+                doomed: false,
+                ahead: false,
+            }))
         };
         Worker::start(Box::new(open), Options { name: "shared".into(), batch_size: 1, batch_timeout: NOW })
     };
