@@ -37,7 +37,7 @@ pub mod fuzz {
     use crate::overlay::{self, OverlayFlags, Style};
     use crate::{frame, meta::DiadMap, result::DiadResult};
 
-    pub use crate::frame::FORMATS;
+    pub const FORMATS: [gst_video::VideoFormat; 11] = crate::frame::FORMATS;
 
     pub fn progressive(caps: &gst::CapsRef) -> Result<VideoInfo, String> {
         frame::progressive(caps)

@@ -5,7 +5,6 @@
 use std::str::FromStr;
 use std::sync::Once;
 
-use gst_video::prelude::*;
 use gst_video::{VideoCropMeta, VideoFrameFlags, VideoInfo, VideoMeta};
 use gstdiad::meta::{self, DiadMap};
 use gstdiad::{fuzz, result::DiadResult};
