@@ -42,7 +42,9 @@ pub(super) fn changed_copy(frame: &Frame, seed: u64, digest: &str) -> Result<Fra
         values.iter_mut().for_each(|value| *value += (deviation * normal(&mut rng)) as f32);
     }
     let light = 1.0 + rng.random_range(-LIGHT..LIGHT) as f32;
-    let rgb: Vec<u8> = values.iter().map(|value| (value * light).round() as u8).collect(); // the cast saturates
+    values.iter_mut().for_each(|value| *value *= light);
+    half_the_colour(&mut values, frame.width());
+    let rgb: Vec<u8> = values.iter().map(|value| value.round() as u8).collect(); // the cast saturates
     let broken = |error: image::ImageError| Error::Internal(format!("a changed copy of an image: {error}"));
     let mut jpeg = Vec::new();
     let (width, height) = (frame.width() as u32, frame.height() as u32);
@@ -51,6 +53,28 @@ pub(super) fn changed_copy(frame: &Frame, seed: u64, digest: &str) -> Result<Fra
         .map_err(broken)?;
     let decoded = image::ImageReader::with_format(Cursor::new(jpeg), image::ImageFormat::Jpeg).decode();
     Frame::new(frame.width(), frame.height(), decoded.map_err(broken)?.into_rgb8().into_raw())
+}
+
+/// Takes the colours of RGB values at half the resolution, as nearly every JPEG and video has them (4:2:0): brightness stays, the
+/// differences to it are averaged over squares of two pixels. The JPEG encoder here leaves them whole.
+fn half_the_colour(values: &mut [f32], width: usize) {
+    const BRIGHTNESS: [f32; 3] = [0.299, 0.587, 0.114]; // BT.601
+    let height = values.len() / (3 * width);
+    for (top, left) in (0..height).step_by(2).flat_map(|top| (0..width).step_by(2).map(move |left| (top, left))) {
+        let rows = top..(top + 2).min(height);
+        let square = rows.flat_map(|y| (left..(left + 2).min(width)).map(move |x| 3 * (y * width + x)));
+        let bright = |rgb: &[f32]| rgb.iter().zip(BRIGHTNESS).map(|(value, share)| value * share).sum::<f32>();
+        let mut colour = [0.0; 3];
+        let n = square.clone().count() as f32;
+        for at in square.clone() {
+            let y = bright(&values[at..at + 3]);
+            colour.iter_mut().zip(&values[at..at + 3]).for_each(|(sum, value)| *sum += (value - y) / n);
+        }
+        for at in square {
+            let y = bright(&values[at..at + 3]);
+            values[at..at + 3].iter_mut().zip(colour).for_each(|(value, colour)| *value = y + colour);
+        }
+    }
 }
 
 /// RGB values blurred by a Gaussian of a small standard deviation, three pixels wide; edges are repeated.
@@ -90,6 +114,24 @@ mod tests {
             let change = pairs.map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / frame.rgb().len() as f64;
             assert!(change > 0.1 && change < 30.0, "copy {i} differs by {change} grey levels");
         }
+    }
+
+    #[test]
+    fn colours_are_averaged_and_brightness_stays() {
+        let bright = |rgb: &[f32]| 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
+        let values: Vec<f32> = (0..5 * 3 * 3).map(|i| (i * i % 97) as f32).collect();
+        let mut halved = values.clone();
+        half_the_colour(&mut halved, 5);
+        for (before, after) in values.chunks_exact(3).zip(halved.chunks_exact(3)) {
+            assert!((bright(before) - bright(after)).abs() < 1e-3);
+        }
+        let redness = |at: usize| halved[3 * at] - bright(&halved[3 * at..][..3]);
+        assert!((redness(0) - redness(6)).abs() < 1e-4, "one square");
+        assert!((redness(0) - redness(2)).abs() > 1e-2, "another");
+        let grey = vec![7.0; 12];
+        let mut same = grey.clone();
+        half_the_colour(&mut same, 2);
+        assert!(same.iter().zip(grey).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 
     #[test]
