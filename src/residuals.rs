@@ -105,8 +105,33 @@ impl Scale {
         &self.whiten
     }
 
+    /// Features per cell.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
     fn tokens(&self) -> usize {
         self.mean.len() / self.dim
+    }
+
+    /// `W (v - mean)` for the vectors of n images `[n, T, D]`, means of squares already where they are to be.
+    #[cfg(feature = "train")]
+    pub(crate) fn whitened(&self, vectors: &[f32]) -> Vec<f32> {
+        let dim = self.dim;
+        let cell = |((v, mean), whiten): ((&[f32], &[f32]), &[f16])| {
+            let centred: Vec<f32> = v.iter().zip(mean).map(|(v, m)| v - m).collect();
+            let row = |i: usize| {
+                let row = &whiten[i * (i + 1) / 2..][..=i];
+                row.iter().zip(&centred).map(|(w, c)| w.to_f32() * c).sum::<f32>()
+            };
+            (0..dim).map(row).collect::<Vec<_>>()
+        };
+        let image = |image: &[f32]| {
+            let means = self.mean.par_chunks_exact(dim).zip(self.whiten.par_chunks_exact(dim * (dim + 1) / 2));
+            let cells = image.par_chunks_exact(dim).zip(means);
+            cells.with_min_len(32).flat_map_iter(|(v, (mean, whiten))| cell(((v, mean), whiten))).collect::<Vec<f32>>()
+        };
+        vectors.chunks_exact(self.mean.len()).flat_map(image).collect()
     }
 
     fn distances(&self, vectors: &Tensor) -> Result<Vec<f32>> {

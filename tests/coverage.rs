@@ -54,7 +54,14 @@ fn compressed_parts_stay_good() {
         let mut config = Config::from_file(smoke()).unwrap();
         config.assign(&["calibration.folds=3", &format!("training.augment={augment}")]).unwrap();
         let out = folder.path().join(format!("{augment}.diad"));
-        let options = Options { out, backbone: None, resume: false, group_by: None, device: DeviceSpec::CPU };
+        let options = Options {
+            out,
+            backbone: None,
+            resume: false,
+            group_by: None,
+            defects: Vec::new(),
+            device: DeviceSpec::CPU,
+        };
         let data = Dataset::scan(&parts, &[]).unwrap();
         let detector = train(&config, &data, &options, &Silent, &Stop::default()).unwrap().detector;
         let found = detector.inspect_frames(&compressed, &Request::default());

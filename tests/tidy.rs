@@ -111,6 +111,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "files",
             "frame",
             "kernels",
+            "metrics",
             "model",
             "residuals",
             "text",

@@ -141,6 +141,7 @@ fn images_are_not_read_again_once_training_has_begun() {
         backbone: None,
         resume: false,
         group_by: None,
+        defects: Vec::new(),
         device: DeviceSpec::CPU,
     };
     let config = Config::from_file(smoke()).unwrap();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
 use crate::calibrate::{GoodScores, Threshold, TooFew};
-use crate::config::{Config, GroupSource, SpaceKind};
+use crate::config::{Config, Distance, GroupSource, ScoreKind, SpaceKind};
 use crate::error::Error;
 use crate::named::named;
 
@@ -98,12 +98,41 @@ pub struct ClassCard {
     pub pixel_threshold: f32,
     /// A part that is farther from the class's prototype is not of this class. Root mean square over the features.
     pub prototype_limit: f32,
+    /// What defects are known of this product, and what they have taught; absent where none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_defects: Option<KnownDefectsCard>,
     /// The good images that the model was taught and calibrated with; absent in files of schema 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImageCard>,
     /// Keys of a later version.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// The known defects of a class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KnownDefectsCard {
+    /// Whether the model scores with what they have taught; it does not where that did not help.
+    pub taught: bool,
+    /// Area under the ROC curve of these images against the good ones, without what they teach.
+    pub auroc_without: f64,
+    /// The same with it, each image scored by what the others have taught.
+    pub auroc_with: f64,
+    /// The images, ascending by their score.
+    pub images: Vec<DefectImageCard>,
+}
+
+/// An image of a known defect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DefectImageCard {
+    /// SHA-256 of the file.
+    pub file_sha256: String,
+    /// SHA-256 of the decoded pixels.
+    pub pixels_sha256: String,
+    /// Whether a mask says where the defect is.
+    pub marked: bool,
+    /// Image score, by what the other images have taught.
+    pub score: f32,
 }
 
 /// Where the calibration scores of a class come from.
@@ -203,6 +232,12 @@ impl Card {
         let mut names = BTreeSet::new();
         for (i, class) in self.classes.iter().take(MAX_CLASSES).enumerate() {
             class.check(&format!("classes[{i}]"), &mut found);
+            let detection = &self.config.detection;
+            let suits = (detection.distance, detection.score) == (Distance::Mahalanobis, ScoreKind::Reconstruction);
+            if class.is_taught_by_defects() && !suits {
+                let expected = "false, but for the Mahalanobis distance from the reconstruction".into();
+                found.add(&format!("classes[{i}].known_defects.taught"), true, expected);
+            }
             if !names.insert(class.name.as_str()) {
                 found.add(&format!("classes[{i}].name"), format!("{:?}", class.name), "a name of its own".into());
             }
@@ -259,6 +294,11 @@ impl ClassCard {
         GoodScores::new(&self.calibration_scores, &self.calibration_groups)
     }
 
+    /// Whether the score has a term that known defects have taught.
+    pub fn is_taught_by_defects(&self) -> bool {
+        self.known_defects.as_ref().is_some_and(|known| known.taught)
+    }
+
     /// The threshold that promises a false-reject rate of `rate`.
     ///
     /// # Errors
@@ -286,6 +326,13 @@ impl ClassCard {
         for (i, image) in self.images.iter().enumerate() {
             found.digest(&format!("{key}.images[{i}].file_sha256"), &image.file_sha256);
             found.digest(&format!("{key}.images[{i}].pixels_sha256"), &image.pixels_sha256);
+        }
+        for (i, image) in self.known_defects.iter().flat_map(|known| &known.images).enumerate() {
+            found.digest(&format!("{key}.known_defects.images[{i}].file_sha256"), &image.file_sha256);
+            found.digest(&format!("{key}.known_defects.images[{i}].pixels_sha256"), &image.pixels_sha256);
+            if !image.score.is_finite() {
+                found.add(&format!("{key}.known_defects.images[{i}].score"), image.score, "a finite number".into());
+            }
         }
         if !self.pixel_threshold.is_finite() {
             found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());

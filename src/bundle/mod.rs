@@ -28,7 +28,8 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 
 pub use card::{
-    BackboneCard, CalibrationCard, Card, ClassCard, ImageCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard, Unknown,
+    BackboneCard, CalibrationCard, Card, ClassCard, DefectImageCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA,
+    ScoreSource, TrainingCard, Unknown,
 };
 #[cfg(feature = "cli")]
 pub(crate) use hash::sha256_hex;

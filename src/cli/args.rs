@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::coverage::CoverageArgs;
-use super::images::GroupArgs;
+use super::images::{DefectsArgs, GroupArgs};
 use crate::device::{DeviceSpec, Precision};
 
 const AFTER: &str = "\
@@ -115,6 +115,8 @@ pub(super) struct TrainArgs {
 
     #[command(flatten)]
     pub(super) group: GroupArgs,
+    #[command(flatten)]
+    pub(super) known: DefectsArgs,
 
     /// Write configuration, losses, timings and thresholds here as JSON
     #[arg(long, value_name = "R.json")]
@@ -317,6 +319,8 @@ pub(super) struct CalibrateArgs {
 
     #[command(flatten)]
     pub(super) group: GroupArgs,
+    #[command(flatten)]
+    pub(super) known: DefectsArgs,
 
     /// The model file to write
     #[arg(long, value_name = "M2.diad")]

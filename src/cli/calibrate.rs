@@ -10,12 +10,12 @@ use super::{Context, messages};
 use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, ScoreSource, sha256_hex};
 use crate::config::{CalibrationConfig, Grouping};
 use crate::data::{Category, Dataset, GroupBy, Groups, ReadAhead, check_unreadable, groups};
-use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors};
+use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors, set_defect_term};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
 use crate::frame::{Prepared, decode_image, read_bytes};
 use crate::text::hex;
-use crate::train::{ClassScores, check_rate, class_card};
+use crate::train::{ClassScores, FreshParts, KnownDefect, check_known_defects, check_not_good, check_rate, class_card};
 
 /// Images scored at a time.
 const GROUP: usize = 8;
@@ -45,7 +45,13 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     for category in &data.categories {
         groups::stated(rule.as_ref(), true, &category.root, &category.train)?;
     }
+    let names: Vec<&str> = targets.iter().map(|&class| card.classes[class].name.as_str()).collect();
+    let samples = args.known.find(console, &names)?;
+    if !samples.is_empty() {
+        check_known_defects(&card.config)?;
+    }
     let file = bundle::load(&args.model, expected_tensors)?;
+    let mut tensors: BTreeMap<_, _> = file.tensors.into_iter().collect();
     let detector = Detector::open_on(&args.model, &args.on.find()?.open()?)?;
     let mut card = file.card;
     let mut settings = card.config.calibration.clone();
@@ -53,9 +59,14 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let total = data.categories.iter().map(|category| category.train.len()).sum();
     let mut task = context.task("calibrate", total);
     let mut done = 0;
-    for (category, &class) in data.categories.iter().zip(&targets) {
+    for (product, (category, &class)) in data.categories.iter().zip(&targets).enumerate() {
         let known = Known::of(&card);
-        let fresh = inspect(context, detector.network(), class, category, &known, |more| {
+        let defects = samples.get(product).map_or(&[][..], Vec::as_slice);
+        let defects = defects.iter().map(|sample| KnownDefect::read(sample, &card.config, &context.depth));
+        let defects = defects.collect::<Result<Vec<_>>>()?;
+        check_defects(&defects, &known)?;
+        let mut parts = (!defects.is_empty()).then(FreshParts::default);
+        let mut fresh = inspect(context, detector.network(), class, category, &known, parts.as_mut(), |more| {
             done += more;
             task.set(done, &category.name);
         })?;
@@ -74,6 +85,20 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         let old = &card.classes[class];
         let groups = fresh.groups(rule.as_ref(), &settings, category)?;
         console.note(messages::groups(&category.name, &fresh.paths, &groups));
+        let taught = match parts {
+            Some(parts) => {
+                let paths = fresh.paths.iter().map(PathBuf::as_path);
+                let digests: Vec<_> =
+                    fresh.images.iter().map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
+                check_not_good(&defects, paths.zip(&digests))?;
+                let taught = parts.teach(detector.network(), class, &groups.of, &defects, args.target_fpr)?;
+                for (image, [score, peak]) in fresh.images.iter_mut().zip(&taught.good) {
+                    (image.score, image.peak) = (Some(*score), Some(*peak));
+                }
+                Some(taught)
+            }
+            None => None,
+        };
         let mut scores = ClassScores::default();
         // Numbers of parts on the card go on.
         let first = old.images.iter().filter(|image| image.taught).map(|image| image.group + 1).max().unwrap_or(0);
@@ -84,16 +109,27 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         }
         let source = CalibrationCard { source: ScoreSource::Fresh, folds: 0, groups: groups.source };
         let new = class_card(&old.name, scores, old.prototype_limit, &settings, source)?;
-        card.classes[class] = ClassCard { train_images: old.train_images, images, unknown: old.unknown.clone(), ..new };
+        let known_defects =
+            taught.as_ref().map_or_else(|| old.known_defects.clone(), |taught| Some(taught.card.clone()));
+        let (train_images, unknown) = (old.train_images, old.unknown.clone());
+        card.classes[class] = ClassCard { train_images, known_defects, images, unknown, ..new };
+        if let Some(taught) = taught {
+            let none = || vec![0.0; card.config.dim() + 2];
+            set_defect_term(&mut tensors, &card, class, &taught.term.unwrap_or_else(none))?;
+        }
     }
     task.finish();
     card.schema = SCHEMA;
-    let tensors: BTreeMap<_, _> = file.tensors.into_iter().collect();
     bundle::save(&args.out, &card, &tensors)?;
     console.print(format_args!("{}", args.out.display()))?;
     for (index, class) in card.classes.iter().enumerate() {
         let kept = if targets.contains(&index) { "" } else { " (unchanged)" };
         console.print(format_args!("{}{kept}", messages::cost(class)))?;
+        if let Some(known) =
+            class.known_defects.as_ref().filter(|_| targets.contains(&index) && args.known.defects.is_some())
+        {
+            console.print(messages::known_defects(class, known))?;
+        }
     }
     Ok(())
 }
@@ -142,6 +178,14 @@ impl Known {
     }
 }
 
+/// Refuses defects that the model was trained on as good parts.
+fn check_defects(defects: &[KnownDefect], known: &Known) -> Result<()> {
+    match defects.iter().find(|defect| defect.digests.iter().any(|digest| known.digests.contains(digest))) {
+        Some(defect) => Err(Error::data(&defect.path, "the model was trained on this image as a good part")),
+        None => Ok(()),
+    }
+}
+
 /// The images of one product that the model has not learned from, inspected.
 #[derive(Default)]
 struct Fresh {
@@ -177,6 +221,7 @@ fn inspect(
     class: usize,
     category: &Category,
     known: &Known,
+    mut parts: Option<&mut FreshParts>,
     mut progress: impl FnMut(usize),
 ) -> Result<Fresh> {
     let request = Request { class: ClassChoice::Known(class), ..Request::default() };
@@ -204,6 +249,9 @@ fn inspect(
         }
         let requests: Vec<_> = inputs.iter().map(|(_, input, _)| (input, &request)).collect();
         let inspections = network.inspect(&requests);
+        if let Some(parts) = &mut parts {
+            parts.look(network, &inputs.iter().map(|(_, input, _)| input).collect::<Vec<_>>(), class)?;
+        }
         for ((path, input, [file_sha256, pixels_sha256]), inspection) in inputs.iter().zip(inspections) {
             let inspection = inspection?;
             fresh.sketches.extend(sketch(network, input)?);

@@ -122,6 +122,7 @@ fn repeat(context: &Context, config: &Config, args: &CoverageArgs, seed: u64) ->
         backbone: None,
         resume: false,
         group_by: None,
+        defects: Vec::new(),
         device: DeviceSpec::CPU,
     };
     let data = Dataset::scan(&root, &[])?;

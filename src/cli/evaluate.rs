@@ -100,8 +100,10 @@ pub(super) fn evaluate(
     let mut all = All::default();
     let mut gallery = Gallery::new(PICTURES);
     let mut done = 0;
-    let images = detector.card().classes.iter().flat_map(|class| &class.images);
-    let known: BTreeSet<&str> = images.map(|image| image.pixels_sha256.as_str()).collect();
+    let classes = || detector.card().classes.iter();
+    let good = classes().flat_map(|class| &class.images).map(|image| image.pixels_sha256.as_str());
+    let defects = classes().flat_map(|class| &class.known_defects).flat_map(|known| &known.images);
+    let known: BTreeSet<&str> = good.chain(defects.map(|image| image.pixels_sha256.as_str())).collect();
     for category in data.categories.iter().filter(|category| !category.test.is_empty()) {
         let class = match settings.class_known {
             true => ClassChoice::of_class(&category.name, detector.card())?,

@@ -14,15 +14,7 @@ pub(super) fn ground_truth(sample: &Sample, geometry: &Geometry, size: usize) ->
         return Ok((!sample.label.is_defect()).then(|| vec![false; size * size]));
     };
     let [width, height] = geometry.original;
-    let mask = read_mask(mask, width, height)?;
-    let mut out = Vec::with_capacity(size * size);
-    for y in 0..size {
-        for x in 0..size {
-            let [at_x, at_y] = geometry.to_original(x as f64 + 0.5, y as f64 + 0.5);
-            out.push(mask[(at_y as usize).min(height - 1) * width + (at_x as usize).min(width - 1)]);
-        }
-    }
-    Ok(Some(out))
+    Ok(Some(geometry.onto_input(&read_mask(mask, width, height)?, size)))
 }
 
 /// Side of the model's input: the part of it that shows the frame touches two opposite sides.

@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::Context;
 use super::args::OnArgs;
-use crate::data::{GroupBy, ReadAhead, groups};
+use super::console::Console;
+use super::train::warn_ignored;
+use super::{Context, messages};
+use crate::data::{GroupBy, ReadAhead, Sample, groups, known_defects};
 use crate::detector::{Detection, Detector, Network, Request};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Prepared, read_image};
+use crate::train::FEWEST_DEFECTS;
 
 /// Which images show one part.
 #[derive(Debug, Args)]
@@ -25,6 +28,36 @@ pub(super) struct GroupArgs {
 impl GroupArgs {
     pub(super) fn rule(&self) -> Result<Option<GroupBy>> {
         self.group_by.as_deref().map(str::parse).transpose()
+    }
+}
+
+/// Images of known defects.
+#[derive(Debug, Args)]
+pub(super) struct DefectsArgs {
+    /// A few images of known defects (3 of a product are enough): they teach the score what a defect looks like where that helps,
+    /// and show how many escape. A folder per product with images, folders of images, or test/DEFECT; masks in
+    /// ground_truth/DEFECT say where the defect is. They are never good parts, and evaluate leaves them out
+    #[arg(long = "defects", value_name = "DIR")]
+    pub(super) defects: Option<PathBuf>,
+}
+
+impl DefectsArgs {
+    /// The images by class, empty without the option; says what was found.
+    pub(super) fn find(&self, console: &Console, classes: &[&str]) -> Result<Vec<Vec<Sample>>> {
+        let Some(root) = &self.defects else { return Ok(Vec::new()) };
+        let (found, ignored) = known_defects(root, classes)?;
+        warn_ignored(console, root, &ignored);
+        for (class, samples) in classes.iter().zip(&found).filter(|(_, samples)| !samples.is_empty()) {
+            let masks = samples.iter().filter(|sample| sample.mask.is_some()).count();
+            console
+                .note(format_args!("{class}: {}, {masks} with a mask", messages::count(samples.len(), "known defect")));
+            if samples.len() < FEWEST_DEFECTS {
+                console.warn(format_args!(
+                    "{class}: too few known defects to teach anything (at least {FEWEST_DEFECTS}); only how many escape is said"
+                ));
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -60,6 +60,9 @@ fn describe(file: &str, contents: &Contents) -> String {
     let _ = write!(out, "\n{}", messages::count(card.classes.len(), "class").replace("classs", "classes"));
     for class in &card.classes {
         let _ = write!(out, "\n{}", messages::cost(class));
+        if let Some(known) = &class.known_defects {
+            let _ = write!(out, "\n  {}", messages::known_defects(class, known));
+        }
     }
     out
 }

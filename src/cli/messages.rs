@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::bundle::{ClassCard, ScoreSource};
+use crate::bundle::{ClassCard, KnownDefectsCard, ScoreSource};
 use crate::calibrate;
 use crate::config::GroupSource;
 use crate::data::Groups;
 use crate::error::Error;
-use crate::train::GroupProblem;
+use crate::metrics::share_interval;
+use crate::report::PROMISES;
+use crate::train::{FEWEST_DEFECTS, GroupProblem};
 
 /// The text of an error, with all lines but the first indented.
 pub(super) fn error(error: &Error) -> String {
@@ -61,6 +63,33 @@ pub(super) fn cost(class: &ClassCard) -> String {
         percent(warn.false_reject_rate),
         percent(lower),
     )
+}
+
+/// What known defects have taught a class, and how many of them pass at the usual promises.
+pub(super) fn known_defects(class: &ClassCard, known: &KnownDefectsCard) -> String {
+    let n = known.images.len();
+    let [without, with] = [known.auroc_without, known.auroc_with].map(|area| 100.0 * area);
+    let what = if known.taught {
+        format!(
+            "the score uses what they teach: image AUROC {without:.1} without it, {with:.1} with it, each seen by the others"
+        )
+    } else if n < FEWEST_DEFECTS {
+        format!("too few to teach anything: image AUROC {without:.1}")
+    } else {
+        format!("what they teach does not help and is left out: image AUROC {without:.1} without it, {with:.1} with it")
+    };
+    let passing = |rate: f64| {
+        let limit = class.threshold(rate).ok()?.value;
+        let pass = known.images.iter().filter(|image| image.score <= limit).count();
+        let [low, high] = share_interval(pass as f64, n as f64).ok()?.map(percent);
+        Some(format!("\n  at {} false rejects {pass} of {n} pass (95 %: {low} to {high})", percent(rate)))
+    };
+    let promised = class.ng.false_reject_rate;
+    let mut rates: Vec<f64> =
+        PROMISES.into_iter().filter(|rate| (rate - promised).abs() > 1e-9).chain([promised]).collect();
+    rates.sort_by(f64::total_cmp);
+    let trade: String = rates.into_iter().filter_map(passing).collect();
+    format!("{}: {}; {what}{trade}", class.name, count(n, "known defect"))
 }
 
 /// What was found out about images of one part.

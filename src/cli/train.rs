@@ -37,13 +37,6 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         config.assign(&[format!("training.seed={seed}")])?;
     }
     let device = args.place.find()?;
-    let options = train::Options {
-        out: args.out.clone(),
-        backbone: args.backbone.clone(),
-        resume: args.resume,
-        group_by: args.group.rule()?,
-        device,
-    };
     if let Some(report) = &args.report {
         check_writable(report)?;
     }
@@ -55,6 +48,15 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     if device != DeviceSpec::CPU {
         console.note(format_args!("on {device}"));
     }
+    let names: Vec<&str> = data.categories.iter().map(|category| category.name.as_str()).collect();
+    let options = train::Options {
+        out: args.out.clone(),
+        backbone: args.backbone.clone(),
+        resume: args.resume,
+        group_by: args.group.rule()?,
+        defects: args.known.find(console, &names)?,
+        device,
+    };
     let outcome = teach(context, &config, &data, &options)?;
     if let Some(path) = &args.report {
         let mut json = serde_json::to_string_pretty(&Report::new(&args.out, &data, &outcome))
@@ -65,6 +67,9 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     console.print(format_args!("{}", args.out.display()))?;
     for (class, paths) in outcome.detector.card().classes.iter().zip(&outcome.paths) {
         console.print(messages::cost(class))?;
+        if let Some(known) = &class.known_defects {
+            console.print(messages::known_defects(class, known))?;
+        }
         warn_outliers(console, class, paths);
     }
     console.note(format_args!(

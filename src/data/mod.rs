@@ -16,7 +16,7 @@ pub mod split;
 pub use depth::SampleDepth;
 pub use groups::{GroupBy, Groups};
 pub use read_ahead::{Group, ReadAhead, Stop, check_unreadable};
-pub use scan::images_in;
+pub use scan::{images_in, known_defects};
 pub use split::{Split, data_sha256, hold_out};
 
 /// Fewest good images per class that a model is trained from: below, the held-out two and the rest say nothing.
@@ -91,6 +91,8 @@ pub struct Ignored {
     pub other_files: usize,
     /// Images at a place that says nothing about them, such as directly in `test`.
     pub unplaced_images: usize,
+    /// Images in folders of a product that have no meaning here, by the folder's name (`validation`, `test_public`).
+    pub unused_folders: BTreeMap<String, usize>,
     /// Folders beside the categories that are none themselves.
     pub other_folders: usize,
     /// Folders in a folder of images, which is not searched any deeper.
@@ -114,6 +116,9 @@ impl std::ops::AddAssign for Ignored {
         }
         self.other_files += other.other_files;
         self.unplaced_images += other.unplaced_images;
+        for (folder, count) in other.unused_folders {
+            *self.unused_folders.entry(folder).or_default() += count;
+        }
         self.other_folders += other.other_folders;
         self.sub_folders += other.sub_folders;
         self.unused_masks += other.unused_masks;
@@ -126,11 +131,14 @@ impl std::fmt::Display for Ignored {
         let formats: Vec<String> = self.unread_formats.keys().map(|extension| format!(".{extension}")).collect();
         let formats = formats.join(", ");
         let unread = ["image", "images"].map(|noun| format!("{noun} in a format that is not read ({formats})"));
+        let folders = self.unused_folders.keys().cloned().collect::<Vec<_>>().join(", ");
+        let unused = ["image", "images"].map(|noun| format!("{noun} in a folder that is not used ({folders})"));
         let parts = [
             (self.hidden, "hidden file", "hidden files"),
             (self.unread_formats.values().sum(), unread[0].as_str(), unread[1].as_str()),
             (self.other_files, "file that is not an image", "files that are not images"),
             (self.unplaced_images, "image outside of any labelled folder", "images outside of any labelled folder"),
+            (self.unused_folders.values().sum(), unused[0].as_str(), unused[1].as_str()),
             (self.other_folders, "folder without train/good", "folders without train/good"),
             (self.sub_folders, "folder, which is not searched", "folders, which are not searched"),
             (self.unused_masks, "mask without an image", "masks without an image"),

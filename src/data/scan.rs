@@ -67,6 +67,58 @@ pub fn images_in(folder: &Path) -> Result<(Vec<PathBuf>, Ignored)> {
     Ok((listing.images, listing.ignored))
 }
 
+/// The images of known defects below `root`, by class. A folder of the class's name in `root` is that class's; where there is one
+/// class, `root` itself may be. It holds images, or folders of images (`good` and `ground_truth` are passed over), or has the
+/// layout of a category, of which `test` is taken. Masks are looked for in `ground_truth`.
+///
+/// # Errors
+/// [`Error::Data`] when there is nothing of the kind.
+pub fn known_defects(root: &Path, classes: &[&str]) -> Result<(Vec<Vec<Sample>>, Ignored)> {
+    let listing = Listing::of(root)?;
+    let mut ignored = Ignored::default();
+    let folder = |class: &str| listing.folders.iter().find(|f| f.file_name().is_some_and(|name| name == class));
+    let mut of = |folder: &Path| -> Result<Vec<Sample>> {
+        let (samples, passed_over) = defects_in(folder)?;
+        ignored += passed_over;
+        Ok(samples)
+    };
+    let found = match classes {
+        [class] if folder(class).is_none() => vec![of(root)?],
+        classes => {
+            classes.iter().map(|class| folder(class).map_or(Ok(Vec::new()), |f| of(f))).collect::<Result<_>>()?
+        }
+    };
+    if found.iter().all(Vec::is_empty) {
+        let names = some_of(classes);
+        let expected = format!("expected images of defects in a folder for each product ({names}) or kind of defect");
+        return Err(Error::data(root, format!("{expected}; found: {}", listing.summary())));
+    }
+    Ok((found, ignored))
+}
+
+/// Those of one class.
+fn defects_in(folder: &Path) -> Result<(Vec<Sample>, Ignored)> {
+    let listing = Listing::of(folder)?;
+    let mut ignored = listing.ignored.clone();
+    let test = folder.join("test");
+    let mut samples = if test.is_dir() {
+        test_samples(folder, &test, &mut ignored)?
+    } else if listing.images.is_empty() {
+        test_samples(folder, folder, &mut ignored)?
+    } else {
+        let mut masks = Masks::of(&folder.join("ground_truth"))?;
+        let sample = |path: PathBuf| {
+            let mask = path.file_name().and_then(|name| masks.take(Path::new(name)));
+            Sample { path, label: Label::Defect("defect".into()), mask }
+        };
+        let samples = listing.images.into_iter().map(sample).collect();
+        ignored.unused_masks += masks.by_stem.len();
+        samples
+    };
+    samples.retain(|sample| sample.label.is_defect() && !["train", "ground_truth"].contains(&sample.label.name()));
+    Ok((samples, ignored))
+}
+
 /// Keeps the chosen categories; a name that does not exist is an error.
 fn choose(found: &mut Vec<(String, PathBuf)>, classes: &[String]) -> Result<()> {
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
@@ -88,10 +140,17 @@ fn category(name: String, root: PathBuf, ignored: &mut Ignored) -> Result<Catego
         let found = Listing::of(&good)?;
         return Err(Error::data(&good, format!("expected images ({}); found: {}", extensions(), found.summary())));
     }
-    for folder in [&root, &root.join("train")] {
+    for (folder, used) in [(&root, &["train", "test", "ground_truth"][..]), (&root.join("train"), &[GOOD][..])] {
         let listing = Listing::of(folder)?;
         *ignored += listing.ignored;
         ignored.unplaced_images += listing.images.len();
+        for other in &listing.folders {
+            let name = other.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let images = if used.contains(&name.as_str()) { 0 } else { images_below(other)?.0.len() };
+            if images > 0 {
+                *ignored.unused_folders.entry(name).or_default() += images;
+            }
+        }
     }
     let test = root.join("test");
     let test = if test.is_dir() { test_samples(&root, &test, ignored)? } else { Vec::new() };
@@ -316,6 +375,10 @@ mod tests {
             "bolt/test/loose.png",
             "bolt/train/loose.png",
             "bolt/licence.txt",
+            "bolt/validation/good/1.png",
+            "bolt/validation/good/2.png",
+            "bolt/train/odd/1.png",
+            "bolt/.cache/1.png",
             "bolt/ground_truth/bent/1_mask.png",
             "bolt/ground_truth/bent/2.bmp",
             "bolt/ground_truth/bent/9_mask.png",
@@ -346,9 +409,10 @@ mod tests {
         assert_eq!(got, expected.map(|(path, label, mask)| (path.to_owned(), label, mask.map(str::to_owned))));
         assert!(bolt.test[0].label.is_defect() && !bolt.test[3].label.is_defect());
         let ignored = Ignored {
-            hidden: 1,
+            hidden: 2,
             other_files: 2,
             unplaced_images: 2,
+            unused_folders: [("validation".to_owned(), 2), ("odd".to_owned(), 1)].into(),
             other_folders: 1,
             unused_masks: 1,
             ..Ignored::default()
@@ -356,9 +420,47 @@ mod tests {
         assert_eq!(data.ignored, ignored);
         assert_eq!(
             data.ignored.to_string(),
-            "1 hidden file, 2 files that are not images, 2 images outside of any labelled folder, \
-             1 folder without train/good, 1 mask without an image"
+            "2 hidden files, 2 files that are not images, 2 images outside of any labelled folder, \
+             3 images in a folder that is not used (odd, validation), 1 folder without train/good, 1 mask without an image"
         );
+    }
+
+    #[test]
+    fn known_defects_are_found_in_every_layout() {
+        let root = tree(&[
+            "dataset/nut/train/good/1.png",
+            "dataset/nut/test/good/1.png",
+            "dataset/nut/test/bent/1.png",
+            "dataset/nut/ground_truth/bent/1_mask.png",
+            "dataset/cap/test/cut/1.png",
+            "kinds/bent/1.png",
+            "kinds/cut/2.png",
+            "kinds/good/3.png",
+            "kinds/ground_truth/cut/2.png",
+            "flat/1.png",
+            "flat/2.png",
+            "flat/ground_truth/2_mask.png",
+            "products/nut/1.png",
+            "empty/good/1.png",
+        ]);
+        let found = |folder: &str, classes: &[&str]| {
+            let (found, _) = known_defects(&root.path().join(folder), classes).unwrap();
+            let sample =
+                |s: &Sample| (relative(root.path(), std::slice::from_ref(&s.path)).remove(0), s.mask.is_some());
+            found.iter().map(|class| class.iter().map(sample).collect()).collect::<Vec<Vec<_>>>()
+        };
+        let all = |expected: &[(&str, bool)]| expected.iter().map(|(p, m)| ((*p).to_owned(), *m)).collect::<Vec<_>>();
+        let nut = all(&[("dataset/nut/test/bent/1.png", true)]);
+        assert_eq!(found("dataset", &["nut", "bolt"]), [nut.clone(), all(&[])]);
+        assert_eq!(found("dataset/nut", &["nut"]), [nut]);
+        assert_eq!(found("dataset/nut/test", &["nut"]), [all(&[("dataset/nut/test/bent/1.png", false)])]);
+        assert_eq!(found("kinds", &["any"]), [all(&[("kinds/bent/1.png", false), ("kinds/cut/2.png", true)])]);
+        assert_eq!(found("flat", &["any"]), [all(&[("flat/1.png", false), ("flat/2.png", true)])]);
+        assert_eq!(found("products", &["nut"]), [all(&[("products/nut/1.png", false)])]);
+        for (folder, classes) in [("empty", &["nut"][..]), ("products", &["cap", "bolt"]), ("nowhere", &["nut"])] {
+            let error = known_defects(&root.path().join(folder), classes).unwrap_err().to_string();
+            assert!(error.contains(folder) && error.contains("expected"), "{error}");
+        }
     }
 
     #[test]

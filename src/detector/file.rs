@@ -7,11 +7,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use safetensors::Dtype;
 
+use super::known_defects::BESIDE;
 use super::map::MAP_SCALE;
 use super::reconstruction::{Reconstructor, needs_noise};
 use super::scorer::terms;
 use super::{Mask, Network, Scorer};
-use crate::bundle::{self, BackboneCard, Card, TensorSpec};
+use crate::bundle::{self, BackboneCard, Card, ClassCard, TensorSpec};
 use crate::config::Config;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ const PROTOTYPES: &str = "prototypes";
 const MASK: &str = "mask";
 const NOISE: &str = "noise";
 const TERM_MEANS: &str = "terms.mean";
+const DEFECTS: &str = "defects.weights";
 
 /// Sides of the squares that a model has statistics of, in cells.
 fn scales(config: &Config) -> Vec<usize> {
@@ -65,6 +67,9 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(&card.config).len()) {
         all.push(spec((*mean).into(), Dtype::F32, vec![classes, tokens, dim]));
         all.push(spec(whiten.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
+    }
+    if card.classes.iter().any(ClassCard::is_taught_by_defects) {
+        all.push(spec(DEFECTS.into(), Dtype::F32, vec![classes, dim + BESIDE]));
     }
     all.push(spec(PROTOTYPES.into(), Dtype::F32, vec![classes, dim]));
     Ok(all)
@@ -114,8 +119,35 @@ pub fn save(
         let means = Tensor::from_vec(term_means.concat(), (classes, terms(&card.config)), cpu)?;
         tensors.insert(TERM_MEANS.into(), means);
     }
+    if card.classes.iter().any(ClassCard::is_taught_by_defects) {
+        tensors.insert(DEFECTS.into(), network.scorer.defect_weights(dim)?);
+    }
     tensors.insert(PROTOTYPES.into(), Tensor::from_vec(network.prototypes.concat(), (classes, dim), cpu)?);
     bundle::save(path, card, &tensors)
+}
+
+/// Writes what known defects have taught a class into the tensors of a model, whose card says already for which classes there is
+/// something.
+///
+/// # Errors
+/// When the numbers do not fit.
+pub fn set_defect_term(tensors: &mut BTreeMap<String, Tensor>, card: &Card, class: usize, term: &[f32]) -> Result<()> {
+    let width = card.config.dim() + BESIDE;
+    let old = tensors.remove(DEFECTS);
+    if !card.classes.iter().any(ClassCard::is_taught_by_defects) {
+        return Ok(());
+    }
+    let mut all = match old {
+        Some(old) => old.flatten_all()?.to_vec1::<f32>()?,
+        None => vec![0.0; card.classes.len() * width],
+    };
+    let fits = |own: &&mut [f32]| own.len() == term.len();
+    let own = all.get_mut(class * width..(class + 1) * width).filter(fits);
+    let own = own.ok_or_else(|| Error::Internal(format!("defects: a term of {} numbers", term.len())))?;
+    own.copy_from_slice(term);
+    let shape = (card.classes.len(), width);
+    tensors.insert(DEFECTS.into(), Tensor::from_vec(all, shape, &candle_core::Device::Cpu)?);
+    Ok(())
 }
 
 /// The network of a file that was loaded and checked.
@@ -161,6 +193,11 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
     let mut scorer = Scorer::new(config, residuals, &extractor)?;
     if config.detection.needs_noise_errors() {
         scorer = scorer.with_term_means(by_class(get(TERM_MEANS)?.to_vec1()?, terms(config)))?;
+    }
+    if card.classes.iter().any(ClassCard::is_taught_by_defects) {
+        let weights = by_class(get(DEFECTS)?.to_vec1()?, dim + BESIDE).into_iter().zip(&card.classes);
+        let terms = weights.map(|(weights, class)| class.is_taught_by_defects().then_some(weights));
+        scorer = scorer.with_known_defects(terms.collect())?;
     }
     let prototypes = by_class(get(PROTOTYPES)?.to_vec1()?, dim);
     let mask = config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)?.to_vec1()?)).transpose()?;

@@ -18,6 +18,7 @@ use crate::regions::{Region, regions};
 
 mod class;
 mod file;
+mod known_defects;
 mod limits;
 mod map;
 mod mask;
@@ -28,7 +29,8 @@ mod scorer;
 pub use class::ClassChoice;
 #[cfg(feature = "train")]
 pub(crate) use class::prototype_distance;
-pub use file::{expected_tensors, save};
+pub use file::{expected_tensors, save, set_defect_term};
+pub use known_defects::DefectTerm;
 use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use map::AnomalyMap;

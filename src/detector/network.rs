@@ -198,6 +198,35 @@ impl Network {
         })
     }
 
+    /// The same network with what known defects have taught, see [`Scorer::with_known_defects`].
+    ///
+    /// # Errors
+    /// When the terms do not fit.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_known_defects(self, terms: Vec<Option<Vec<f32>>>) -> Result<Self> {
+        Ok(Self { scorer: self.scorer.with_known_defects(terms)?, ..self })
+    }
+
+    /// Whitened residuals `[T, D]` and distances `[T]` of the cells of each frame, as a part of one class.
+    ///
+    /// # Errors
+    /// When a frame is not of the model's size, or the device fails.
+    #[cfg(feature = "train")]
+    pub(crate) fn cells(&self, inputs: &[&Prepared], class: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+        let plan = self.plan(None)?;
+        let some = |inputs: &[&Prepared]| {
+            let features = self.features(inputs)?;
+            let condition = self.reconstructor.condition_class(class);
+            let reconstruction = self.reconstructor.reconstruct(&features, &plan, condition)?;
+            self.scorer.whitened(&reconstruction.residuals, class)
+        };
+        let found = self.device().spread(inputs, |inputs| match some(inputs) {
+            Ok(cells) => cells.into_iter().map(Ok).collect(),
+            Err(error) => error.for_all(inputs.len()),
+        });
+        found.into_iter().collect()
+    }
+
     /// All phases for frames in groups that suit the device; `conclude` makes the answers of a group.
     pub(super) fn spread<R: Send>(
         &self,

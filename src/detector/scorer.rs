@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::Reconstruction;
+use super::known_defects::BESIDE;
+use super::{DefectTerm, Reconstruction};
 use crate::config::{Config, Distance, ScoreKind};
 use crate::error::{Error, Result};
 use crate::features::FeatureExtractor;
@@ -12,6 +13,8 @@ use crate::residuals::ResidualStatistics;
 
 /// The configured score of a cell, with the statistics of good parts that it needs.
 pub struct Scorer {
+    /// Where the residuals are.
+    device: candle_core::Device,
     metric: Metric,
     formula: Formula,
     /// Residuals of good parts, one per class.
@@ -19,6 +22,8 @@ pub struct Scorer {
     /// By class: mean over good parts of the distance, then of the root of the noise error at each level; 1 where the formula
     /// needs no mean.
     pub(super) term_means: Vec<Vec<f32>>,
+    /// By class, what known defects have taught; empty where there were none.
+    pub(super) defects: Vec<Option<DefectTerm>>,
 }
 
 /// How far a cell is from its reconstruction.
@@ -71,7 +76,7 @@ impl Scorer {
             Metric::Mahalanobis => statistics.into_iter().map(|class| class.on(device)).collect::<Result<_>>()?,
             Metric::RootMeanSquare | Metric::Cosine(_) => statistics,
         };
-        Ok(Self { metric, formula, statistics, term_means })
+        Ok(Self { device: device.clone(), metric, formula, statistics, term_means, defects: Vec::new() })
     }
 
     /// The same with the means of the terms, by class.
@@ -85,6 +90,44 @@ impl Scorer {
             return Err(Error::Internal(format!("scorer: {got:?} means by class, expected {expected:?}")));
         }
         Ok(Self { term_means, ..self })
+    }
+
+    /// The same with what known defects have taught, by class: `[D + 2]` numbers each, see [`DefectTerm`].
+    ///
+    /// # Errors
+    /// When there is a term and the score is not the Mahalanobis distance, or its numbers do not fit.
+    pub fn with_known_defects(self, terms: Vec<Option<Vec<f32>>>) -> Result<Self> {
+        let suits = matches!((&self.metric, &self.formula), (Metric::Mahalanobis, Formula::Reconstruction));
+        if terms.len() != self.statistics.len() || terms.iter().any(Option::is_some) && !suits {
+            return Err(Error::Internal(format!("scorer: {} terms of known defects do not fit", terms.len())));
+        }
+        let term = |(weights, class): (Option<Vec<f32>>, &ResidualStatistics)| {
+            weights.map(|weights| DefectTerm::new(weights, class, &self.device)).transpose()
+        };
+        let defects = terms.into_iter().zip(&self.statistics).map(term).collect::<Result<_>>()?;
+        Ok(Self { defects, ..self })
+    }
+
+    /// The numbers of the terms that known defects have taught, `[classes, D + 2]`; 0 for classes without one.
+    pub(super) fn defect_weights(&self, dim: usize) -> Result<Tensor> {
+        let width = dim + BESIDE;
+        let none = vec![0.0; width];
+        let own =
+            |class: usize| self.defects.get(class).and_then(Option::as_ref).map_or(&none[..], DefectTerm::weights);
+        let all: Vec<f32> = (0..self.statistics.len()).flat_map(own).copied().collect();
+        Ok(Tensor::from_vec(all, (self.statistics.len(), width), &candle_core::Device::Cpu)?)
+    }
+
+    /// By cell of B samples with `residuals` `[B, T, D]`, for one class, whitened residuals `[T, D]` and distances `[T]` of each.
+    #[cfg(feature = "train")]
+    pub(super) fn whitened(&self, residuals: &Tensor, class: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+        let statistics = &self.statistics[class];
+        let cells = statistics.scales().first().ok_or_else(|| Error::Internal("scorer: no statistics".into()))?;
+        let (_, tokens, dim) = residuals.dims3()?;
+        let whitened = cells.whitened(&to_host(residuals)?);
+        let distances = statistics.distances(residuals)?;
+        let each = whitened.chunks_exact(tokens * dim).zip(distances.chunks_exact(tokens));
+        Ok(each.map(|(whitened, distances)| (whitened.to_vec(), distances.to_vec())).collect())
     }
 
     /// Distance of each cell of B samples with `features` `[B, T, D]` and `residuals` `[B, T, D]`, for one class: `[B, T]`.
@@ -110,7 +153,13 @@ impl Scorer {
         let rebuilt = || self.distances(features, &reconstruction.residuals, class);
         let means = &self.term_means[class];
         Ok(match self.formula {
-            Formula::Reconstruction => rebuilt()?,
+            Formula::Reconstruction => {
+                let mut scores = rebuilt()?;
+                if let Some(Some(term)) = self.defects.get(class) {
+                    term.add(&mut scores, &reconstruction.residuals)?;
+                }
+                scores
+            }
             Formula::Diffusion => noise_error(reconstruction, means)?,
             Formula::Sum(weight) => {
                 let noise = noise_error(reconstruction, means)?;

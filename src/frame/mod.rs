@@ -105,6 +105,16 @@ impl Geometry {
             (top + (y - self.valid[1]) * sy).clamp(top, top + height),
         ]
     }
+
+    /// A mask of the original, `[height, width]`, on the pixels of the model's input `[size, size]`.
+    pub fn onto_input(&self, mask: &[bool], size: usize) -> Vec<bool> {
+        let [width, height] = self.original;
+        let pixel = |i: usize| {
+            let [x, y] = self.to_original((i % size) as f64 + 0.5, (i / size) as f64 + 0.5);
+            mask[(y as usize).min(height - 1) * width + (x as usize).min(width - 1)]
+        };
+        (0..size * size).map(pixel).collect()
+    }
 }
 
 impl Preprocess {

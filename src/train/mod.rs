@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::config::{Config, Grouping};
-use crate::data::{self, Dataset, GroupBy, Groups, SampleDepth, groups};
+use crate::data::{self, Dataset, GroupBy, Groups, Sample, SampleDepth, groups};
 use crate::detector::Detector;
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
@@ -17,6 +17,7 @@ mod batch;
 mod cache;
 mod checkpoint;
 mod fit;
+mod known_defects;
 mod optimizer;
 mod statistics;
 mod thresholds;
@@ -24,6 +25,7 @@ mod training_set;
 
 pub use crate::data::Stop;
 pub use fit::{Fit, fit, total_steps};
+pub use known_defects::{FEWEST_DEFECTS, FreshParts, KnownDefect, Taught, check_known_defects, check_not_good};
 pub use statistics::finish;
 pub use thresholds::{ClassScores, check_rate, check_rates, class_card};
 pub use training_set::TrainingSet;
@@ -132,6 +134,8 @@ pub struct Options {
     pub resume: bool,
     /// How the part that an image shows is told.
     pub group_by: Option<GroupBy>,
+    /// Known defects by class, see [`data::known_defects`]; empty where there are none.
+    pub defects: Vec<Vec<Sample>>,
     /// The device to train on; a run may be resumed on another one.
     pub device: DeviceSpec,
 }
@@ -180,6 +184,9 @@ pub fn train(
         groups::stated(options.group_by.as_ref(), file, &category.root, &category.train)?;
     }
     check_targets(options)?;
+    if !options.defects.is_empty() {
+        check_known_defects(config)?;
+    }
     let context = Context { observer, stop };
 
     let device = options.device.open()?;
@@ -187,12 +194,16 @@ pub fn train(
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (backbone, group_by) = (options.backbone.as_deref(), options.group_by.as_ref());
     let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
+    let defects = read_defects(config, &options.defects, context)?;
+    for (class, defects) in set.images.classes.iter().zip(&defects) {
+        check_not_good(defects, class.images.iter().map(|image| (image.path.as_path(), &image.digests)))?;
+    }
     let feature_seconds = started.elapsed().as_secs_f64();
 
     let fitted = fit(config, &set, &options.checkpoint(), options.resume, context)?;
 
     let started = Instant::now();
-    finish(config, &set, &fitted.averages, &options.out, context)?;
+    finish(config, &set, &fitted.averages, &defects, &options.out, context)?;
     let _ = std::fs::remove_file(options.checkpoint()); // there may be none
     let calibration_seconds = started.elapsed().as_secs_f64();
     Ok(Outcome {
@@ -208,6 +219,16 @@ pub fn train(
             .map(|class| class.images.into_iter().map(|image| image.path).collect())
             .collect(),
     })
+}
+
+/// Reads the images of known defects, by class. Each is needed: there are few.
+fn read_defects(config: &Config, samples: &[Vec<Sample>], context: Context<'_>) -> Result<Vec<Vec<KnownDefect>>> {
+    let depth = SampleDepth::default();
+    let read = |sample: &Sample| {
+        context.stop.check()?;
+        KnownDefect::read(sample, config, &depth)
+    };
+    samples.iter().map(|class| class.iter().map(read).collect()).collect()
 }
 
 /// Checks before the work that the model file can be written and that no checkpoint of an unfinished run would be overwritten.

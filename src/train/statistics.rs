@@ -8,10 +8,13 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::fit::{Role, fold_parts};
+use super::known_defects::{Cells, FEWEST_DEFECTS, FOLDS, GoodPart, KnownDefect, Learned, fit, seen_by};
 use super::training_set::{Features, Image};
 use super::{ClassScores, Context, Event, TrainingSet, class_card};
-use crate::bundle::{CalibrationCard, Card, ClassCard, ImageCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard};
-use crate::config::{Config, ScoreKind};
+use crate::bundle::{
+    CalibrationCard, Card, ClassCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard,
+};
+use crate::config::{Config, DEFAULT_TARGET_FPR, ScoreKind};
 use crate::detector::{
     self, Inspection, Network, Reconstruction, Reconstructor, SamplerPlan, Scorer, mean_over_cells, prototype_distance,
     stored_noise,
@@ -29,7 +32,8 @@ const UNKNOWN_FACTOR: f32 = 2.0;
 /// Measures good parts with the trained weights and writes the model to `out`.
 ///
 /// All images that teach make the statistics of the model. Each image that is scored is scored by a network and statistics that
-/// have not seen it: those of its fold, or the model's own for images that were held out.
+/// have not seen it: those of its fold, or the model's own for images that were held out. `defects`, by class, teach each network
+/// a term of its score, beside good parts that are not those which it scores.
 ///
 /// # Errors
 /// When the file cannot be written or the device fails; `Error::Interrupted` when asked to stop.
@@ -37,43 +41,91 @@ pub fn finish(
     config: &Config,
     set: &TrainingSet,
     averages: &BTreeMap<String, Tensor>,
+    defects: &[Vec<KnownDefect>],
     out: &Path,
     context: Context<'_>,
 ) -> Result<()> {
     let images = &set.images;
+    let taught = defects.iter().any(|class| !class.is_empty());
     let parts = fold_parts(config);
     let roles = Role::all(config);
     let all = images.measured(|_| true);
     let count = |images: &[Vec<usize>]| images.iter().map(Vec::len).sum::<usize>();
     // Every network once over all images, and over those of each part; where terms have means, these once more for each network.
     let again = if needs_term_means(config) { parts } else { 0 };
-    let passes = roles.len() + usize::from(parts > 1) + again;
-    let mut progress = Progress { context, done: 0, total: passes * count(&all) + images.frames.len() };
+    let passes = roles.len() + usize::from(parts > 1) + again + usize::from(taught && parts > 1);
+    let looks = if !taught {
+        1
+    } else if parts > 1 {
+        4
+    } else {
+        3
+    };
+    let mut progress = Progress { context, done: 0, total: passes * count(&all) + looks * images.frames.len() };
     let mut scored: Vec<Vec<Option<Scored>>> =
         images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();
     let maker = |role| Maker::new(config, set, averages, role);
 
     let last = maker(Role::Final)?;
-    let (network, farthest) = last.network(&all, &last.sums(&all, &mut progress)?, &mut progress)?;
+    let sums = last.sums(&all, &mut progress)?;
+    let (mut network, farthest) = last.network(&all, &sums, &mut progress)?;
+    let mut with = scored.clone();
+    let mut learned = Vec::new();
+    if taught {
+        let mut good = GoodParts::new(set);
+        if parts == 1 {
+            good.look(&network, |_| true, &mut progress)?;
+        } else {
+            for part in 0..parts {
+                let (network, _) = last.without(part, &sums, &mut progress)?;
+                good.look(&network, |other| other == part, &mut progress)?;
+            }
+        }
+        learned = good.learn(&network, defects)?;
+        if parts == 1 {
+            for fold in 0..FOLDS {
+                let terms = good.terms(&network, defects, |other| other != fold)?;
+                network = network.with_known_defects(terms)?;
+                score(set, &network, |other| other == fold, &mut with, &mut progress)?;
+            }
+            network = network.with_known_defects(defects.iter().map(|_| None).collect())?;
+        }
+    }
     if parts == 1 {
         score(set, &network, |_| true, &mut scored, &mut progress)?;
     }
     for role in roles.into_iter().filter(|role| *role != Role::Final) {
         let maker = maker(role)?;
         let whole = maker.sums(&all, &mut progress)?;
+        let mut good = GoodParts::new(set);
+        let mut waiting = Vec::new();
         for part in (0..parts).filter(|&part| role.leaves_out(config, part)) {
-            let own = maker.sums(&images.measured(|other| other == part), &mut progress)?;
-            let rest = whole.iter().zip(&own).map(|(whole, own)| whole.without(own)).collect::<Result<Vec<_>>>()?;
-            let (network, _) = maker.network(&images.measured(|other| other != part), &rest, &mut progress)?;
+            let (network, _) = maker.without(part, &whole, &mut progress)?;
             score(set, &network, |other| other == part, &mut scored, &mut progress)?;
+            if taught {
+                good.look(&network, |other| other == part, &mut progress)?;
+                waiting.push((part, network));
+            }
         }
+        for (part, network) in waiting {
+            let terms = good.terms(&network, defects, |other| other != part)?;
+            score(set, &network.with_known_defects(terms)?, |other| other == part, &mut with, &mut progress)?;
+        }
+    }
+    let known = known_defects(config, set, [&scored, &with], &learned, defects)?;
+    let term = |(learned, card): (&Learned, &Option<KnownDefectsCard>)| {
+        learned.weights.clone().filter(|_| card.as_ref().is_some_and(|card| card.taught))
+    };
+    if taught {
+        network = network.with_known_defects(learned.iter().zip(&known).map(term).collect())?;
+        choose(&mut scored, with, &known);
     }
     let card = Card {
         schema: SCHEMA,
         tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
         config: config.clone(),
         backbone: set.backbone_card(config)?,
-        classes: class_cards(config, set, &scored, &farthest)?,
+        classes: class_cards(config, set, &scored, &farthest, known)?,
         training: TrainingCard {
             images: images.teachers(),
             data_sha256: set.data_sha256.clone(),
@@ -158,6 +210,14 @@ impl<'a> Maker<'a> {
         Ok((network, farthest))
     }
 
+    /// A network with the statistics of all images but those in one part of the folds; `whole` are the sums over all.
+    fn without(&self, part: usize, whole: &[ClassSums], progress: &mut Progress<'_>) -> Result<(Network, Vec<f32>)> {
+        let images = &self.set.images;
+        let own = self.sums(&images.measured(|other| other == part), progress)?;
+        let rest = whole.iter().zip(&own).map(|(whole, own)| whole.without(own)).collect::<Result<Vec<_>>>()?;
+        self.network(&images.measured(|other| other != part), &rest, progress)
+    }
+
     /// By class, the means of the terms of the score over some images.
     fn term_means(&self, images: &[Vec<usize>], scorer: &Scorer, progress: &mut Progress<'_>) -> Result<Vec<Vec<f32>>> {
         let Self { config, reconstructor, .. } = self;
@@ -221,7 +281,97 @@ impl ClassSums {
     }
 }
 
+/// The images that are scored, as networks see them that have not seen them, by class.
+struct GoodParts<'a> {
+    set: &'a TrainingSet,
+    of: Vec<Vec<GoodPart>>,
+}
+
+impl<'a> GoodParts<'a> {
+    fn new(set: &'a TrainingSet) -> Self {
+        Self { set, of: set.names.iter().map(|_| Vec::new()).collect() }
+    }
+
+    /// Adds the images in the parts of folds that are `wanted`.
+    fn look(&mut self, network: &Network, wanted: impl Fn(usize) -> bool, progress: &mut Progress<'_>) -> Result<()> {
+        for ((class, images), good) in self.set.images.classes.iter().enumerate().zip(&mut self.of) {
+            let own = images.images.iter().zip(&images.folds).filter(|(_, fold)| wanted(**fold));
+            let own: Vec<_> = own.filter_map(|(image, fold)| Some((image.frame?, *fold))).collect();
+            for group in own.chunks(STATISTICS_BATCH) {
+                progress.context.stop.check()?;
+                let inputs = group.iter().map(|&(frame, _)| self.set.images.frames.get(frame));
+                let inputs = inputs.collect::<Result<Vec<_>>>()?;
+                let cells = Cells::of(network, &inputs.iter().collect::<Vec<_>>(), class)?;
+                good.extend(cells.into_iter().zip(group).map(|(cells, &(_, fold))| GoodPart { cells, fold }));
+                progress.set(progress.done + group.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// What the defects of each class teach a network.
+    fn learn(&self, network: &Network, defects: &[Vec<KnownDefect>]) -> Result<Vec<Learned>> {
+        let class = |(class, (good, defects)): (usize, (&Vec<GoodPart>, &Vec<KnownDefect>))| {
+            Learned::of(network, good, defects, &seen_by(network, defects, class)?)
+        };
+        self.of.iter().zip(defects).enumerate().map(class).collect()
+    }
+
+    /// The terms of a network: from the defects of each class that has enough, and from the good parts in those parts of folds that
+    /// are `wanted`.
+    fn terms(
+        &self,
+        network: &Network,
+        defects: &[Vec<KnownDefect>],
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<Vec<f32>>>> {
+        let term = |(class, (good, defects)): (usize, (&Vec<GoodPart>, &Vec<KnownDefect>))| {
+            if defects.len() < FEWEST_DEFECTS {
+                return Ok(None);
+            }
+            let seen = seen_by(network, defects, class)?;
+            fit(good, |part| wanted(part.fold), defects, &seen, |_| true).map(Some)
+        };
+        self.of.iter().zip(defects).enumerate().map(term).collect()
+    }
+}
+
+/// By class, what its known defects are worth: `scored` without what they teach, and with it.
+fn known_defects(
+    config: &Config,
+    set: &TrainingSet,
+    scored: [&[Vec<Option<Scored>>]; 2],
+    learned: &[Learned],
+    defects: &[Vec<KnownDefect>],
+) -> Result<Vec<Option<KnownDefectsCard>>> {
+    let rate = config.calibration.target_fpr.unwrap_or(DEFAULT_TARGET_FPR);
+    let class = |(class, (learned, defects)): (usize, (&Learned, &Vec<KnownDefect>))| {
+        if defects.is_empty() {
+            return Ok(None);
+        }
+        let own = |scored: &[Vec<Option<Scored>>]| -> Vec<f32> {
+            scored[class].iter().flatten().map(|scored| scored.own.score).collect()
+        };
+        let groups = set.images.classes[class].groups.of.iter().zip(&scored[0][class]);
+        let groups: Vec<u32> = groups.filter_map(|(group, scored)| scored.as_ref().map(|_| *group)).collect();
+        learned.judge(defects, [&own(scored[0]), &own(scored[1])], &groups, rate).map(Some)
+    };
+    learned.iter().zip(defects).enumerate().map(class).collect()
+}
+
+/// Takes the findings `with` what known defects teach where the model does.
+fn choose(scored: &mut [Vec<Option<Scored>>], with: Vec<Vec<Option<Scored>>>, known: &[Option<KnownDefectsCard>]) {
+    let taught = |found: &Finding| known[found.class].as_ref().is_some_and(|known| known.taught);
+    let pairs = scored.iter_mut().flatten().zip(with.into_iter().flatten());
+    for (scored, with) in pairs.filter_map(|(scored, with)| Some((scored.as_mut()?, with?))) {
+        let own = [&mut scored.own].into_iter().chain(&mut scored.candidates);
+        let taken = own.zip([with.own].into_iter().chain(with.candidates)).filter(|(found, _)| taught(found));
+        taken.for_each(|(found, with)| *found = with);
+    }
+}
+
 /// What a network that has not seen an image makes of it.
+#[derive(Clone)]
 struct Scored {
     /// As a part of its own class.
     own: Finding,
@@ -229,6 +379,7 @@ struct Scored {
     candidates: Vec<Finding>,
 }
 
+#[derive(Clone)]
 struct Finding {
     class: usize,
     score: f32,
@@ -277,6 +428,7 @@ fn class_cards(
     set: &TrainingSet,
     scored: &[Vec<Option<Scored>>],
     farthest: &[f32],
+    known: Vec<Option<KnownDefectsCard>>,
 ) -> Result<Vec<ClassCard>> {
     let (images, folds) = (&set.images.classes, config.calibration.folds);
     let each = |class: usize| {
@@ -331,7 +483,9 @@ fn class_cards(
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
         Ok(ClassCard { train_images: teaching, images, ..card })
     };
-    (0..images.len()).map(card).collect()
+    let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;
+    cards.iter_mut().zip(known).for_each(|(card, known)| card.known_defects = known);
+    Ok(cards)
 }
 
 /// Images of all passes that are done, for whoever watches.

@@ -69,6 +69,7 @@ pub fn class_card(
         calibration: Some(source),
         pixel_threshold,
         prototype_limit,
+        known_defects: None,
         images: Vec::new(),
         unknown: BTreeMap::new(),
     })

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::augment::changed_copy;
 use super::cache::{FeatureCache, FrameCache};
 use super::fit::{Role, fold_parts};
+use super::known_defects::FOLDS;
 use super::thresholds::check_rate;
 use super::{Context, Event, GroupProblem};
 use crate::bundle::BackboneCard;
@@ -218,12 +219,12 @@ impl TrainingSet {
             }
         };
         let parts = match fold_parts(config) {
-            1 => vec![0; images.len()],
-            parts => {
-                let keys: Vec<_> = paths.iter().map(|path| name_hash(path, config.training.seed)).collect();
-                groups.folds(parts.min(groups.count()), &keys)
-            }
+            // What is held out is left out of nothing but the terms that known defects teach.
+            1 => FOLDS,
+            parts => parts,
         };
+        let keys: Vec<_> = paths.iter().map(|path| name_hash(path, config.training.seed)).collect();
+        let parts = groups.folds(parts.min(groups.count()), &keys);
         context.observer.event(&Event::Groups { class: &category.name, paths: &paths, groups: &groups, problem });
         let class = &mut self.images.classes[class];
         (class.groups, class.folds) = (groups, parts);

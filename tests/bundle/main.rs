@@ -80,6 +80,7 @@ fn class(name: &str, scores: Vec<f32>, target: f64) -> ClassCard {
         warn,
         pixel_threshold: 3.5,
         prototype_limit: 1.5,
+        known_defects: None,
         images: Vec::new(),
         unknown: BTreeMap::new(),
     }

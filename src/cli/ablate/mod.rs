@@ -243,7 +243,7 @@ impl Bench<'_> {
             let set = self.training_set(config)?;
             let progress = TrainingProgress::new(context);
             let told = train::Context { observer: &progress, stop: &context.stop };
-            train::finish(config, set, &fit.averages, &model, told)?;
+            train::finish(config, set, &fit.averages, &[], &model, told)?;
         }
         let detector = Detector::open_on(&model, self.device)?;
         let _ = fs::remove_file(&model); // its tensors are in memory

@@ -46,7 +46,8 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
 
     say(2, "Teaching one model all three from good parts only; it never sees a defect");
     let out = folder.file("demo.diad");
-    let options = Options { out, backbone: None, resume: false, group_by: None, device: DeviceSpec::CPU };
+    let options =
+        Options { out, backbone: None, resume: false, group_by: None, defects: Vec::new(), device: DeviceSpec::CPU };
     // An interrupted demo starts anew.
     let _ = fs::remove_file(options.checkpoint());
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;
