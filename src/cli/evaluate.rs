@@ -113,7 +113,7 @@ pub(super) fn evaluate(
         let mut class = Class::new(category, &data.root);
         let good = category.test.iter().filter(|sample| !sample.label.is_defect()).map(|sample| sample.path.clone());
         let good: Vec<PathBuf> = good.collect();
-        let stated = groups::stated(settings.group_by.as_ref(), true, &category.root, &good)?;
+        let stated = groups::stated_of_tests(settings.group_by.as_ref(), true, &category.root, &good)?;
         class.sketched = stated.is_none() && groups::comparable(good.len());
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
         inspect_all(context, detector, &request, settings.batch, &paths, |index, seen| {

@@ -122,8 +122,27 @@ impl Groups {
 /// there.
 ///
 /// # Errors
-/// When the file cannot be read, has other columns or names an image that does not exist, or when all images would show one part.
+/// When the file cannot be read, has other columns, or names an image that does not exist.
+pub fn stated_of_tests(by: Option<&GroupBy>, file: bool, root: &Path, paths: &[PathBuf]) -> Result<Option<Groups>> {
+    Ok(told(by, file, root, paths)?.map(|(groups, _)| groups))
+}
+
+/// As [`stated_of_tests`], of images that are to be divided.
+///
+/// # Errors
+/// As there, and when they are all put into one group.
 pub fn stated(by: Option<&GroupBy>, file: bool, root: &Path, paths: &[PathBuf]) -> Result<Option<Groups>> {
+    let Some((groups, origin)) = told(by, file, root, paths)? else { return Ok(None) };
+    if groups.count() < 2 && paths.len() > 1 {
+        let all = paths.len();
+        let expected = "expected several parts, of which some can be left out";
+        return Err(Error::data(root, format!("{origin} puts all {all} images into one group: {expected}")));
+    }
+    Ok(Some(groups))
+}
+
+/// The groups, and what says so.
+fn told(by: Option<&GroupBy>, file: bool, root: &Path, paths: &[PathBuf]) -> Result<Option<(Groups, String)>> {
     let (groups, origin) = if let Some(by) = by {
         let name = |path: &PathBuf| -> Option<String> {
             match by {
@@ -142,16 +161,7 @@ pub fn stated(by: Option<&GroupBy>, file: bool, root: &Path, paths: &[PathBuf]) 
     } else {
         return Ok(None);
     };
-    if groups.count() < 2 && paths.len() > 1 {
-        let all = paths.len();
-        return Err(Error::data(
-            root,
-            format!(
-                "{origin} puts all {all} images into one group: expected several parts, of which some can be left out"
-            ),
-        ));
-    }
-    Ok(Some(groups))
+    Ok(Some((groups, origin)))
 }
 
 /// The group of each image that a `groups.csv` lists, by its path relative to the product's folder `root`.
@@ -359,6 +369,9 @@ mod tests {
         assert_eq!((named.of, named.unnamed, named.source), (vec![0, 1, 2, 2], 2, GroupSource::Option));
         let all = groups("(png)").unwrap_err().to_string();
         assert!(all.contains("--group-by puts all 4 images into one group"), "{all}");
+        // Test images are not divided: they may be of one part.
+        let tests = stated_of_tests(Some(&by("(png)")), true, folder.path(), &paths);
+        assert_eq!(tests.unwrap().unwrap().count(), 1);
         for (text, expected) in [("kos", "captures 0 things"), ("(a)(b)", "captures 2"), ("(a", "unclosed group")] {
             let error = text.parse::<GroupBy>().unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(text) && !error.contains('\n'), "{error}");

@@ -135,9 +135,11 @@ fn decode(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
 /// Whether the chunks of a WebP end within the file: the decoder takes memory for what a chunk of metadata says of its length.
 fn chunks_fit(bytes: &[u8]) -> bool {
     let size = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
-    let end = (8 + size(4)).min(bytes.len());
     let mut at = 12; // after "RIFF", the length and "WEBP"
-    while at + 8 <= end {
+    // Where a first chunk announces others, the decoder looks for these beyond the end by the length of the first.
+    let beyond = if bytes.get(at..at + 4) == Some(b"VP8X") { size(at + 4).next_multiple_of(2) } else { 0 };
+    let end = 8 + size(4) + beyond;
+    while at < end && at + 8 <= bytes.len() {
         at += 8 + size(at + 4);
         if at > bytes.len() {
             return false;
