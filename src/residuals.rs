@@ -236,18 +236,30 @@ fn distances_in_tensors([mean, whiten, weights]: &[Tensor; 3], vectors: &Tensor)
     Ok(squares.sqrt()?.t()?.flatten_all()?.to_vec1()?)
 }
 
+/// Numbers for tests.
+#[cfg(all(test, feature = "train"))]
+pub(crate) mod fixture {
+    pub(crate) fn value(i: usize) -> f32 {
+        ((i as f32 * 12.9898).sin() * 43758.547).fract()
+    }
+
+    pub(crate) fn vectors(numbers: usize) -> Vec<f32> {
+        (0..numbers).map(value).collect()
+    }
+}
+
 #[cfg(all(test, feature = "train"))]
 mod tests {
     use nalgebra::DMatrix;
 
+    use super::fixture::{value, vectors};
     use super::*;
 
     /// The distance is that of the textbook formula, with the stated shrinkage and ridge.
     #[test]
     fn distance_is_mahalanobis() {
         let (tokens, dim, images) = (4, 4, 50);
-        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
-        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let data: Vec<f32> = vectors(images * tokens * dim);
         let mut sums = ResidualSums::new(tokens, dim, 1);
         sums.add(&data[..20 * tokens * dim]);
         sums.add(&data[20 * tokens * dim..]);
@@ -294,8 +306,7 @@ mod tests {
     #[test]
     fn two_scales_count_alike() {
         let (tokens, dim, images) = (16, 4, 60);
-        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
-        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let data: Vec<f32> = vectors(images * tokens * dim);
         let statistics = |side: usize| {
             let mut sums = ResidualSums::new(tokens, dim, side);
             sums.add(&data);
@@ -316,8 +327,7 @@ mod tests {
     #[test]
     fn what_is_taken_away_again_leaves_the_statistics_of_the_rest() {
         let (tokens, dim, images) = (9, 4, 40);
-        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
-        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let data: Vec<f32> = vectors(images * tokens * dim);
         let sums = |data: &[f32]| {
             let mut sums = ResidualSums::new(tokens, dim, 3);
             sums.add(data);

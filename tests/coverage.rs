@@ -7,7 +7,6 @@ use std::path::Path;
 use diad::config::Config;
 use diad::data::Dataset;
 use diad::detector::{Request, Verdict};
-use diad::device::DeviceSpec;
 use diad::frame::{Frame, decode_frame};
 use diad::synthetic::{DatasetSpec, Kind, draw_part, write_dataset};
 use diad::train::{Event, Observer, Options, Stop, train};
@@ -54,14 +53,7 @@ fn compressed_parts_stay_good() {
         let mut config = Config::from_file(smoke()).unwrap();
         config.assign(&["calibration.folds=3", &format!("training.augment={augment}")]).unwrap();
         let out = folder.path().join(format!("{augment}.diad"));
-        let options = Options {
-            out,
-            backbone: None,
-            resume: false,
-            group_by: None,
-            defects: Vec::new(),
-            device: DeviceSpec::CPU,
-        };
+        let options = Options::new(out);
         let data = Dataset::scan(&parts, &[]).unwrap();
         let detector = train(&config, &data, &options, &Silent, &Stop::default()).unwrap().detector;
         let found = detector.inspect_frames(&compressed, &Request::default());

@@ -274,7 +274,7 @@ fn checkpoints_move_between_devices() {
     let data = Dataset::scan(&shop().parts, &[]).unwrap();
     let train = |name: &str, device: DeviceSpec, resume: bool, steps: usize| {
         let out = folder.path().join(name);
-        let options = Options { out, backbone: None, resume, group_by: None, defects: Vec::new(), device };
+        let options = Options { resume, device, ..Options::new(out) };
         let stop = Stop::default();
         train::train(&config, &data, &options, &After(steps, stop.clone()), &stop).map(|outcome| outcome.detector)
     };

@@ -15,7 +15,6 @@ use std::process::{Command, Stdio};
 
 use diad::config::Config;
 use diad::data::{Dataset, Split, hold_out, images_in};
-use diad::device::DeviceSpec;
 use diad::frame::read_frame;
 use diad::train::{Event, Observer, Options, Stop, train};
 use image::{ImageBuffer, Luma};
@@ -136,14 +135,7 @@ fn images_are_not_read_again_once_training_has_begun() {
     }
     let parts = Parts::new();
     let folder = tempfile::tempdir().unwrap();
-    let options = |name: &str| Options {
-        out: folder.path().join(name),
-        backbone: None,
-        resume: false,
-        group_by: None,
-        defects: Vec::new(),
-        device: DeviceSpec::CPU,
-    };
+    let options = |name: &str| Options::new(folder.path().join(name));
     let config = Config::from_file(smoke()).unwrap();
     diad("train --data {} --out {} --config {}", &[&parts.folder, &options("kept").out, &smoke()]).ok();
     let data = Dataset::scan(&parts.folder, &[]).unwrap();

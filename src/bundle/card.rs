@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
 use crate::calibrate::{GoodScores, Threshold, TooFew};
-use crate::config::{Config, Distance, GroupSource, ScoreKind, SpaceKind};
+use crate::config::{Config, GroupSource, SpaceKind};
 use crate::error::Error;
 use crate::named::named;
 
@@ -232,9 +232,7 @@ impl Card {
         let mut names = BTreeSet::new();
         for (i, class) in self.classes.iter().take(MAX_CLASSES).enumerate() {
             class.check(&format!("classes[{i}]"), &mut found);
-            let detection = &self.config.detection;
-            let suits = (detection.distance, detection.score) == (Distance::Mahalanobis, ScoreKind::Reconstruction);
-            if class.is_taught_by_defects() && !suits {
+            if class.is_taught_by_defects() && !self.config.detection.takes_known_defects() {
                 let expected = "false, but for the Mahalanobis distance from the reconstruction".into();
                 found.add(&format!("classes[{i}].known_defects.taught"), true, expected);
             }

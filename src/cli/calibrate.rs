@@ -7,14 +7,12 @@ use super::args::CalibrateArgs;
 use super::images::{check_exists, sketch};
 use super::train::warn_ignored;
 use super::{Context, messages};
-use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, ScoreSource, sha256_hex};
+use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, ScoreSource};
 use crate::config::{CalibrationConfig, Grouping};
-use crate::data::{Category, Dataset, GroupBy, Groups, ReadAhead, check_unreadable, groups};
+use crate::data::{Category, Dataset, GroupBy, Groups, Input, ReadAhead, check_unreadable, groups};
 use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors, set_defect_term};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
-use crate::frame::{Prepared, decode_image, read_bytes};
-use crate::text::hex;
 use crate::train::{ClassScores, FreshParts, KnownDefect, check_known_defects, check_not_good, check_rate, class_card};
 
 /// Images scored at a time.
@@ -114,8 +112,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         let (train_images, unknown) = (old.train_images, old.unknown.clone());
         card.classes[class] = ClassCard { train_images, known_defects, images, unknown, ..new };
         if let Some(taught) = taught {
-            let none = || vec![0.0; card.config.dim() + 2];
-            set_defect_term(&mut tensors, &card, class, &taught.term.unwrap_or_else(none))?;
+            set_defect_term(&mut tensors, &card, class, taught.term)?;
         }
     }
     task.finish();
@@ -226,12 +223,8 @@ fn inspect(
 ) -> Result<Fresh> {
     let request = Request { class: ClassChoice::Known(class), ..Request::default() };
     let preprocess = network.preprocess();
-    let read = |path: &Path| -> Result<(Prepared, [String; 2])> {
-        let bytes = read_bytes(path)?;
-        let image = decode_image(&bytes, path)?;
-        context.depth.add(path, image.peak);
-        Ok((preprocess.apply(&image.frame)?, [sha256_hex(&bytes), hex(&image.frame.digest())]))
-    };
+    let read =
+        |path: &Path| Input::read(path, &preprocess, &context.depth).map(|input| (input.digests(), input.prepared));
     let mut fresh = Fresh::default();
     let mut images = ReadAhead::new(GROUP, &context.stop);
     images.each_group(&category.train, read, |group| {
@@ -240,10 +233,10 @@ fn inspect(
         for (index, image) in group {
             let path = category.train[index].clone();
             match image {
-                Ok((_, digests)) if digests.iter().any(|digest| known.digests.contains(digest)) => {
+                Ok((digests, _)) if digests.iter().any(|digest| known.digests.contains(digest)) => {
                     fresh.trained_on.push(path);
                 }
-                Ok((input, digests)) => inputs.push((path, input, digests)),
+                Ok((digests, input)) => inputs.push((path, input, digests)),
                 Err(error) => context.console.warn(messages::left_out(&error)),
             }
         }

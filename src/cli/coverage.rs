@@ -15,7 +15,6 @@ use crate::calibrate::GoodScores;
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::detector::{Detector, Request};
-use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
@@ -117,14 +116,7 @@ fn repeat(context: &Context, config: &Config, args: &CoverageArgs, seed: u64) ->
     write_dataset(&root, &spec, &|_, _| {})?;
     let mut config = config.clone();
     config.training.seed = seed;
-    let options = Options {
-        out: folder.path().join("model.diad"),
-        backbone: None,
-        resume: false,
-        group_by: None,
-        defects: Vec::new(),
-        device: DeviceSpec::CPU,
-    };
+    let options = Options::new(folder.path().join("model.diad"));
     let data = Dataset::scan(&root, &[])?;
     let detector = train::train(&config, &data, &options, &Silent, &context.stop)?.detector;
     let new: Vec<Frame> = (0..args.new as u64)

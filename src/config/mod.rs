@@ -462,6 +462,11 @@ impl DetectionConfig {
         }
     }
 
+    /// Whether the score has a place for what known defects teach: it is the Mahalanobis distance from the reconstruction.
+    pub fn takes_known_defects(&self) -> bool {
+        (self.distance, self.score) == (Distance::Mahalanobis, ScoreKind::Reconstruction)
+    }
+
     /// Whether the score asks for any.
     pub fn needs_noise_errors(&self) -> bool {
         !self.probes().is_empty()

@@ -9,12 +9,14 @@ use crate::error::{Error, Result};
 
 mod depth;
 pub mod groups;
+mod input;
 mod read_ahead;
 mod scan;
 pub mod split;
 
 pub use depth::SampleDepth;
 pub use groups::{GroupBy, Groups};
+pub use input::Input;
 pub use read_ahead::{Group, ReadAhead, Stop, check_unreadable};
 pub use scan::{images_in, known_defects};
 pub use split::{Split, data_sha256, hold_out};

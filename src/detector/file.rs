@@ -126,13 +126,19 @@ pub fn save(
     bundle::save(path, card, &tensors)
 }
 
-/// Writes what known defects have taught a class into the tensors of a model, whose card says already for which classes there is
+/// Writes what known defects have taught a class, if anything, into the tensors of a model, whose card says already for which classes there is
 /// something.
 ///
 /// # Errors
 /// When the numbers do not fit.
-pub fn set_defect_term(tensors: &mut BTreeMap<String, Tensor>, card: &Card, class: usize, term: &[f32]) -> Result<()> {
+pub fn set_defect_term(
+    tensors: &mut BTreeMap<String, Tensor>,
+    card: &Card,
+    class: usize,
+    term: Option<Vec<f32>>,
+) -> Result<()> {
     let width = card.config.dim() + BESIDE;
+    let term = term.unwrap_or_else(|| vec![0.0; width]);
     let old = tensors.remove(DEFECTS);
     if !card.classes.iter().any(ClassCard::is_taught_by_defects) {
         return Ok(());
@@ -144,7 +150,7 @@ pub fn set_defect_term(tensors: &mut BTreeMap<String, Tensor>, card: &Card, clas
     let fits = |own: &&mut [f32]| own.len() == term.len();
     let own = all.get_mut(class * width..(class + 1) * width).filter(fits);
     let own = own.ok_or_else(|| Error::Internal(format!("defects: a term of {} numbers", term.len())))?;
-    own.copy_from_slice(term);
+    own.copy_from_slice(&term);
     let shape = (card.classes.len(), width);
     tensors.insert(DEFECTS.into(), Tensor::from_vec(all, shape, &candle_core::Device::Cpu)?);
     Ok(())

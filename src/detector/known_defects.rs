@@ -82,12 +82,12 @@ impl DefectTerm {
 mod tests {
     use super::*;
     use crate::residuals::ResidualSums;
+    use crate::residuals::fixture::vectors;
 
     #[test]
     fn a_term_on_residuals_is_the_one_on_whitened_residuals() {
         let (tokens, dim, images) = (9, 4, 40);
-        let value = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
-        let data: Vec<f32> = (0..images * tokens * dim).map(value).collect();
+        let data = vectors(images * tokens * dim);
         let mut sums = ResidualSums::new(tokens, dim, 3);
         sums.add(&data);
         let statistics = sums.finish().unwrap();

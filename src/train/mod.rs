@@ -18,6 +18,7 @@ mod cache;
 mod checkpoint;
 mod fit;
 mod known_defects;
+mod logistic;
 mod optimizer;
 mod statistics;
 mod thresholds;
@@ -141,6 +142,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// A run of its own on the CPU, with what the program has; nothing is said of groups and defects.
+    pub fn new(out: PathBuf) -> Self {
+        let device = DeviceSpec::CPU;
+        Self { out, backbone: None, resume: false, group_by: None, defects: Vec::new(), device }
+    }
+
     /// The checkpoint beside the model file.
     pub fn checkpoint(&self) -> PathBuf {
         let mut name = self.out.file_name().unwrap_or_default().to_os_string();
@@ -193,8 +200,8 @@ pub fn train(
     let started = Instant::now();
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (backbone, group_by) = (options.backbone.as_deref(), options.group_by.as_ref());
-    let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
     let defects = read_defects(config, &options.defects, context)?;
+    let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
     for (class, defects) in set.images.classes.iter().zip(&defects) {
         check_not_good(defects, class.images.iter().map(|image| (image.path.as_path(), &image.digests)))?;
     }
@@ -228,7 +235,9 @@ fn read_defects(config: &Config, samples: &[Vec<Sample>], context: Context<'_>) 
         context.stop.check()?;
         KnownDefect::read(sample, config, &depth)
     };
-    samples.iter().map(|class| class.iter().map(read).collect()).collect()
+    let defects = samples.iter().map(|class| class.iter().map(read).collect()).collect();
+    context.observer.event(&Event::SampleDepth { depth: &depth });
+    defects
 }
 
 /// Checks before the work that the model file can be written and that no checkpoint of an unfinished run would be overwritten.

@@ -54,13 +54,8 @@ pub fn finish(
     // Every network once over all images, and over those of each part; where terms have means, these once more for each network.
     let again = if needs_term_means(config) { parts } else { 0 };
     let passes = roles.len() + usize::from(parts > 1) + again + usize::from(taught && parts > 1);
-    let looks = if !taught {
-        1
-    } else if parts > 1 {
-        4
-    } else {
-        3
-    };
+    // Of the images that are scored: without a term and, for one, two more; the final network sees them by itself.
+    let looks = 1 + if taught { 2 + usize::from(parts > 1) } else { 0 };
     let mut progress = Progress { context, done: 0, total: passes * count(&all) + looks * images.frames.len() };
     let mut scored: Vec<Vec<Option<Scored>>> =
         images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();

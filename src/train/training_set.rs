@@ -20,12 +20,14 @@ use crate::bundle::BackboneCard;
 use crate::calibrate;
 use crate::config::{Augment, Config, Grouping, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
-use crate::data::{self, Category, Dataset, GroupBy, Groups, ReadAhead, SampleDepth, Split, check_unreadable, groups};
+use crate::data::{
+    self, Category, Dataset, GroupBy, Groups, Input, ReadAhead, SampleDepth, Split, check_unreadable, groups,
+};
 use crate::detector::Mask;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
-use crate::frame::{Frame, Prepared, Preprocess, decode_frame, decode_image, read_bytes};
+use crate::frame::{Frame, Prepared, Preprocess, decode_frame, read_bytes};
 use crate::model::{self, Weights};
 use crate::text::hex;
 
@@ -291,13 +293,7 @@ impl Reader<'_> {
         let (config, device, context) = (self.config, self.device, self.context);
         let (preprocess, training) = (Preprocess::of(&config.input), &config.training);
         let depth = SampleDepth::default();
-        // The model's input, and the digests of the file and of the pixels that it was made of.
-        let read = |path: &Path| -> Result<(Prepared, [[u8; 32]; 2])> {
-            let bytes = read_bytes(path)?;
-            let image = decode_image(&bytes, path)?;
-            depth.add(path, image.peak);
-            Ok((preprocess.apply(&image.frame)?, [Sha256::digest(&bytes).into(), image.frame.digest()]))
-        };
+        let read = |path: &Path| Input::read(path, &preprocess, &depth);
         let features = |some: &[Prepared]| extract(&some.iter().map(|input| &input.frame).collect::<Vec<_>>());
         let mut raw = FeatureCache::new(config.tokens() * channels, training.cache_mib, self.folder);
         let mut frames = FrameCache::new(config.input.size, training.cache_mib, self.folder);
@@ -322,17 +318,17 @@ impl Reader<'_> {
                     for (index, file) in group {
                         let path = paths[index].as_path();
                         match file {
-                            Ok((input, [file, pixels])) => {
-                                if is_empty(&input.frame) {
+                            Ok(input) => {
+                                if is_empty(&input.prepared.frame) {
                                     empty += 1;
                                     context.observer.event(&Event::Empty { path });
                                 }
                                 let features = teaches.then(|| raw.len() + inputs.len());
                                 let frame = scored.then(|| frames.len() + inputs.len());
-                                let hex = [hex(&file), hex(&pixels)];
-                                class.push(Image { path: path.to_owned(), digests: hex, features, copy: None, frame });
-                                inputs.push(input);
-                                digests.push((path, file));
+                                let (path_of, hex) = (path.to_owned(), input.digests());
+                                class.push(Image { path: path_of, digests: hex, features, copy: None, frame });
+                                digests.push((path, input.file));
+                                inputs.push(input.prepared);
                             }
                             Err(error) => context.observer.event(&Event::Skipped { path, reason: error.to_string() }),
                         }

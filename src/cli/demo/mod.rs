@@ -18,7 +18,6 @@ use super::{Context, messages, predict};
 use crate::config::Config;
 use crate::data::{Dataset, Label, Sample};
 use crate::detector::{Detector, Request, Verdict};
-use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::frame::read_mask;
@@ -46,8 +45,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
 
     say(2, "Teaching one model all three from good parts only; it never sees a defect");
     let out = folder.file("demo.diad");
-    let options =
-        Options { out, backbone: None, resume: false, group_by: None, defects: Vec::new(), device: DeviceSpec::CPU };
+    let options = Options::new(out);
     // An interrupted demo starts anew.
     let _ = fs::remove_file(options.checkpoint());
     let outcome = teach(context, &config, &data, &options).map_err(without_checkpoint)?;

@@ -50,14 +50,7 @@ pub(crate) fn teach(parts: &Path, classes: &[String], out: &Path, assignments: &
     let mut config = Config::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/smoke.toml")).unwrap();
     config.assign(assignments).unwrap();
     let data = Dataset::scan(parts, classes).unwrap();
-    let options = Options {
-        out: out.to_owned(),
-        backbone: None,
-        resume: false,
-        group_by: None,
-        defects: Vec::new(),
-        device: DeviceSpec::CPU,
-    };
+    let options = Options::new(out.to_owned());
     train(&config, &data, &options, &Quiet, &Stop::default()).unwrap();
 }
 
