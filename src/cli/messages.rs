@@ -111,7 +111,16 @@ pub(super) fn groups(class: &str, paths: &[PathBuf], groups: &Groups) -> String 
         0 => String::new(),
         n => format!("; {} that it says nothing of counted as parts of their own", count(n, "image")),
     };
-    format!("{class}: {} of {}, {how}{largest}{unnamed}", count(paths.len(), "image"), count(groups.count(), "part"))
+    // Far fewer kinds than parts: a few parts, photographed often with something moving, look the same as many in a few poses.
+    let poses = match groups.clusters {
+        Some(kinds) if 3 * kinds <= groups.count() => format!(
+            "; the images are of {kinds} kinds, taken for poses: if each is one part instead, say so with --group-by or \
+             groups.csv"
+        ),
+        _ => String::new(),
+    };
+    let (images, parts) = (count(paths.len(), "image"), count(groups.count(), "part"));
+    format!("{class}: {images} of {parts}, {how}{largest}{unnamed}{poses}")
 }
 
 /// Why images of one part were not looked for.

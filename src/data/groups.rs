@@ -4,10 +4,10 @@
 //! Three things can say so: an option ([`GroupBy`]), a file `groups.csv` in the product's folder, and the images themselves
 //! ([`alike`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use nalgebra::{DMatrix, DVector, DVectorView, SymmetricEigen};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
@@ -60,12 +60,14 @@ pub struct Groups {
     pub of: Vec<u32>,
     /// Images that nothing was said about; each is a group of its own.
     pub unnamed: usize,
+    /// Where groups were found: how many there would be if likeness alone decided, whatever pose parts share.
+    pub clusters: Option<usize>,
 }
 
 impl Groups {
     /// Each image by itself.
     pub fn none(images: usize) -> Self {
-        Self { source: GroupSource::None, of: (0..images as u32).collect(), unnamed: 0 }
+        Self { source: GroupSource::None, of: (0..images as u32).collect(), unnamed: 0, clusters: None }
     }
 
     /// From a name for each image; those without one are groups of their own.
@@ -83,7 +85,7 @@ impl Groups {
             }
         });
         let of = of.collect();
-        Self { source, of, unnamed }
+        Self { source, of, unnamed, clusters: None }
     }
 
     /// Number of groups.
@@ -214,9 +216,17 @@ pub fn sketch(features: &[f32]) -> Vec<f32> {
 /// Cosine similarity from which images are taken for two of one part, the mean over all pairs of two groups. Six pictures of one
 /// tile in six exposures have 0.44 to 0.72, other tiles at most 0.31 (99.9 % of the pairs).
 const ALIKE: f64 = 0.3;
-/// Leading directions in which images of different parts may agree without being of one part, as far as there are eight times as
-/// many images: how the part lies, the light. Without them screws that lie alike are one group.
+/// Leading directions in which images of different parts may agree without being of one part: how the part lies, the light.
+/// Without them screws that lie alike are one group.
 const POSES: usize = 16;
+/// Parts that it takes for each of these directions; otherwise they are what tells the parts apart.
+const PARTS_PER_POSE: usize = 8;
+/// A spectrum that falls by this factor from one value to the next ends there, and what follows is noise: the images show one part
+/// more than it has directions. 2.0 to 15 where 5 to 30 parts were photographed 2 to 12 times (with noise, in other light,
+/// shifted); at most 1.25 at that place where each of 31 to 747 images shows a part of its own.
+const GAP: f64 = 1.6;
+/// Fewer parts than this are not told from other things that come in two or three kinds, such as lamps.
+const FEWEST_PARTS: usize = 4;
 /// Images that are this similar in all directions are of one part whatever the leading ones are: copies, frames of a burst.
 const COPY: f64 = 0.85;
 /// A group has at most this share of the images: groups have to fit into folds.
@@ -245,7 +255,9 @@ pub fn alike(vectors: &[f32], images: usize) -> Result<Groups> {
         return Err(Error::Internal("groups: the features of an image are not finite".into()));
     }
     let whole = cosines(&products);
-    let poses = POSES.min(images / 8);
+    let clusters = linked(whole.clone(), images).into_iter().collect::<BTreeSet<_>>().len();
+    let repeated = repeated_parts(&products, &whole, clusters);
+    let poses = POSES.min(repeated.unwrap_or(images) / PARTS_PER_POSE);
     let mut rest = products;
     for (value, direction) in leading(&rest, poses) {
         rest -= &direction * direction.transpose() * value;
@@ -253,8 +265,36 @@ pub fn alike(vectors: &[f32], images: usize) -> Result<Groups> {
     let mut similarity = cosines(&rest);
     // Of few parts little is left without the leading directions, and by chance alike: both must agree.
     similarity.zip_apply(&whole, |value, whole| *value = if whole >= COPY { whole } else { value.min(whole) });
-    let largest = ((LARGEST * images as f64) as usize).max(2);
-    Ok(Groups::named(GroupSource::Found, linked(similarity, largest).into_iter().map(Some)))
+    let largest = repeated.map_or(2, |parts| 2 * images / parts).max((LARGEST * images as f64) as usize);
+    let groups = Groups::named(GroupSource::Found, linked(similarity, largest).into_iter().map(Some));
+    Ok(Groups { clusters: Some(clusters), ..groups })
+}
+
+/// How many parts the images show if each of a few parts is shown several times, by the dimensions that the images span: pictures
+/// of one part span one, and what they differ in is smaller. Parts that only lie alike differ by as much as any, so that there is
+/// no such end. `products` `[n, n]` of the centred features, their cosines `whole`, about as many parts as there are `clusters`.
+fn repeated_parts(products: &DMatrix<f64>, whole: &DMatrix<f64>, clusters: usize) -> Option<usize> {
+    let n = products.nrows();
+    // From so many parts on, their number makes no difference.
+    if clusters > POSES * PARTS_PER_POSE || clusters > n / 2 {
+        return None;
+    }
+    // Each part counts about once, however many images it has.
+    let alike = |of: DVectorView<'_, f64>| of.iter().filter(|&&cosine| cosine >= 0.5).count();
+    let weights = DVector::from_iterator(n, whole.column_iter().map(|of| 1.0 / alike(of) as f64));
+    let mean = &weights / weights.sum();
+    let to_mean = products * &mean;
+    let of_mean = mean.dot(&to_mean);
+    let weighted = DMatrix::from_fn(n, n, |i, j| {
+        (products[(i, j)] - to_mean[i] - to_mean[j] + of_mean) * (weights[i] * weights[j]).sqrt()
+    });
+    let window = (4 * clusters / 5).saturating_sub(1).max(FEWEST_PARTS)..=(6 * clusters / 5 + 2).min(n / 2);
+    let spectrum: Vec<f64> =
+        leading(&weighted, window.end() + 1).into_iter().map(|(value, _)| value.max(0.0)).collect();
+    let smallest = 1e-9 * spectrum[0];
+    let fall = |end: usize| spectrum[end - 1] / spectrum[end].max(smallest);
+    let end = window.max_by(|&a, &b| fall(a).total_cmp(&fall(b)))?;
+    (fall(end) >= GAP).then_some(end + 1)
 }
 
 /// The groups of [`alike`], and each image by itself where there are too few or too many to compare.
@@ -437,8 +477,18 @@ mod tests {
     #[test]
     fn parts_that_lie_alike_are_parts() {
         let (vectors, truth) = pictures(120, 1, 2.0, 0.3);
-        let found = alike(&vectors, truth.len()).unwrap().count();
-        assert!(found >= 115, "{found} groups of 120");
+        let found = alike(&vectors, truth.len()).unwrap();
+        assert!(found.count() >= 115, "{found:?}");
+        assert_eq!(found.clusters, Some(3), "which the user is told");
+    }
+
+    /// Few parts span few directions, which must not be taken for poses.
+    #[test]
+    fn pictures_of_few_parts_are_found() {
+        for (parts, each, noise) in [(5, 10, 0.4), (10, 4, 0.3), (20, 10, 0.5), (20, 2, 0.4), (40, 3, 0.4)] {
+            let (vectors, truth) = pictures(parts, each, 0.0, noise);
+            assert_eq!(alike(&vectors, truth.len()).unwrap().of, truth, "{parts} parts, {each} of each");
+        }
     }
 
     #[test]
