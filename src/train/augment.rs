@@ -13,7 +13,7 @@ use crate::frame::Frame;
 use crate::model::denoiser::normal;
 
 /// Share of the copies that are blurred, and of those with noise.
-const OFTEN: f64 = 0.5;
+const OFTEN: f64 = 0.35;
 /// Standard deviation of the blur, in pixels of the model's input.
 const BLUR: std::ops::Range<f64> = 0.3..0.7;
 /// Standard deviation of the noise, in grey levels of 255.
@@ -21,7 +21,7 @@ const NOISE: f64 = 2.5;
 /// Brightness changes by this share at most.
 const LIGHT: f64 = 0.06;
 /// Quality of the JPEG that a copy was.
-const QUALITY: std::ops::Range<u8> = 45..95;
+const QUALITY: std::ops::Range<u8> = 40..80;
 
 /// A changed copy of the model's input: perhaps blurred, perhaps noisy, brighter or darker, and through JPEG. The same for the same
 /// `seed` and picture, which `digest` names.
