@@ -57,64 +57,37 @@ pub fn finish(
     // Of the images that are scored: without a term and, for one, two more; the final network sees them by itself.
     let looks = 1 + if taught { 2 + usize::from(parts > 1) } else { 0 };
     let mut progress = Progress { context, done: 0, total: passes * count(&all) + looks * images.frames.len() };
-    let mut scored: Vec<Vec<Option<Scored>>> =
-        images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();
     let maker = |role| Maker::new(config, set, averages, role);
 
     let last = maker(Role::Final)?;
     let sums = last.sums(&all, &mut progress)?;
     let (mut network, farthest) = last.network(&all, &sums, &mut progress)?;
-    let mut with = scored.clone();
-    let mut learned = Vec::new();
-    if taught {
-        let mut good = GoodParts::new(set);
-        if parts == 1 {
-            good.look(&network, |_| true, &mut progress)?;
-        } else {
-            for part in 0..parts {
-                let (network, _) = last.without(part, &sums, &mut progress)?;
-                good.look(&network, |other| other == part, &mut progress)?;
-            }
-        }
-        learned = good.learn(&network, defects)?;
-        if parts == 1 {
-            for fold in 0..FOLDS {
-                let terms = good.terms(&network, defects, |other| other != fold)?;
-                network = network.with_known_defects(terms)?;
-                score(set, &network, |other| other == fold, &mut with, &mut progress)?;
-            }
-            network = network.with_known_defects(defects.iter().map(|_| None).collect())?;
+    let mut good = GoodParts::new(set);
+    if taught && parts == 1 {
+        good.look(&network, |_| true, &mut progress)?;
+    } else if taught {
+        for part in 0..parts {
+            let (network, _) = last.without(part, &sums, &mut progress)?;
+            good.look(&network, |other| other == part, &mut progress)?;
         }
     }
+    let learned = if taught { good.learn(&network, defects)? } else { Vec::new() };
+    let mut unseen = Unseen::new(set);
     if parts == 1 {
-        score(set, &network, |_| true, &mut scored, &mut progress)?;
+        network = unseen.score_held_out(network, taught.then_some(&good), defects, &mut progress)?;
     }
     for role in roles.into_iter().filter(|role| *role != Role::Final) {
-        let maker = maker(role)?;
-        let whole = maker.sums(&all, &mut progress)?;
-        let mut good = GoodParts::new(set);
-        let mut waiting = Vec::new();
-        for part in (0..parts).filter(|&part| role.leaves_out(config, part)) {
-            let (network, _) = maker.without(part, &whole, &mut progress)?;
-            score(set, &network, |other| other == part, &mut scored, &mut progress)?;
-            if taught {
-                good.look(&network, |other| other == part, &mut progress)?;
-                waiting.push((part, network));
-            }
-        }
-        for (part, network) in waiting {
-            let terms = good.terms(&network, defects, |other| other != part)?;
-            score(set, &network.with_known_defects(terms)?, |other| other == part, &mut with, &mut progress)?;
-        }
+        let parts: Vec<usize> = (0..parts).filter(|&part| role.leaves_out(config, part)).collect();
+        unseen.score_folds(&maker(role)?, &parts, taught.then_some(defects), &mut progress)?;
     }
-    let known = known_defects(config, set, [&scored, &with], &learned, defects)?;
-    let term = |(learned, card): (&Learned, &Option<KnownDefectsCard>)| {
-        learned.weights.clone().filter(|_| card.as_ref().is_some_and(|card| card.taught))
-    };
+    let known = known_defects(config, set, [&unseen.without, &unseen.with], &learned, defects)?;
     if taught {
+        let term = |(learned, card): (&Learned, &Option<KnownDefectsCard>)| {
+            learned.weights.clone().filter(|_| card.as_ref().is_some_and(|card| card.taught))
+        };
         network = network.with_known_defects(learned.iter().zip(&known).map(term).collect())?;
-        choose(&mut scored, with, &known);
     }
+    let scored = unseen.chosen(&known);
     let card = Card {
         schema: SCHEMA,
         tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -331,6 +304,85 @@ impl<'a> GoodParts<'a> {
     }
 }
 
+/// By class, what is found of each image by networks and statistics that have not seen it; `None` of those that are not scored.
+type Findings = Vec<Vec<Option<Scored>>>;
+
+struct Unseen<'a> {
+    set: &'a TrainingSet,
+    /// By the distance alone.
+    without: Findings,
+    /// With what known defects teach, where there are any.
+    with: Findings,
+}
+
+impl<'a> Unseen<'a> {
+    fn new(set: &'a TrainingSet) -> Self {
+        let nothing: Findings =
+            set.images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();
+        Self { set, without: nothing.clone(), with: nothing }
+    }
+
+    /// Images that were held out, by the model's network, which comes back as it was. Terms are of the parts that they do not
+    /// score, of all `good` ones.
+    fn score_held_out(
+        &mut self,
+        mut network: Network,
+        good: Option<&GoodParts<'_>>,
+        defects: &[Vec<KnownDefect>],
+        progress: &mut Progress<'_>,
+    ) -> Result<Network> {
+        if let Some(good) = good {
+            for fold in 0..FOLDS {
+                let terms = good.terms(&network, defects, |other| other != fold)?;
+                network = network.with_known_defects(terms)?;
+                score(self.set, &network, |other| other == fold, &mut self.with, progress)?;
+            }
+            network = network.with_known_defects(defects.iter().map(|_| None).collect())?;
+        }
+        score(self.set, &network, |_| true, &mut self.without, progress)?;
+        Ok(network)
+    }
+
+    /// The images in those parts of the folds that a denoiser has not seen, each by statistics that have not seen it either.
+    fn score_folds(
+        &mut self,
+        maker: &Maker<'_>,
+        parts: &[usize],
+        defects: Option<&[Vec<KnownDefect>]>,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
+        let whole = maker.sums(&self.set.images.measured(|_| true), progress)?;
+        let mut good = GoodParts::new(self.set);
+        let mut waiting = Vec::new();
+        for &part in parts {
+            let (network, _) = maker.without(part, &whole, progress)?;
+            score(self.set, &network, |other| other == part, &mut self.without, progress)?;
+            if defects.is_some() {
+                good.look(&network, |other| other == part, progress)?;
+                waiting.push((part, network));
+            }
+        }
+        for (part, network) in waiting {
+            let terms = good.terms(&network, defects.unwrap_or_default(), |other| other != part)?;
+            score(self.set, &network.with_known_defects(terms)?, |other| other == part, &mut self.with, progress)?;
+        }
+        Ok(())
+    }
+
+    /// The findings of the model that is made: with what known defects teach, for the classes where it uses that.
+    fn chosen(self, known: &[Option<KnownDefectsCard>]) -> Findings {
+        let taught = |found: &Finding| known[found.class].as_ref().is_some_and(|known| known.taught);
+        let mut chosen = self.without;
+        let pairs = chosen.iter_mut().flatten().zip(self.with.into_iter().flatten());
+        for (without, with) in pairs.filter_map(|(without, with)| Some((without.as_mut()?, with?))) {
+            let own = [&mut without.own].into_iter().chain(&mut without.candidates);
+            let taken = own.zip([with.own].into_iter().chain(with.candidates)).filter(|(found, _)| taught(found));
+            taken.for_each(|(found, with)| *found = with);
+        }
+        chosen
+    }
+}
+
 /// By class, what its known defects are worth: `scored` without what they teach, and with it.
 fn known_defects(
     config: &Config,
@@ -352,17 +404,6 @@ fn known_defects(
         learned.judge(defects, [&own(scored[0]), &own(scored[1])], &groups, rate).map(Some)
     };
     learned.iter().zip(defects).enumerate().map(class).collect()
-}
-
-/// Takes the findings `with` what known defects teach where the model does.
-fn choose(scored: &mut [Vec<Option<Scored>>], with: Vec<Vec<Option<Scored>>>, known: &[Option<KnownDefectsCard>]) {
-    let taught = |found: &Finding| known[found.class].as_ref().is_some_and(|known| known.taught);
-    let pairs = scored.iter_mut().flatten().zip(with.into_iter().flatten());
-    for (scored, with) in pairs.filter_map(|(scored, with)| Some((scored.as_mut()?, with?))) {
-        let own = [&mut scored.own].into_iter().chain(&mut scored.candidates);
-        let taken = own.zip([with.own].into_iter().chain(with.candidates)).filter(|(found, _)| taught(found));
-        taken.for_each(|(found, with)| *found = with);
-    }
 }
 
 /// What a network that has not seen an image makes of it.
