@@ -81,6 +81,11 @@ impl Baselines {
         Self { classes }
     }
 
+    /// Puts another fit in the place of a class's own, which is returned.
+    pub fn replace(&mut self, class: usize, fit: ClassBaseline) -> ClassBaseline {
+        std::mem::replace(&mut self.classes[class], fit)
+    }
+
     /// The distances `[T]` by each of the [`METHODS`] of an image's normalised features `[T, D]`; `class` is its index.
     pub fn distances(&self, features: &[f32], class: usize) -> [Vec<f32>; 3] {
         let banks: Vec<Vec<f32>> = self.classes.par_iter().map(|class| class.bank.distance(features)).collect();

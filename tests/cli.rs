@@ -269,7 +269,14 @@ fn a_model_is_evaluated_asked_calibrated_and_inspected() {
     assert!(known["images"].as_array().unwrap().iter().all(|image| image["class_source"] == "known"));
     assert_eq!(known["baselines"].as_object().unwrap().len(), 3);
     for (name, baseline) in known["baselines"].as_object().unwrap() {
-        assert!(baseline["classes"]["blister"]["pixel_auroc"].is_number(), "{name}: {baseline}");
+        let blister = &baseline["classes"]["blister"];
+        assert!(blister["pixel_auroc"].is_number(), "{name}: {baseline}");
+        let decision = |key: &str| blister["decision"][key].as_f64().unwrap();
+        assert!(
+            decision("threshold") > 0.0 && (0.0..=1.0).contains(&decision("false_reject_rate")),
+            "{name}: {baseline}"
+        );
+        assert_eq!(baseline["mean"]["decision"]["threshold"], Value::Null, "of several classes");
         assert!(table.contains(name), "{table}");
     }
 

@@ -8,25 +8,37 @@ use rayon::prelude::*;
 use super::ground_truth::{ShownArea, ground_truth, input_side};
 use super::images::prepare;
 use super::{Context, messages};
-use crate::baselines::{Baselines, ClassFit, METHODS};
-use crate::data::{Category, Dataset, ReadAhead, Sample, hold_out};
+use crate::baselines::{Baselines, ClassBaseline, ClassFit, METHODS};
+use crate::bundle::{Card, ClassCard};
+use crate::calibrate::{GoodScores, sorted};
+use crate::config::{Config, GroupSource};
+use crate::data::groups::Groups;
+use crate::data::{Category, Dataset, Input, ReadAhead, Sample, hold_out};
 use crate::detector::{AnomalyMap, Network};
 use crate::error::Result;
 use crate::frame::{Geometry, Prepared};
 use crate::metrics::PixelSet;
-use crate::report::{Baseline, Metrics};
+use crate::report::{Baseline, BaselineClass, ImageResult, Metrics, OperatingPoint};
 
 /// Images whose features are computed at a time.
 const GROUP: usize = 8;
 
-/// Learns the baselines from the good images that the model did not hold out, and measures them on the test images.
+/// Learns the baselines from the good images that the model learned from, sets their thresholds as its own were set, and measures
+/// them on `images`, the test images that it was measured on.
 ///
 /// # Errors
 /// When interrupted, when no good image of a class can be read, when the device fails.
-pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> Result<BTreeMap<String, Baseline>> {
+pub(super) fn measure(
+    context: &Context,
+    network: &Network,
+    card: &Card,
+    data: &Dataset,
+    images: &[ImageResult],
+) -> Result<BTreeMap<String, Baseline>> {
     let categories: Vec<&Category> = data.categories.iter().filter(|category| !category.test.is_empty()).collect();
-    let baselines = fit(context, network, &categories)?;
-    let mut methods: [BTreeMap<String, Metrics>; METHODS.len()] = Default::default();
+    let (baselines, thresholds) = fit(context, network, card, &categories)?;
+    let results: BTreeMap<&str, &ImageResult> = images.iter().map(|image| (image.path.as_str(), image)).collect();
+    let mut methods: [BTreeMap<String, BaselineClass>; METHODS.len()] = Default::default();
     let mut task = context.task("baselines", categories.iter().map(|category| category.test.len()).sum());
     let mut done = 0;
     for (class, category) in categories.iter().enumerate() {
@@ -34,59 +46,162 @@ pub(super) fn measure(context: &Context, network: &Network, data: &Dataset) -> R
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
         ReadAhead::new(GROUP, &context.stop).each_group(&paths, prepare(context, network), |group| {
             done += group.len();
-            // An image that cannot be read was named when the model was measured.
-            let read = group.into_iter().filter_map(|(index, image)| Some((&category.test[index], image.ok()?)));
-            let (samples, inputs): (Vec<&Sample>, Vec<Prepared>) = read.unzip();
+            // An image that cannot be read, or that the model knows, was named when the model was measured.
+            let read = group.into_iter().filter_map(|(index, image)| {
+                let sample = &category.test[index];
+                let result = results.get(messages::below(&sample.path, &data.root).as_str())?;
+                Some(((sample, *result), image.ok()?))
+            });
+            let (samples, inputs): (Vec<(&Sample, &ImageResult)>, Vec<Prepared>) = read.unzip();
             let features = features(network, &inputs)?;
             let maps = features.par_iter().map(|(features, geometry)| {
                 let distances = baselines.distances(features, class);
                 distances.map(|distance| network.map(distance, *geometry, None))
             });
             let maps = maps.collect::<Vec<_>>();
-            for (sample, maps) in samples.into_iter().zip(maps) {
+            for ((sample, result), maps) in samples.into_iter().zip(maps) {
                 for (figures, (score, map)) in figures.iter_mut().zip(maps) {
-                    figures.add(sample, score, &map)?;
+                    figures.add(sample, result, score, &map)?;
                 }
             }
             task.set(done, &category.name);
             Ok(())
         })?;
-        for (method, figures) in methods.iter_mut().zip(figures) {
-            method.insert(category.name.clone(), figures.metrics()?);
+        for ((method, figures), threshold) in methods.iter_mut().zip(figures).zip(thresholds[class]) {
+            method.insert(category.name.clone(), figures.class(threshold)?);
         }
     }
     task.finish();
     Ok(METHODS.iter().zip(methods).map(|(name, classes)| ((*name).to_owned(), Baseline::new(classes))).collect())
 }
 
-fn fit(context: &Context, network: &Network, categories: &[&Category]) -> Result<Baselines> {
-    let config = network.config();
-    let (tokens, dim) = (config.tokens(), config.dim());
-    let training = &config.training;
-    let split = |category: &&Category| hold_out(&category.train, training.calibration_fraction, training.seed).train;
-    let images: Vec<Vec<PathBuf>> = categories.iter().map(split).collect();
-    let mut task = context.task("learning", images.iter().map(Vec::len).sum());
-    let mut done = 0;
-    let mut classes = Vec::new();
-    for paths in &images {
-        let mut class = ClassFit::new(tokens, dim, paths.len(), training.seed);
-        ReadAhead::new(GROUP, &context.stop).each_group(paths, prepare(context, network), |group| {
-            done += group.len();
+/// The good images of a product: features in the backbone's space, and which of them may see which.
+struct Good {
+    features: Vec<(Vec<f32>, Geometry)>,
+    /// The part that each shows.
+    groups: Vec<u32>,
+    /// Which of the images are scored by a fit to those that are not in this set: each fold of all, or those that were held out.
+    unseen: Vec<Vec<usize>>,
+    /// The images that teach.
+    taught: Vec<usize>,
+}
+
+impl Good {
+    fn read(
+        context: &Context,
+        network: &Network,
+        class: Option<&ClassCard>,
+        paths: &[PathBuf],
+        mut progress: impl FnMut(usize),
+    ) -> Result<Self> {
+        let preprocess = network.preprocess();
+        let read = |path: &std::path::Path| Input::read(path, &preprocess, &context.depth);
+        let (mut found, mut digests, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        ReadAhead::new(GROUP, &context.stop).each_group(paths, read, |group| {
+            progress(group.len());
             let mut inputs = Vec::with_capacity(group.len());
-            for (_, image) in group {
+            for (index, image) in group {
                 match image {
-                    Ok(input) => inputs.push(input),
+                    Ok(input) => {
+                        let [_, pixels] = input.digests();
+                        digests.push(pixels);
+                        kept.push(&paths[index]);
+                        inputs.push(input.prepared);
+                    }
                     Err(error) => context.console.warn(messages::left_out(&error)),
                 }
             }
-            features(network, &inputs)?.iter().for_each(|(row, _)| class.add(row));
-            task.set(done, "for the baselines");
+            found.extend(features(network, &inputs)?);
             Ok(())
         })?;
-        classes.push(class.finish()?);
+        let groups = groups(class, &digests);
+        let Config { calibration, training, .. } = network.config();
+        let all: Vec<usize> = (0..found.len()).collect();
+        let (unseen, taught) = if calibration.folds == 1 {
+            let held_out = hold_out(paths, training.calibration_fraction, training.seed).calibration;
+            all.into_iter().partition(|&image| held_out.contains(kept[image]))
+        } else {
+            (Vec::new(), all)
+        };
+        let unseen = if calibration.folds == 1 {
+            vec![unseen]
+        } else {
+            let folds = groups.folds(calibration.folds.min(groups.count()), &digests);
+            (0..calibration.folds)
+                .map(|fold| (0..folds.len()).filter(|&image| folds[image] == fold).collect())
+                .collect()
+        };
+        Ok(Self { features: found, groups: groups.of, unseen, taught })
+    }
+
+    /// The baselines of some of the images.
+    fn fit(&self, config: &Config, images: &[usize]) -> Result<ClassBaseline> {
+        let mut fit = ClassFit::new(config.tokens(), config.dim(), images.len(), config.training.seed);
+        images.iter().for_each(|&image| fit.add(&self.features[image].0));
+        fit.finish()
+    }
+}
+
+/// The parts that images show, by what the model's card says of them; those that it does not know are parts of their own.
+fn groups(class: Option<&ClassCard>, digests: &[String]) -> Groups {
+    let known = class.into_iter().flat_map(|class| &class.images);
+    let known: BTreeMap<&str, u32> = known.map(|image| (image.pixels_sha256.as_str(), image.group)).collect();
+    Groups::named(GroupSource::Found, digests.iter().map(|digest| known.get(digest.as_str())))
+}
+
+/// The baselines, and for each class the threshold of each method; none where so few parts cannot promise the model's rate.
+fn fit(
+    context: &Context,
+    network: &Network,
+    card: &Card,
+    categories: &[&Category],
+) -> Result<(Baselines, Vec<[Option<f32>; METHODS.len()]>)> {
+    let config = network.config();
+    let total = categories.iter().map(|category| category.train.len()).sum();
+    let (mut task, mut done) = (context.task("learning", total), 0);
+    let mut good = Vec::new();
+    for category in categories {
+        let class = card.classes.iter().find(|class| class.name == category.name);
+        good.push(Good::read(context, network, class, &category.train, |more| {
+            done += more;
+            task.set(done, "for the baselines");
+        })?);
     }
     task.finish();
-    Ok(Baselines::new(classes))
+    let classes: Result<Vec<_>> = good.iter().map(|good| good.fit(config, &good.taught)).collect();
+    let mut baselines = Baselines::new(classes?);
+    let total = good.iter().flat_map(|good| &good.unseen).map(Vec::len).sum();
+    let (mut task, mut done) = (context.task("thresholds", total), 0);
+    let mut thresholds = Vec::new();
+    for (class, (good, category)) in good.iter().zip(categories).enumerate() {
+        let mut scores: [Vec<(f32, u32)>; METHODS.len()] = Default::default();
+        for unseen in good.unseen.iter().filter(|unseen| !unseen.is_empty()) {
+            context.stop.check()?;
+            let others: Vec<usize> = good.taught.iter().copied().filter(|image| !unseen.contains(image)).collect();
+            let whole = baselines.replace(class, good.fit(config, &others)?);
+            let found = unseen.par_iter().map(|&image| {
+                let (features, geometry) = &good.features[image];
+                let distances = baselines.distances(features, class);
+                (image, distances.map(|distance| network.map(distance, *geometry, None).0))
+            });
+            for (image, found) in found.collect::<Vec<_>>() {
+                scores.iter_mut().zip(found).for_each(|(scores, score)| scores.push((score, good.groups[image])));
+            }
+            baselines.replace(class, whole);
+            done += unseen.len();
+            task.set(done, "for the baselines");
+        }
+        let promised = card.classes.iter().find(|class| class.name == category.name).or(card.classes.first());
+        let threshold = |scores| -> Result<Option<f32>> {
+            let (scores, groups) = sorted(scores)?;
+            let good = GoodScores::new(&scores, &groups);
+            Ok(promised.and_then(|class| Some(good.threshold(class.ng.false_reject_rate).ok()?.value)))
+        };
+        let [mahalanobis, own, all] = scores;
+        thresholds.push([threshold(mahalanobis)?, threshold(own)?, threshold(all)?]);
+    }
+    task.finish();
+    Ok((baselines, thresholds))
 }
 
 fn features(network: &Network, inputs: &[Prepared]) -> Result<Vec<(Vec<f32>, Geometry)>> {
@@ -96,20 +211,20 @@ fn features(network: &Network, inputs: &[Prepared]) -> Result<Vec<(Vec<f32>, Geo
 
 /// What one method says of the images of one class.
 struct Figures {
-    scores: Vec<f32>,
-    defects: Vec<bool>,
+    images: Vec<ImageResult>,
     pixels: Option<PixelSet>,
 }
 
 impl Figures {
     fn of(category: &Category) -> Self {
         let masks = category.test.iter().any(|sample| sample.mask.is_some());
-        Self { scores: Vec::new(), defects: Vec::new(), pixels: masks.then(PixelSet::new) }
+        Self { images: Vec::new(), pixels: masks.then(PixelSet::new) }
     }
 
-    fn add(&mut self, sample: &Sample, score: f32, map: &AnomalyMap) -> Result<()> {
-        self.scores.push(score);
-        self.defects.push(sample.label.is_defect());
+    /// Adds an image; `result` is what the model said of it.
+    fn add(&mut self, sample: &Sample, result: &ImageResult, score: f32, map: &AnomalyMap) -> Result<()> {
+        // Baselines do not doubt the product.
+        self.images.push(ImageResult { score, class_source: "known".to_owned(), ..result.clone() });
         let size = input_side(&map.geometry);
         // A mask that cannot be read was told of when the model was measured.
         let truth = ground_truth(sample, &map.geometry, size).unwrap_or_default();
@@ -120,8 +235,13 @@ impl Figures {
         Ok(())
     }
 
-    fn metrics(self) -> Result<Metrics> {
+    fn class(self, threshold: Option<f32>) -> Result<BaselineClass> {
         let ranking = self.pixels.map(PixelSet::rank);
-        Metrics::measure(&self.scores, &self.defects, ranking.as_ref())
+        let scores: Vec<f32> = self.images.iter().map(|image| image.score).collect();
+        let defects: Vec<bool> = self.images.iter().map(ImageResult::is_defect).collect();
+        Ok(BaselineClass {
+            metrics: Metrics::measure(&scores, &defects, ranking.as_ref())?,
+            decision: threshold.map(|threshold| OperatingPoint::measure(&self.images, threshold)).transpose()?,
+        })
     }
 }

@@ -149,7 +149,7 @@ pub(super) fn evaluate(
     all.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     report.unreadable = all.unreadable;
     if settings.baselines {
-        report.baselines = baselines::measure(context, detector.network(), data)?;
+        report.baselines = baselines::measure(context, detector.network(), detector.card(), data, &report.images)?;
     }
     Ok(Evaluation { report, curves: all.curves, gallery })
 }

@@ -55,7 +55,7 @@ fn ranking(report: &Report) -> Table {
         table.row(row("mean", none(), &report.mean.metrics));
     }
     for (name, baseline) in &report.baselines {
-        table.row(row(&format!("{name} (mean)"), none(), &baseline.mean));
+        table.row(row(&format!("{name} (mean)"), none(), &baseline.mean.metrics));
     }
     table
 }
@@ -94,6 +94,12 @@ fn thresholds(report: &Report) -> Table {
             escapes(mean.escape_rate, mean.escape_ok_rate),
             allowed(mean.allowed),
         ]);
+    }
+    for (name, baseline) in &report.baselines {
+        if let Some(decision) = baseline.mean.decision {
+            let [rejects, escapes] = [decision.false_reject_rate, decision.escape_rate].map(figure);
+            table.row(vec![format!("{name} (mean)"), String::new(), String::new(), rejects, escapes, String::new()]);
+        }
     }
     table
 }

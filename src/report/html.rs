@@ -10,7 +10,7 @@ use super::gallery::{Case, Gallery, Kind, Picture};
 use super::png::{base64, png, png_rgba};
 use super::promise;
 use super::svg::{Axis, Histogram, Line, chart, legend, outline, short};
-use super::{ClassReport, GOOD, ImageResult, Metrics, Report};
+use super::{BaselineClass, ClassReport, GOOD, ImageResult, Metrics, Report};
 use crate::heatmap::{HeatScale, MapView};
 
 const STYLE: &str = include_str!("page.css");
@@ -165,16 +165,18 @@ impl Page<'_> {
         }
         out.push_str(
             "<section>\n<h2>Against baselines</h2>\n\
-             <p>Other methods on the same features and images; the best of each column is bold.</p>\n",
+             <p>Other methods on the same features and images; the best of each metric is bold. Their thresholds make the \
+             model's promise and were set as its own.</p>\n",
         );
         let means = self.report.baselines.iter().map(|(name, baseline)| (name.as_str(), &baseline.mean));
-        comparison(out, &self.report.mean.metrics, means);
+        let ours = &self.report.mean;
+        comparison(out, &ours.metrics, [ours.false_reject_rate, ours.escape_rate], means);
         out.push_str("<details><summary>Per class</summary>\n");
         for (name, class) in &self.report.classes {
             let rows = self.report.baselines.iter();
-            let rows = rows.filter_map(|(method, b)| b.classes.get(name).map(|metrics| (method.as_str(), metrics)));
+            let rows = rows.filter_map(|(method, b)| b.classes.get(name).map(|class| (method.as_str(), class)));
             let _ = writeln!(out, "<h3>{}</h3>", escape(name));
-            comparison(out, &class.metrics, rows);
+            comparison(out, &class.metrics, [class.false_reject_rate, class.escape_rate], rows);
         }
         out.push_str("</details>\n</section>\n");
     }
@@ -235,21 +237,36 @@ fn metric_cells(out: &mut String, metrics: &Metrics) {
     }
 }
 
-/// A table of `ours` and other methods, the best of each column bold.
-fn comparison<'a>(out: &mut String, ours: &'a Metrics, others: impl Iterator<Item = (&'a str, &'a Metrics)>) {
-    let rows: Vec<(&str, &Metrics)> = std::iter::once(("diad", ours)).chain(others).collect();
+/// A table of `ours`, with our false rejects and escapes, and of other methods; the best of each metric bold.
+fn comparison<'a>(
+    out: &mut String,
+    ours: &'a Metrics,
+    decision: [Option<f64>; 2],
+    others: impl Iterator<Item = (&'a str, &'a BaselineClass)>,
+) {
+    let others = others.map(|(name, class)| {
+        let decision = class.decision.as_ref();
+        let decision = [decision.and_then(|d| d.false_reject_rate), decision.and_then(|d| d.escape_rate)];
+        (name, &class.metrics, decision)
+    });
+    let rows: Vec<(&str, &Metrics, [Option<f64>; 2])> =
+        std::iter::once(("diad", ours, decision)).chain(others).collect();
     out.push_str("<div class=\"scroll\"><table>\n<thead><tr><th>Method</th>");
     for (name, _) in Metrics::COLUMNS {
         let _ = write!(out, "<th>{name}</th>");
     }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    for (method, metrics) in &rows {
+    out.push_str("<th>False rejects</th><th>Escapes</th></tr></thead>\n<tbody>\n");
+    for (method, metrics, decision) in &rows {
         let _ = write!(out, "<tr><th>{}</th>", escape(method));
         for (_, value) in Metrics::COLUMNS {
             // Compared as shown: two figures that read the same are both best.
-            let (shown, best) = (figure(value(metrics)), rows.iter().filter_map(|(_, m)| value(m)).fold(0.0, f64::max));
+            let (shown, best) =
+                (figure(value(metrics)), rows.iter().filter_map(|(_, m, _)| value(m)).fold(0.0, f64::max));
             let bold = value(metrics).is_some() && shown == figure(Some(best));
             let _ = if bold { write!(out, "<td><b>{shown}</b></td>") } else { write!(out, "<td>{shown}</td>") };
+        }
+        for rate in decision {
+            let _ = write!(out, "<td>{}</td>", percent(*rate));
         }
         out.push_str("</tr>\n");
     }

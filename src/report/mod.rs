@@ -26,7 +26,7 @@ pub use gallery::{Case, Gallery, Kind, Picture};
 pub use html::{Curves, Page};
 pub use operating::{OperatingPoint, OtherPromise, PROMISES, TradePoint};
 pub use png::png;
-pub use summary::{Baseline, ClassReport, Latency, Mean, Report, Thresholds};
+pub use summary::{Baseline, BaselineClass, ClassReport, Latency, Mean, Report, Thresholds};
 
 /// Version of the JSON report; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 2;

@@ -47,6 +47,14 @@ pub struct OtherPromise {
 }
 
 impl OperatingPoint {
+    /// What `threshold` does on the images of a class.
+    ///
+    /// # Errors
+    /// Never for images that were inspected; an internal error otherwise.
+    pub fn measure(images: &[ImageResult], threshold: f32) -> Result<Self> {
+        Parts::of(images).point(Some(threshold), |image| rejects(threshold, image))
+    }
+
     /// The mean of each rate over the points that have it; `None` without points.
     pub(super) fn mean<'a>(points: impl Iterator<Item = &'a Self> + Clone) -> Option<Self> {
         points.clone().next().map(|_| Self {

@@ -114,9 +114,21 @@ pub struct Thresholds {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
     /// Macro-average over the classes that have the figure.
-    pub mean: Metrics,
+    pub mean: BaselineClass,
     /// Per class.
-    pub classes: BTreeMap<String, Metrics>,
+    pub classes: BTreeMap<String, BaselineClass>,
+}
+
+/// Another method's figures for a class.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BaselineClass {
+    /// Threshold-free metrics.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+    /// What its threshold does, set for the model's promise as the model's own was: by scores of fits that have not seen the image.
+    /// Absent where so few good parts cannot make this promise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<OperatingPoint>,
 }
 
 /// Time per image in milliseconds; null when nothing was timed.
@@ -243,8 +255,12 @@ impl ClassReport {
 
 impl Baseline {
     /// A baseline with the mean over `classes`.
-    pub fn new(classes: BTreeMap<String, Metrics>) -> Self {
-        Self { mean: Metrics::mean(classes.values()), classes }
+    pub fn new(classes: BTreeMap<String, BaselineClass>) -> Self {
+        let metrics = Metrics::mean(classes.values().map(|class| &class.metrics));
+        // Classes without a threshold would make a mean of others.
+        let decisions: Option<Vec<_>> = classes.values().map(|class| class.decision.as_ref()).collect();
+        let decision = decisions.and_then(|decisions| OperatingPoint::mean(decisions.into_iter()));
+        Self { mean: BaselineClass { metrics, decision }, classes }
     }
 }
 

@@ -301,9 +301,10 @@ fn page(report: &Report, gallery: &Gallery) -> Result<String> {
 #[test]
 fn the_page_needs_nothing_else_and_shows_every_part() {
     let mut report = report();
-    report
-        .baselines
-        .insert("mahalanobis".to_owned(), Baseline::new(BTreeMap::from([("bottle".to_owned(), Metrics::default())])));
+    report.baselines.insert(
+        "mahalanobis".to_owned(),
+        Baseline::new(BTreeMap::from([("bottle".to_owned(), BaselineClass::default())])),
+    );
     report.unreadable.push(Unreadable { path: "a&b.png".to_owned(), reason: "<cut>".to_owned() });
     let mut gallery = Gallery::new(3);
     for image in &report.images {
