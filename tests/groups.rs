@@ -136,3 +136,22 @@ fn empty_pictures_are_named() {
     let (run, _) = train(&only, "");
     run.refused(2, &["only", "every image is of one colour or almost black"]);
 }
+
+/// An image of another product among the good ones is named, and its picture is on the page, with its percentile.
+#[test]
+fn good_images_that_stand_out_are_shown() {
+    let root = tempfile::tempdir().unwrap();
+    let data = copies(root.path(), 20, 1);
+    let other = shop().parts.join("blister/train/good");
+    let name = names(&other).remove(0);
+    fs::copy(other.join(&name), data.join("strange.png")).unwrap();
+    let page = root.path().join("page.html");
+    let (run, _) = train(&data, &format!("--html {}", page.display()));
+    let run = run.ok();
+    let named: Vec<&str> = run.stderr.lines().filter(|line| line.contains("unlike the other good")).collect();
+    assert!(named.len() == 1 && named[0].contains("strange.png") && named[0].contains("at percentile"), "{run:#?}");
+    let page = fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 1, "{page}");
+    assert!(page.contains("<code>strange.png</code>") && page.contains("percentile "), "{page}");
+    assert!(page.contains("good parts rejected: at most"), "what is promised\n{page}");
+}

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::coverage::CoverageArgs;
 use super::images::{DefectsArgs, GroupArgs};
+use super::train::ConfigArgs;
 use crate::device::{DeviceSpec, Precision};
 
 const AFTER: &str = "\
@@ -122,24 +123,16 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "R.json")]
     pub(super) report: Option<PathBuf>,
 
+    /// Write a page here with what is promised and a picture of each good image that stands out; it needs no other file
+    #[arg(long, value_name = "R.html")]
+    pub(super) html: Option<PathBuf>,
+
     /// Go on from the checkpoint beside the model file (M.diad.checkpoint). Data and configuration must be the same
     #[arg(long)]
     pub(super) resume: bool,
 
     #[command(flatten)]
     pub(super) place: DeviceArg,
-}
-
-/// Where a configuration comes from: defaults, then the file, then `--set`.
-#[derive(Debug, Args)]
-pub(super) struct ConfigArgs {
-    /// Configuration (TOML); what it does not say is at its default. See configs/default.toml
-    #[arg(long, value_name = "F")]
-    pub(super) config: Option<PathBuf>,
-
-    /// Change one key of the configuration, for instance training.steps=500; repeat for several. Stronger than the file
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub(super) set: Vec<String>,
 }
 
 const EVALUATE: &str = "\

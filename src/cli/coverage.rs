@@ -7,9 +7,8 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::args::ConfigArgs;
 use super::table::{Align, Table};
-use super::train::configuration;
+use super::train::{ConfigArgs, configuration};
 use super::{Context, messages};
 use crate::calibrate::GoodScores;
 use crate::config::Config;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use serde::Serialize;
 
-use super::args::{ConfigArgs, TrainArgs};
+use super::args::TrainArgs;
 use super::console::Console;
 use super::images::check_exists;
 use super::progress::{TrainingProgress, duration};
@@ -17,6 +18,8 @@ use crate::data::{self, Dataset, Ignored};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
+use crate::frame::read_frame;
+use crate::report::{StandsOut, TrainedClass, TrainingPage};
 use crate::train::{self, Outcome};
 
 /// Fewer good images of a product than this are worth a warning.
@@ -25,6 +28,8 @@ const FEW_IMAGES: usize = 50;
 const UNBALANCED: usize = 5;
 /// Good images that stand out are named, so many of each class.
 const OUTLIERS: usize = 5;
+/// And so many have their picture on the page.
+const PICTURES: usize = 30;
 /// They lie this many times the median deviation beyond the median: 9 standard deviations of normal values.
 const FAR: f64 = 13.0;
 /// Losses in a report, at most: a curve of a long training needs no more points.
@@ -37,7 +42,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         config.assign(&[format!("training.seed={seed}")])?;
     }
     let device = args.place.find()?;
-    if let Some(report) = &args.report {
+    for report in args.report.iter().chain(&args.html) {
         check_writable(report)?;
     }
     if let Some(weights) = &args.backbone {
@@ -64,11 +69,13 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         json.push('\n');
         write_atomic(path, json.as_bytes())?;
     }
+    if let Some(path) = &args.html {
+        write_atomic(path, page(&args.out, &data, &outcome).html()?.as_bytes())?;
+    }
     console.print(format_args!("{}", args.out.display()))?;
     for (class, paths) in outcome.detector.card().classes.iter().zip(&outcome.paths) {
-        console.print(messages::cost(class))?;
-        if let Some(known) = &class.known_defects {
-            console.print(messages::known_defects(class, known))?;
+        for fact in facts(class) {
+            console.print(fact)?;
         }
         warn_outliers(console, class, paths);
     }
@@ -78,6 +85,34 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         args.data.display()
     ));
     Ok(())
+}
+
+/// What a class promises, as text.
+fn facts(class: &ClassCard) -> impl Iterator<Item = String> {
+    let known = class.known_defects.as_ref().map(|known| messages::known_defects(class, known));
+    [messages::cost(class)].into_iter().chain(known)
+}
+
+/// The page of `--html`.
+fn page(out: &Path, data: &Dataset, outcome: &Outcome) -> TrainingPage {
+    let card = outcome.detector.card();
+    let class = |(class, paths): (&ClassCard, &Vec<PathBuf>)| {
+        let outliers = outliers(class);
+        let shown = outliers.iter().take(PICTURES).map(|&(image, percentile)| StandsOut {
+            path: messages::below(&paths[image], &data.root),
+            score: class.images[image].score,
+            percentile,
+            picture: read_frame(&paths[image]).ok(),
+        });
+        let facts = facts(class).collect();
+        TrainedClass { name: class.name.clone(), facts, outliers: outliers.len(), shown: shown.collect() }
+    };
+    TrainingPage {
+        model: out.display().to_string(),
+        data: data.root.display().to_string(),
+        tool: card.tool.clone(),
+        classes: card.classes.iter().zip(&outcome.paths).map(class).collect(),
+    }
 }
 
 /// Names the good images that are unlike all others.
@@ -133,6 +168,18 @@ pub(super) fn teach(context: &Context, config: &Config, data: &Dataset, options:
         duration(calibration)
     ));
     Ok(outcome)
+}
+
+/// Where a configuration comes from: defaults, then the file, then `--set`.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration (TOML); what it does not say is at its default. See configs/default.toml
+    #[arg(long, value_name = "F")]
+    pub(super) config: Option<PathBuf>,
+
+    /// Change one key of the configuration, for instance training.steps=500; repeat for several. Stronger than the file
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(super) set: Vec<String>,
 }
 
 /// The configuration: defaults, overridden by the file, overridden by `--set`.

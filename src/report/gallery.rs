@@ -74,22 +74,29 @@ impl Picture {
         if let Some(mask) = self.mask.as_ref().filter(|mask| mask.len() != width * height) {
             return Err(Error::Internal(format!("report: a mask of {} pixels for {width}x{height}", mask.len())));
         }
-        let longest = width.max(height);
-        if longest <= PICTURE_SIDE {
-            return Ok(self);
-        }
-        let side = |side: usize| (side * PICTURE_SIDE / longest).max(1);
-        let (columns, rows) = (side(width), side(height));
-        let refused = || Error::Internal(format!("report: cannot shrink a picture of {width}x{height}"));
-        let large: ImageBuffer<Rgb<u8>, &[u8]> =
-            ImageBuffer::from_raw(width as u32, height as u32, self.frame.rgb()).ok_or_else(refused)?;
-        let small = thumbnail(&large, columns as u32, rows as u32);
+        let frame = shrunk(&self.frame)?;
+        let (columns, rows) = (frame.width(), frame.height());
         let mask = self.mask.map(|mask| {
             let nearest = |at: usize| mask[(at / columns * height / rows) * width + at % columns * width / columns];
             (0..columns * rows).map(nearest).collect()
         });
-        Ok(Self { frame: Frame::new(columns, rows, small.into_raw())?, mask, ..self })
+        Ok(Self { frame, mask, ..self })
     }
+}
+
+/// A frame no larger than [`PICTURE_SIDE`].
+pub(super) fn shrunk(frame: &Frame) -> Result<Frame> {
+    let (width, height) = (frame.width(), frame.height());
+    let longest = width.max(height);
+    if longest <= PICTURE_SIDE {
+        return Ok(frame.clone());
+    }
+    let side = |side: usize| (side * PICTURE_SIDE / longest).max(1);
+    let refused = || Error::Internal(format!("report: cannot shrink a picture of {width}x{height}"));
+    let large: ImageBuffer<Rgb<u8>, &[u8]> =
+        ImageBuffer::from_raw(width as u32, height as u32, frame.rgb()).ok_or_else(refused)?;
+    let small = thumbnail(&large, side(width) as u32, side(height) as u32);
+    Frame::new(side(width), side(height), small.into_raw())
 }
 
 /// An image with its picture.

@@ -12,6 +12,7 @@ mod png;
 mod promise;
 mod summary;
 mod svg;
+mod training;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +28,7 @@ pub use html::{Curves, Page};
 pub use operating::{OperatingPoint, OtherPromise, PROMISES, TradePoint};
 pub use png::png;
 pub use summary::{Baseline, BaselineClass, ClassReport, Latency, Mean, Report, Thresholds};
+pub use training::{StandsOut, TrainedClass, TrainingPage};
 
 /// Version of the JSON report; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 2;
