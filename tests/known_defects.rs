@@ -113,6 +113,13 @@ fn a_finished_model_learns_defects_and_forgets_them() {
     // Without the option they stay.
     diad(line, &[&taught, &fresh, &again]).ok();
     assert_eq!(known(&again), first);
+    // One of them among the good parts is a contradiction.
+    let name = names(&data.join("test/patch")).remove(0);
+    fs::copy(data.join("test/patch").join(name), fresh.join("patched.png")).unwrap();
+    let refused = root.path().join("refused");
+    diad(line, &[&taught, &fresh, &refused]).refused(2, &["patched.png", "taught this image as a defect"]);
+    assert!(!refused.exists());
+    fs::remove_file(fresh.join("patched.png")).unwrap();
 
     // Good parts called defects teach nothing, and what was taught before is gone.
     let fake = root.path().join("fake");

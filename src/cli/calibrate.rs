@@ -58,7 +58,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     let mut task = context.task("calibrate", total);
     let mut done = 0;
     for (product, (category, &class)) in data.categories.iter().zip(&targets).enumerate() {
-        let known = Known::of(&card);
+        let known = Known::of(&card, args.known.defects.is_some().then_some(class));
         let defects = samples.get(product).map_or(&[][..], Vec::as_slice);
         let defects = defects.iter().map(|sample| KnownDefect::read(sample, &card.config, &context.depth));
         let defects = defects.collect::<Result<Vec<_>>>()?;
@@ -159,25 +159,32 @@ fn products(args: &CalibrateArgs, card: &Card) -> Result<(Dataset, Vec<usize>)> 
     Ok((data, targets))
 }
 
-/// Digests of the images that a model was trained on.
+/// Digests of the images that a model knows.
 struct Known {
-    digests: BTreeSet<String>,
+    /// It was trained on them as good parts.
+    good: BTreeSet<String>,
+    /// It was taught them as defects.
+    defects: BTreeSet<String>,
     /// The card says nothing of them.
     nothing: bool,
 }
 
 impl Known {
-    fn of(card: &Card) -> Self {
+    /// Of the class `taught_anew` other defects take the place of its own.
+    fn of(card: &Card, taught_anew: Option<usize>) -> Self {
         let images = || card.classes.iter().flat_map(|class| &class.images);
         let taught = images().filter(|image| image.taught);
-        let digests = taught.flat_map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
-        Self { digests, nothing: images().next().is_none() }
+        let good = taught.flat_map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
+        let stay = card.classes.iter().enumerate().filter(|&(class, _)| Some(class) != taught_anew);
+        let defects = stay.filter_map(|(_, class)| class.known_defects.as_ref()).flat_map(|known| &known.images);
+        let defects = defects.flat_map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
+        Self { good, defects, nothing: images().next().is_none() }
     }
 }
 
 /// Refuses defects that the model was trained on as good parts.
 fn check_defects(defects: &[KnownDefect], known: &Known) -> Result<()> {
-    match defects.iter().find(|defect| defect.digests.iter().any(|digest| known.digests.contains(digest))) {
+    match defects.iter().find(|defect| defect.digests.iter().any(|digest| known.good.contains(digest))) {
         Some(defect) => Err(Error::data(&defect.path, "the model was trained on this image as a good part")),
         None => Ok(()),
     }
@@ -233,8 +240,11 @@ fn inspect(
         for (index, image) in group {
             let path = category.train[index].clone();
             match image {
-                Ok((digests, _)) if digests.iter().any(|digest| known.digests.contains(digest)) => {
+                Ok((digests, _)) if digests.iter().any(|digest| known.good.contains(digest)) => {
                     fresh.trained_on.push(path);
+                }
+                Ok((digests, _)) if digests.iter().any(|digest| known.defects.contains(digest)) => {
+                    return Err(Error::data(&path, "the model was taught this image as a defect; expected good parts"));
                 }
                 Ok((digests, input)) => inputs.push((path, input, digests)),
                 Err(error) => context.console.warn(messages::left_out(&error)),
