@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::groups::GROUPS_FILE;
 use super::{Category, Dataset, IMAGE_EXTENSIONS, Ignored, Label, Sample, UNREAD_EXTENSIONS};
 use crate::error::{Error, Result};
 use crate::text::closest;
@@ -48,6 +49,9 @@ pub(super) fn scan(root: &Path, classes: &[String]) -> Result<Dataset> {
         } else {
             category(name, folder, &mut ignored)?
         };
+        if category.root.join(GROUPS_FILE).is_file() {
+            ignored.other_files -= 1; // it is read for the parts that the images show
+        }
         categories.push(category);
     }
     categories.sort_by(|a, b| a.name.cmp(&b.name));
@@ -465,9 +469,18 @@ mod tests {
 
     #[test]
     fn one_category_and_a_flat_folder_take_the_name_of_the_folder() {
-        let root = tree(&["cap/train/good/1.png", "caps/1.png", "caps/2.webp", "caps/list.csv", "caps/.DS_Store"]);
+        let root = tree(&[
+            "cap/train/good/1.png",
+            "cap/groups.csv",
+            "caps/1.png",
+            "caps/2.webp",
+            "caps/list.csv",
+            "caps/groups.csv",
+            "caps/.DS_Store",
+        ]);
         let one = Dataset::scan(&root.path().join("cap"), &[]).unwrap();
         assert_eq!((one.categories.len(), one.categories[0].name.as_str()), (1, "cap"));
+        assert!(one.ignored.is_empty(), "groups.csv is not passed over: {:?}", one.ignored);
         let flat = Dataset::scan(&root.path().join("caps/../caps/."), &["caps".into()]).unwrap();
         assert_eq!((flat.categories[0].name.as_str(), flat.categories[0].train.len()), ("caps", 2));
         assert!(flat.categories[0].test.is_empty());
