@@ -1,7 +1,7 @@
 //! The rows that `evaluate --baselines` adds.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -95,7 +95,7 @@ impl Good {
         mut progress: impl FnMut(usize),
     ) -> Result<Self> {
         let preprocess = network.preprocess();
-        let read = |path: &std::path::Path| Input::read(path, &preprocess, &context.depth);
+        let read = |path: &Path| Input::read(path, &preprocess, &context.depth);
         let (mut found, mut digests, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         ReadAhead::new(GROUP, &context.stop).each_group(paths, read, |group| {
             progress(group.len());
@@ -116,20 +116,18 @@ impl Good {
         })?;
         let groups = groups(class, &digests);
         let Config { calibration, training, .. } = network.config();
-        let all: Vec<usize> = (0..found.len()).collect();
-        let (unseen, taught) = if calibration.folds == 1 {
-            let held_out = hold_out(paths, training.calibration_fraction, training.seed).calibration;
-            all.into_iter().partition(|&image| held_out.contains(kept[image]))
-        } else {
-            (Vec::new(), all)
-        };
-        let unseen = if calibration.folds == 1 {
-            vec![unseen]
-        } else {
-            let folds = groups.folds(calibration.folds.min(groups.count()), &digests);
-            (0..calibration.folds)
-                .map(|fold| (0..folds.len()).filter(|&image| folds[image] == fold).collect())
-                .collect()
+        let all = 0..found.len();
+        let (unseen, taught) = match calibration.folds {
+            1 => {
+                let held_out = hold_out(paths, training.calibration_fraction, training.seed).calibration;
+                let (unseen, taught) = all.partition(|&image| held_out.contains(kept[image]));
+                (vec![unseen], taught)
+            }
+            folds => {
+                let dealt = groups.folds(folds.min(groups.count()), &digests);
+                let of = |fold| all.clone().filter(|&image| dealt[image] == fold).collect();
+                ((0..folds).map(of).collect(), all.clone().collect())
+            }
         };
         Ok(Self { features: found, groups: groups.of, unseen, taught })
     }

@@ -84,11 +84,9 @@ impl TrainedClass {
             out.push_str("<p class=\"empty\">None.</p>\n");
             return Ok(());
         }
-        let _ = writeln!(
-            out,
-            "<p>Unlike all others. If {} a defect, another product or no part at all, take it out and train again: as a good \
-             part it teaches the model to pass the like.</p>\n<div class=\"gallery\">",
-            if self.outliers == 1 { "it shows" } else { "one shows" },
+        out.push_str(
+            "<p>Unlike all others. Where one shows a defect, another product or no part at all, take it out and train again: as a \
+             good part it teaches the model to pass the like.</p>\n<div class=\"gallery\">\n",
         );
         for image in &self.shown {
             out.push_str("<figure class=\"case\">");
@@ -112,7 +110,7 @@ impl TrainedClass {
                 escape(&image.path),
             );
         }
-        let _ = writeln!(out, "</div>");
+        out.push_str("</div>\n");
         if shown < self.outliers {
             let _ = writeln!(out, "<p>And {} like that.</p>", count(self.outliers - shown, "more image"));
         }
