@@ -5,6 +5,9 @@
 //! (same product, same camera, parts rather than consecutive frames of one part), it is rejected with probability at
 //! most `(n + 1 - k) / (n + 1)`, whatever the distribution and however many scores tie.
 //!
+//! That is less than was promised where `(n + 1) (1 - p)` is no whole number: of 30 parts at 5 % the largest score is the threshold,
+//! which rejects 3.2 %. Scores whose promise is measured anyway ([`GoodScores::interpolated`]) have the threshold between two of them.
+//!
 //! Knows nothing of images, models or files: sorted numbers in, a threshold out.
 
 use std::collections::BTreeMap;
@@ -27,7 +30,7 @@ pub(crate) const TAIL: f64 = 0.025;
 pub struct Threshold {
     /// A part is rejected when its score is strictly greater.
     pub value: f32,
-    /// Position of `value` among the sorted calibration scores, 1 to `n`.
+    /// Position of `value` among the sorted calibration scores, 1 to `n`; of the next higher score where it lies between two.
     pub rank: usize,
     /// Number of calibration scores.
     pub n: usize,
@@ -121,6 +124,7 @@ pub struct GoodScores {
     /// Weight of the first i scores together, for i = 0 to n.
     weight_below: Vec<f64>,
     groups: usize,
+    interpolated: bool,
 }
 
 impl GoodScores {
@@ -136,7 +140,19 @@ impl GoodScores {
         });
         let weight_below = [0.0].into_iter().chain(sums).collect();
         let groups = if groups.is_empty() { sorted_scores.len() } else { sizes.len() };
-        Self { scores: sorted_scores.to_vec(), weight_below, groups }
+        Self { scores: sorted_scores.to_vec(), weight_below, groups, interpolated: false }
+    }
+
+    /// The same with thresholds between two scores where the rank asked for lies between theirs: the sample quantile of Weibull
+    /// (1939), type 6 of Hyndman and Fan (1996). New parts exceed it with the promised probability at most if the density of the
+    /// scores does not rise between the two, as it rarely does in a tail; whatever it does, with 1 / (G + 1) more at most.
+    pub fn interpolated(self) -> Self {
+        Self { interpolated: true, ..self }
+    }
+
+    /// Whether thresholds may lie between two scores.
+    pub fn is_interpolated(&self) -> bool {
+        self.interpolated
     }
 
     /// Number of groups.
@@ -157,10 +173,7 @@ impl GoodScores {
     /// # Errors
     /// [`TooFew`] if `G < 1 / target - 1`, or if `target` is zero, negative or NaN.
     pub fn rank(&self, target: f64) -> Result<usize, TooFew> {
-        conformal_rank(self.groups, target)?;
-        let allowed = (self.groups as f64 + 1.0) * target * (1.0 + RATE_SLACK) - 1.0;
-        let ranks = 1..=self.scores.len();
-        let rank = ranks.into_iter().find(|&rank| self.groups_above(rank) <= allowed).unwrap_or(self.scores.len());
+        let rank = self.lowest_rank(target)?;
         // Images of one part may have one score: the threshold lies above all of them.
         let ties = if self.groups == self.scores.len() {
             0
@@ -170,12 +183,36 @@ impl GoodScores {
         Ok(rank + ties)
     }
 
-    /// The score at [`rank`](Self::rank) as a threshold: see there. A target of 1 or more gives the smallest score.
+    /// Groups that may lie above a threshold for `target`; no whole number in general.
+    fn allowed_above(&self, target: f64) -> f64 {
+        (self.groups as f64 + 1.0) * target * (1.0 + RATE_SLACK) - 1.0
+    }
+
+    /// As [`rank`](Self::rank), before ties are looked at.
+    fn lowest_rank(&self, target: f64) -> Result<usize, TooFew> {
+        conformal_rank(self.groups, target)?;
+        let allowed = self.allowed_above(target);
+        let ranks = 1..=self.scores.len();
+        Ok(ranks.into_iter().find(|&rank| self.groups_above(rank) <= allowed).unwrap_or(self.scores.len()))
+    }
+
+    /// The score at [`rank`](Self::rank) as a threshold: see there. A target of 1 or more gives the smallest score. Between that and
+    /// the next lower score where these scores are [`interpolated`](Self::interpolated).
     ///
     /// # Errors
     /// As [`rank`](Self::rank).
     pub fn threshold(&self, target: f64) -> Result<Threshold, TooFew> {
-        Ok(self.at_rank(self.rank(target)?, target))
+        let at_rank = self.at_rank(self.rank(target)?, target);
+        let rank = self.lowest_rank(target)?;
+        if !self.interpolated || rank < 2 {
+            return Ok(at_rank);
+        }
+        let (allowed, groups) = (self.allowed_above(target), self.groups as f64);
+        let (above_lower, above_upper) = (self.groups_above(rank - 1), self.groups_above(rank));
+        let share = ((above_lower - allowed) / (above_lower - above_upper)).clamp(0.0, 1.0);
+        let (lower, upper) = (self.scores[rank - 2], self.scores[rank - 1]);
+        let value = (f64::from(lower) + share * (f64::from(upper) - f64::from(lower))) as f32;
+        Ok(Threshold { value, rank, interval: rate_interval(groups, groups - allowed), ..at_rank })
     }
 
     /// The `rank`-th smallest score, 1 to n, as a threshold that promises `false_reject_rate`.
@@ -346,6 +383,29 @@ mod tests {
         }
         let rate = rejected as f64 / LINES as f64;
         assert!(rate < 0.1 + 4.0 * (0.09 / LINES as f64).sqrt() && rate > 0.06, "{rate}");
+    }
+
+    /// `numpy.quantile(scores, 1 - p, method="weibull")` (2.4) of `scores = numpy.arange(1, n + 1) ** 2`.
+    #[test]
+    fn interpolated_thresholds_are_the_quantiles_of_weibull() {
+        for (n, target, expected) in [
+            (30, 0.05, 867.55),
+            (30, 0.1, 778.5),
+            (30, 1.0 / 31.0, 900.0),
+            (99, 0.05, 9025.0),
+            (158, 0.05, 22816.15),
+            (20, 0.3, 216.3),
+        ] {
+            let scores: Vec<f32> = (1..=n).map(|i| (i * i) as f32).collect();
+            let good = of(&scores).interpolated();
+            let threshold = good.threshold(target).unwrap();
+            assert!((threshold.value - expected).abs() < 2e-3, "{n} at {target}: {}", threshold.value);
+            let whole = of(&scores).threshold(target).unwrap();
+            assert!(threshold.value <= whole.value && threshold.rank == whole.rank, "{n} at {target}");
+            assert!(of(&scores[1..]).interpolated().threshold(1e-3).is_err(), "too few stay too few");
+        }
+        let same = GoodScores::new(&[1.0, 1.0, 1.0, 5.0, 5.0, 5.0], &[0, 0, 0, 1, 1, 1]).interpolated();
+        assert_eq!(same.threshold(0.34).unwrap().value, 5.0, "ties of one part");
     }
 
     /// `scipy.stats.beta.ppf([.025, .975], n + 1 - k, k)` (1.17).

@@ -31,7 +31,7 @@ fn product(root: &Path) -> PathBuf {
         let (left, top) = (16 + 8 * (i as u32 % 3), 16 + 8 * (i as u32 % 4));
         for (x, y) in (left..left + 6).flat_map(|x| (top..top + 6).map(move |y| (x, y))) {
             let image::Rgb([r, g, b]) = *part.get_pixel(x, y);
-            part.put_pixel(x, y, image::Rgb([r.saturating_add(8), g.saturating_sub(8), b]));
+            part.put_pixel(x, y, image::Rgb([r.saturating_add(6), g.saturating_sub(6), b]));
             mask.put_pixel(x, y, image::Luma([255]));
         }
         part.save(folder.join("test/patch").join(&name)).unwrap();

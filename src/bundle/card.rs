@@ -146,6 +146,15 @@ pub struct CalibrationCard {
     pub groups: GroupSource,
 }
 
+impl CalibrationCard {
+    /// Scores from here, with what each counts. No theorem bounds what new parts do to out-of-fold scores: their thresholds are
+    /// interpolated, which rejects as many as was promised and not fewer. Held-out and fresh scores keep the bound.
+    pub fn good_scores(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
+        let scores = GoodScores::new(sorted_scores, groups);
+        if self.source == ScoreSource::OutOfFold { scores.interpolated() } else { scores }
+    }
+}
+
 named! {
     /// Which images the calibration scores are of.
     pub enum ScoreSource: "score source" {
@@ -289,7 +298,15 @@ impl Card {
 impl ClassCard {
     /// The calibration scores with what each counts.
     pub fn good_scores(&self) -> GoodScores {
-        GoodScores::new(&self.calibration_scores, &self.calibration_groups)
+        self.as_calibrated(&self.calibration_scores, &self.calibration_groups)
+    }
+
+    /// Other scores of the same images, ascending, with thresholds as this class has them.
+    pub fn as_calibrated(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
+        match self.calibration {
+            Some(calibration) => calibration.good_scores(sorted_scores, groups),
+            None => GoodScores::new(sorted_scores, groups),
+        }
     }
 
     /// Whether the score has a term that known defects have taught.
@@ -343,11 +360,15 @@ impl ClassCard {
         check_threshold(&format!("{key}.warn"), &self.warn, scores, &good, found);
         if self.warn.rank > self.ng.rank {
             found.add(&format!("{key}.warn.rank"), self.warn.rank, format!("at most {}, the rank of ng", self.ng.rank));
+        } else if self.warn.value > self.ng.value {
+            let expected = format!("at most {}, the value of ng", self.ng.value);
+            found.add(&format!("{key}.warn.value"), self.warn.value, expected);
         }
     }
 }
 
-/// Checks a threshold: it is one of the class's scores, at a rank that keeps the promised rate.
+/// Checks a threshold: it is one of the class's scores, at a rank that keeps the promised rate, or just below it where thresholds
+/// are interpolated.
 fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], good: &GoodScores, found: &mut Mistakes) {
     let Threshold { value, rank, n, groups, false_reject_rate, interval: [low, high] } = *threshold;
     if groups.unwrap_or(n) != good.groups() && n == scores.len() {
@@ -358,6 +379,13 @@ fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], good: &Good
     }
     match rank.checked_sub(1).and_then(|i| scores.get(i)) {
         None => found.add(&format!("{key}.rank"), rank, format!("1 to {}", scores.len())),
+        Some(upper) if good.is_interpolated() => {
+            let lower = scores[rank.saturating_sub(2)];
+            if !(lower <= value && value <= *upper) {
+                let expected = format!("{lower} to {upper}, calibration scores {} and {rank}", rank - 1);
+                found.add(&format!("{key}.value"), value, expected);
+            }
+        }
         Some(score) if *score != value => {
             found.add(&format!("{key}.value"), value, format!("{score}, calibration score {rank}"));
         }

@@ -10,7 +10,7 @@ use super::images::prepare;
 use super::{Context, messages};
 use crate::baselines::{Baselines, ClassBaseline, ClassFit, METHODS};
 use crate::bundle::{Card, ClassCard};
-use crate::calibrate::{GoodScores, sorted};
+use crate::calibrate::sorted;
 use crate::config::{Config, GroupSource};
 use crate::data::groups::Groups;
 use crate::data::{Category, Dataset, Input, ReadAhead, Sample, hold_out};
@@ -192,8 +192,9 @@ fn fit(
         let promised = card.classes.iter().find(|class| class.name == category.name).or(card.classes.first());
         let threshold = |scores| -> Result<Option<f32>> {
             let (scores, groups) = sorted(scores)?;
-            let good = GoodScores::new(&scores, &groups);
-            Ok(promised.and_then(|class| Some(good.threshold(class.ng.false_reject_rate).ok()?.value)))
+            let threshold =
+                |class: &ClassCard| class.as_calibrated(&scores, &groups).threshold(class.ng.false_reject_rate);
+            Ok(promised.and_then(|class| Some(threshold(class).ok()?.value)))
         };
         let [mahalanobis, own, all] = scores;
         thresholds.push([threshold(mahalanobis)?, threshold(own)?, threshold(all)?]);

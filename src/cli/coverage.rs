@@ -27,7 +27,7 @@ use crate::train::{self, Options};
 #[derive(Debug, Args)]
 pub(super) struct CoverageArgs {
     /// Good parts that each model is trained from: 99 or more to see 1 %
-    #[arg(long, value_name = "N", default_value_t = 120)]
+    #[arg(long, value_name = "N", default_value_t = 99)]
     pub(super) parts: usize,
 
     /// New good parts that each model is shown
@@ -101,8 +101,8 @@ pub(super) fn run(context: &Context, args: &CoverageArgs) -> Result<()> {
 
 /// What one model rejected of parts that it had never seen.
 struct Repetition {
-    /// By promised rate: what it should be on average, (G + 1 - k) / (G + 1), and what it was.
-    rejected: Vec<Option<(f64, f64)>>,
+    /// By promised rate: what it should be on average, at least and at most, and what it was.
+    rejected: Vec<Option<([f64; 2], f64)>>,
     /// By quantile: the share of new parts above it.
     above: Vec<f64>,
 }
@@ -150,10 +150,11 @@ fn measure(detector: &Detector, new: &[Frame]) -> Result<Repetition> {
     Ok(Repetition { rejected: rejected.collect(), above })
 }
 
-/// The rate that the threshold for `rate` should show on average: (G + 1 - k) / (G + 1), k groups up to the threshold.
-fn expected(good: &GoodScores, rate: f64) -> Option<f64> {
-    let groups = good.groups() as f64;
-    Some((1.0 + good.groups_above(good.rank(rate).ok()?)) / (groups + 1.0))
+/// The rate that the threshold for `rate` should show on average: from (G + 1 - k) / (G + 1), k groups up to the threshold, to the
+/// promised one, where the threshold lies between two scores.
+fn expected(good: &GoodScores, rate: f64) -> Option<[f64; 2]> {
+    let least = (1.0 + good.groups_above(good.rank(rate).ok()?)) / (good.groups() as f64 + 1.0);
+    Some([least, if good.is_interpolated() { rate.max(least) } else { least }])
 }
 
 /// The JSON of `--report`.
@@ -172,8 +173,8 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     what: String,
-    /// What it should be on average.
-    expected: f64,
+    /// What it should be on average, at least and at most.
+    expected: [f64; 2],
     mean: f64,
     /// Of the mean, over the repetitions.
     standard_error: f64,
@@ -182,12 +183,13 @@ struct Row {
 }
 
 impl Row {
-    fn new(what: String, expected: f64, values: &[f64], slack: f64) -> Self {
+    fn new(what: String, expected: [f64; 2], values: &[f64], slack: f64) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
         let standard_error = (variance / n).sqrt();
-        let holds = (mean - expected).abs() <= (LIMIT * standard_error).max(slack);
+        let slack = (LIMIT * standard_error).max(slack);
+        let holds = expected[0] - slack <= mean && mean <= expected[1] + slack;
         Self { what, expected, mean, standard_error, holds }
     }
 }
@@ -195,9 +197,10 @@ impl Row {
 impl Report {
     fn new(args: &CoverageArgs, repetitions: &[Repetition]) -> Self {
         let promised = PROMISED.iter().enumerate().filter_map(|(i, rate)| {
-            let each: Option<Vec<(f64, f64)>> = repetitions.iter().map(|repetition| repetition.rejected[i]).collect();
-            let (expected, rejected): (Vec<f64>, Vec<f64>) = each?.into_iter().unzip();
-            let mean = expected.iter().sum::<f64>() / expected.len() as f64;
+            let each: Option<Vec<([f64; 2], f64)>> =
+                repetitions.iter().map(|repetition| repetition.rejected[i]).collect();
+            let (expected, rejected): (Vec<[f64; 2]>, Vec<f64>) = each?.into_iter().unzip();
+            let mean = [0, 1].map(|end| expected.iter().map(|rate| rate[end]).sum::<f64>() / expected.len() as f64);
             Some(Row::new(
                 format!("rejected where at most {} is promised", messages::percent(*rate)),
                 mean,
@@ -208,7 +211,7 @@ impl Report {
         // Quantiles need not be exact: within two points new parts score like those that set the threshold.
         let quantiles = QUANTILES.iter().enumerate().map(|(i, quantile)| {
             let above: Vec<f64> = repetitions.iter().map(|r| r.above[i] + 1.0 - quantile).collect();
-            Row::new(format!("above the {quantile} quantile"), 1.0 - quantile, &above, 0.02)
+            Row::new(format!("above the {quantile} quantile"), [1.0 - quantile; 2], &above, 0.02)
         });
         let CoverageArgs { product, parts, new, repetitions, seed, .. } = *args;
         let rows = promised.chain(quantiles).collect();
@@ -228,7 +231,9 @@ impl Report {
         for Row { what, expected, mean, standard_error, holds } in &self.rows {
             let figure = |value: f64| format!("{:.2}", 100.0 * value);
             let verdict = if *holds { "holds" } else { "BROKEN" };
-            table.row(vec![what.clone(), figure(*expected), figure(*mean), figure(*standard_error), verdict.into()]);
+            let [least, most] = expected.map(figure);
+            let expected = if least == most { least } else { format!("{least} to {most}") };
+            table.row(vec![what.clone(), expected, figure(*mean), figure(*standard_error), verdict.into()]);
         }
         let Self { product, parts, new, repetitions, .. } = self;
         format!("{table}\nin per cent; {repetitions} models, each of {parts} drawn {product}s and shown {new} new ones")

@@ -300,7 +300,7 @@ fn rise(good_before: &[f32], before: &[f32], good_after: &[f32], after: &[f32]) 
 /// Defects that are not above the threshold which these good parts give.
 fn escapes(good: &[f32], groups: &[u32], defects: &[f32], rate: f64) -> Result<usize> {
     let (sorted, groups) = calibrate::sorted(good.iter().copied().zip(groups.iter().copied()).collect())?;
-    let good = GoodScores::new(&sorted, &groups);
+    let good = GoodScores::new(&sorted, &groups).interpolated();
     let rate = rate.max(calibrate::smallest_rate(good.groups()));
     let threshold = good.threshold(rate)?.value;
     Ok(defects.iter().filter(|score| **score <= threshold).count())

@@ -471,11 +471,16 @@ fn class_cards(
         let found = images[class].groups.of.iter().zip(&scored[class]);
         found.filter_map(|(&group, scored)| Some((group, scored.as_ref()?)))
     };
+    let source = |class: usize| {
+        let source = if folds > 1 { ScoreSource::OutOfFold } else { ScoreSource::HeldOut };
+        CalibrationCard { source, folds, groups: images[class].groups.source }
+    };
     // Told its class, the scores of an image make a threshold. With these, the line would compare classes.
     let told = |class: usize| -> Result<f32> {
         let mut scores = ClassScores::default();
         each(class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
-        Ok(scores.threshold(&set.names[class], &config.calibration)?.value.max(f32::MIN_POSITIVE))
+        let threshold = scores.threshold(&set.names[class], &config.calibration, source(class))?;
+        Ok(threshold.value.max(f32::MIN_POSITIVE))
     };
     let told = (0..images.len()).map(told).collect::<Result<Vec<f32>>>()?;
     let limit = |class: usize| {
@@ -512,11 +517,9 @@ fn class_cards(
                 prototype_distance: found.map(|found| found.prototype_distance),
             }
         };
-        let source = if folds > 1 { ScoreSource::OutOfFold } else { ScoreSource::HeldOut };
-        let source = CalibrationCard { source, folds, groups: own.groups.source };
         let images: Vec<_> = own.images.iter().zip(&own.groups.of).zip(&scored[class]).map(image).collect();
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
-        let card = class_card(name, scores, limits[class], &config.calibration, source)?;
+        let card = class_card(name, scores, limits[class], &config.calibration, source(class))?;
         Ok(ClassCard { train_images: teaching, images, ..card })
     };
     let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;
