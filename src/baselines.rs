@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use crate::config::Blocks;
 use crate::error::Result;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm};
 use crate::residuals::{ResidualStatistics, ResidualSums};
@@ -32,10 +33,11 @@ pub struct ClassFit {
 }
 
 impl ClassFit {
-    /// For `images` images of `tokens` cells with `dim` features each; `seed` chooses the cells of the memory bank.
-    pub fn new(tokens: usize, dim: usize, images: usize, seed: u64) -> Self {
+    /// For `images` images of cells with `dim` features each; `seed` chooses the cells of the memory bank.
+    pub fn new(blocks: Blocks, dim: usize, images: usize, seed: u64) -> Self {
+        let tokens = blocks.grid.area();
         let rows = BANK_ROWS.min(images * tokens);
-        Self { tokens, dim, images, seen: 0, rows, seed, sums: ResidualSums::new(tokens, dim, 1), bank: Vec::new() }
+        Self { tokens, dim, images, seen: 0, rows, seed, sums: ResidualSums::new(blocks, dim, 1), bank: Vec::new() }
     }
 
     /// Adds the normalised features `[T, D]` of one image.
@@ -152,6 +154,7 @@ fn square(row: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Size;
 
     const TOKENS: usize = 6;
     const DIM: usize = 8;
@@ -175,7 +178,7 @@ mod tests {
     }
 
     fn fitted(images: &[Vec<f32>]) -> ClassBaseline {
-        let mut fit = ClassFit::new(TOKENS, DIM, images.len(), 0);
+        let mut fit = ClassFit::new(Blocks::cells(Size::new(3, 2)), DIM, images.len(), 0);
         images.iter().for_each(|image| fit.add(image));
         fit.finish().unwrap()
     }
@@ -197,7 +200,7 @@ mod tests {
         let tokens = 4096;
         let image = |i: u64| noise(tokens * DIM, i);
         let fit = |seed| {
-            let mut fit = ClassFit::new(tokens, DIM, 4, seed);
+            let mut fit = ClassFit::new(Blocks::cells(Size::new(tokens, 1)), DIM, 4, seed);
             (0..4).for_each(|i| fit.add(&image(i)));
             fit.bank
         };

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 
+use crate::config::{Blocks, Size};
 use crate::error::{Error, Result};
 
 #[cfg(feature = "train")]
@@ -63,36 +64,38 @@ impl ResidualStatistics {
 }
 
 /// Mean and covariance of residuals for each of the T cells of the grid: of the cell's own, or of the mean of those in a square
-/// around it.
+/// around it. Cells may share a covariance, N of which there are; then it is that around the mean of each cell.
 ///
 /// In place of the covariance stands `W`, the inverse of its Cholesky factor: `||W (v - mean)||` is the Mahalanobis distance
 /// of a vector `v`. `W` is a lower triangle, packed row by row; stored in half precision, used in single precision.
 pub struct Scale {
+    blocks: Blocks,
     /// Side of the square in cells, odd; 1 is the cell alone.
     side: usize,
     dim: usize,
     mean: Vec<f32>,   // [T, D]
-    whiten: Vec<f16>, // [T, D (D + 1) / 2]
+    whiten: Vec<f16>, // [N, D (D + 1) / 2]
     /// On a GPU: mean `[T, 1, D]`, the transpose of `W` as full matrices `[T, D, D]`, and the weights of the cells of each square
     /// `[T, T]`.
     on_gpu: Option<[Tensor; 3]>,
 }
 
 impl Scale {
-    /// From the tensors of a model file: `mean` `[T, D]`, `whiten` `[T, D (D + 1) / 2]`, for squares of `side` cells.
+    /// From the tensors of a model file: `mean` `[T, D]`, `whiten` `[N, D (D + 1) / 2]`, for means over `side` x `side` cells.
     ///
     /// # Errors
-    /// When the lengths do not fit each other.
-    pub fn new(side: usize, dim: usize, mean: Vec<f32>, whiten: Vec<f16>) -> Result<Self> {
-        let tokens = mean.len() / dim.max(1);
-        if mean.len() != tokens * dim || whiten.len() != tokens * dim * (dim + 1) / 2 {
+    /// When the lengths do not fit.
+    pub fn new(blocks: Blocks, side: usize, dim: usize, mean: Vec<f32>, whiten: Vec<f16>) -> Result<Self> {
+        let tokens = blocks.grid.area();
+        if mean.len() != tokens * dim || whiten.len() != blocks.count() * dim * (dim + 1) / 2 {
             return Err(Error::Internal(format!(
-                "residuals: {} means, {} factors for {dim}",
+                "residuals: {} means, {} factors for {} cells of {dim}",
                 mean.len(),
-                whiten.len()
+                whiten.len(),
+                blocks.grid
             )));
         }
-        Ok(Self { side, dim, mean, whiten, on_gpu: None })
+        Ok(Self { blocks, side, dim, mean, whiten, on_gpu: None })
     }
 
     /// Mean residual of each cell, `[T, D]`.
@@ -100,9 +103,15 @@ impl Scale {
         &self.mean
     }
 
-    /// The lower triangle `W` of each cell, `[T, D (D + 1) / 2]`.
+    /// The lower triangle `W` of each square of cells, `[N, D (D + 1) / 2]`.
     pub fn whiten(&self) -> &[f16] {
         &self.whiten
+    }
+
+    /// The lower triangle `W` of a cell, `[D (D + 1) / 2]`.
+    pub(crate) fn whiten_of(&self, cell: usize) -> &[f16] {
+        let triangle = self.dim * (self.dim + 1) / 2;
+        &self.whiten[self.blocks.of(cell) * triangle..][..triangle]
     }
 
     /// Features per cell.
@@ -111,7 +120,7 @@ impl Scale {
     }
 
     fn tokens(&self) -> usize {
-        self.mean.len() / self.dim
+        self.blocks.grid.area()
     }
 
     /// `W (v - mean)` for the vectors of n images `[n, T, D]`, means of squares already where they are to be.
@@ -127,9 +136,9 @@ impl Scale {
             (0..dim).map(row).collect::<Vec<_>>()
         };
         let image = |image: &[f32]| {
-            let means = self.mean.par_chunks_exact(dim).zip(self.whiten.par_chunks_exact(dim * (dim + 1) / 2));
-            let cells = image.par_chunks_exact(dim).zip(means);
-            cells.with_min_len(32).flat_map_iter(|(v, (mean, whiten))| cell(((v, mean), whiten))).collect::<Vec<f32>>()
+            let cells = image.par_chunks_exact(dim).zip(self.mean.par_chunks_exact(dim)).enumerate();
+            let whitened = cells.with_min_len(32).flat_map_iter(|(t, pair)| cell((pair, self.whiten_of(t))));
+            whitened.collect::<Vec<f32>>()
         };
         vectors.chunks_exact(self.mean.len()).flat_map(image).collect()
     }
@@ -149,7 +158,7 @@ impl Scale {
         let values = vectors.flatten_all()?.to_vec1::<f32>()?;
         let image = |values: &[f32]| match self.side {
             1 => self.distance(values),
-            side => self.distance(&square_means(values, dim, side)),
+            side => self.distance(&square_means(values, self.blocks.grid, side)),
         };
         Ok(values.chunks_exact(self.mean.len()).flat_map(image).collect())
     }
@@ -165,9 +174,9 @@ impl Scale {
     fn dense(&self, device: &Device) -> Result<[Tensor; 3]> {
         let (dim, tokens) = (self.dim, self.tokens());
         let mut whole = vec![f16::ZERO; tokens * dim * dim];
-        for (whole, packed) in whole.chunks_exact_mut(dim * dim).zip(self.whiten.chunks_exact(dim * (dim + 1) / 2)) {
+        for (cell, whole) in whole.chunks_exact_mut(dim * dim).enumerate() {
             for i in 0..dim {
-                for (j, &value) in packed[i * (i + 1) / 2..][..=i].iter().enumerate() {
+                for (j, &value) in self.whiten_of(cell)[i * (i + 1) / 2..][..=i].iter().enumerate() {
                     whole[j * dim + i] = value;
                 }
             }
@@ -177,7 +186,7 @@ impl Scale {
         let weights = (0..tokens).flat_map(|cell| {
             let mut one = vec![0.0; tokens];
             one[cell] = 1.0;
-            square_means(&one, 1, self.side)
+            square_means(&one, self.blocks.grid, self.side)
         });
         let weights = Tensor::from_vec(weights.collect(), (tokens, tokens), device)?.t()?.contiguous()?;
         Ok([Tensor::from_slice(&self.mean, (tokens, 1, dim), device)?, whiten, weights])
@@ -190,15 +199,15 @@ impl Scale {
         vectors
             .par_chunks_exact(dim)
             .zip(self.mean.par_chunks_exact(dim))
-            .zip(self.whiten.par_chunks_exact(triangle))
+            .enumerate()
             .with_min_len(32)
             .map_init(
                 || (vec![0.0; dim], vec![0.0; triangle]),
-                |(centred, rows), ((v, mean), whiten)| {
+                |(centred, rows), (cell, (v, mean))| {
                     for ((c, v), m) in centred.iter_mut().zip(v).zip(mean) {
                         *c = v - m;
                     }
-                    half::slice::HalfFloatSliceExt::convert_to_f32_slice(whiten, rows);
+                    half::slice::HalfFloatSliceExt::convert_to_f32_slice(self.whiten_of(cell), rows);
                     crate::kernels::pointwise::triangular_norm(rows, centred)
                 },
             )
@@ -206,14 +215,14 @@ impl Scale {
     }
 }
 
-/// The mean of the vectors `[T, D]` in the square of `side` cells around each cell of a square grid, as far as it lies in the grid:
+/// The mean of the vectors `[T, D]` in the square of `side` cells around each cell of a grid, as far as it lies in the grid:
 /// `[T, D]`.
-pub(crate) fn square_means(vectors: &[f32], dim: usize, side: usize) -> Vec<f32> {
-    let grid = (vectors.len() / dim).isqrt();
+pub(crate) fn square_means(vectors: &[f32], grid: Size, side: usize) -> Vec<f32> {
+    let row = vectors.len() / grid.height;
     // Along rows, then along columns: line `i` of `lines`, each of `width` values, becomes the mean of those around it.
     let blur = |lines: &[f32], width: usize, out: &mut [f32]| {
         for (i, out) in out.chunks_exact_mut(width).enumerate() {
-            let near = i.saturating_sub(side / 2)..(i + side / 2 + 1).min(grid);
+            let near = i.saturating_sub(side / 2)..(i + side / 2 + 1).min(lines.len() / width);
             let weight = 1.0 / near.len() as f32;
             for line in lines.chunks_exact(width).skip(near.start).take(near.len()) {
                 out.iter_mut().zip(line).for_each(|(out, value)| *out += weight * value);
@@ -221,10 +230,10 @@ pub(crate) fn square_means(vectors: &[f32], dim: usize, side: usize) -> Vec<f32>
         }
     };
     let (mut rows, mut means) = (vec![0.0; vectors.len()], vec![0.0; vectors.len()]);
-    for (row, out) in vectors.chunks_exact(grid * dim).zip(rows.chunks_exact_mut(grid * dim)) {
-        blur(row, dim, out);
+    for (line, out) in vectors.chunks_exact(row).zip(rows.chunks_exact_mut(row)) {
+        blur(line, row / grid.width, out);
     }
-    blur(&rows, grid * dim, &mut means);
+    blur(&rows, row, &mut means);
     means
 }
 
@@ -260,7 +269,7 @@ mod tests {
     fn distance_is_mahalanobis() {
         let (tokens, dim, images) = (4, 4, 50);
         let data: Vec<f32> = vectors(images * tokens * dim);
-        let mut sums = ResidualSums::new(tokens, dim, 1);
+        let mut sums = ResidualSums::new(Blocks::cells(Size::square(2)), dim, 1);
         sums.add(&data[..20 * tokens * dim]);
         sums.add(&data[20 * tokens * dim..]);
         let statistics = sums.finish().unwrap();
@@ -291,15 +300,63 @@ mod tests {
         assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-5 * a));
     }
 
+    /// Cells that share a covariance have that of all their residuals, each around the mean of its cell.
+    #[test]
+    fn a_square_of_cells_shares_a_covariance() {
+        let (grid, dim, images) = (Size::new(5, 3), 4, 50);
+        let data: Vec<f32> = vectors(images * grid.area() * dim);
+        let blocks = Blocks { grid, side: 2 };
+        let mut sums = ResidualSums::new(blocks, dim, 1);
+        sums.add(&data);
+        let statistics = sums.finish().unwrap();
+        let (shared, single) = (&statistics.scales()[0], {
+            let mut sums = ResidualSums::new(Blocks::cells(grid), dim, 1);
+            sums.add(&data);
+            sums.finish().unwrap()
+        });
+        assert_eq!(shared.whiten().len(), 6 * dim * (dim + 1) / 2);
+        assert_eq!(shared.mean(), single.scales()[0].mean(), "each cell has its own mean");
+        // Cells 2, 3, 7, 8 (columns 2 and 3 of rows 0 and 1) are one square.
+        assert_eq!(blocks.members()[1], [2, 3, 7, 8]);
+        assert_eq!(shared.whiten_of(2), shared.whiten_of(8));
+        let at = |image: usize, t: usize, d: usize| f64::from(data[(image * grid.area() + t) * dim + d]);
+        let n = images as f64;
+        let mean = |t: usize, d: usize| (0..images).map(|i| at(i, t, d)).sum::<f64>() / n;
+        let cov = |t: usize, a: usize, b: usize| {
+            (0..images).map(|i| (at(i, t, a) - mean(t, a)) * (at(i, t, b) - mean(t, b))).sum::<f64>() / n
+        };
+        let own = 4.0 * n / (4.0 * n + 20.0);
+        let c = DMatrix::from_fn(dim, dim, |a, b| {
+            let pooled = (0..15).map(|t| cov(t, a, b)).sum::<f64>() / 15.0;
+            let seen = [2, 3, 7, 8].map(|t| cov(t, a, b)).iter().sum::<f64>() / 4.0;
+            own * seen + (1.0 - own) * pooled + if a == b { 0.05 } else { 0.0 }
+        });
+        let query: Vec<f32> = (0..grid.area() * dim).map(|i| value(i + 777)).collect();
+        let v = DMatrix::from_fn(dim, 1, |d, _| f64::from(query[7 * dim + d] - shared.mean()[7 * dim + d]));
+        let expected = (v.transpose() * c.try_inverse().unwrap() * v)[(0, 0)].sqrt();
+        let got = f64::from(shared.distance(&query)[7]);
+        assert!((got - expected).abs() < 2e-3 * expected, "{got} != {expected}");
+        let batch = Tensor::from_slice(&query, (1, grid.area(), dim), &Device::Cpu).unwrap();
+        let (kernel, tensors) = (
+            statistics.distances(&batch).unwrap(),
+            distances_in_tensors(&shared.dense(&Device::Cpu).unwrap(), &batch).unwrap(),
+        );
+        assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-4 * a), "on a GPU");
+    }
+
     #[test]
     fn squares_end_at_the_edge() {
         let values: Vec<f32> = (0..9).flat_map(|i| [i as f32, -1.0]).collect();
-        let means = square_means(&values, 2, 3);
+        let means = square_means(&values, Size::square(3), 3);
         let first: Vec<f32> = means.iter().step_by(2).copied().collect();
         let expected = [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0];
         assert!(first.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{first:?}");
         assert!(means.iter().skip(1).step_by(2).all(|v| (v + 1.0).abs() < 1e-6));
-        assert_eq!(square_means(&values, 2, 1), values);
+        assert_eq!(square_means(&values, Size::square(3), 1), values);
+        // Two rows of four cells.
+        let wide = square_means(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], Size::new(4, 2), 3);
+        let expected = [2.5, 3.0, 4.0, 4.5, 2.5, 3.0, 4.0, 4.5];
+        assert!(wide.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{wide:?}");
     }
 
     /// Both scales have the same share of a good part's distance, which is about that of the cells alone.
@@ -308,7 +365,7 @@ mod tests {
         let (tokens, dim, images) = (16, 4, 60);
         let data: Vec<f32> = vectors(images * tokens * dim);
         let statistics = |side: usize| {
-            let mut sums = ResidualSums::new(tokens, dim, side);
+            let mut sums = ResidualSums::new(Blocks::cells(Size::square(4)), dim, side);
             sums.add(&data);
             sums.finish().unwrap()
         };
@@ -329,7 +386,7 @@ mod tests {
         let (tokens, dim, images) = (9, 4, 40);
         let data: Vec<f32> = vectors(images * tokens * dim);
         let sums = |data: &[f32]| {
-            let mut sums = ResidualSums::new(tokens, dim, 3);
+            let mut sums = ResidualSums::new(Blocks::cells(Size::square(3)), dim, 3);
             sums.add(data);
             sums
         };
@@ -340,6 +397,6 @@ mod tests {
         let pairs = left.distances(&batch).unwrap().into_iter().zip(direct.distances(&batch).unwrap());
         pairs.for_each(|(a, b)| assert!((a - b).abs() < 2e-3 * b, "{a}, {b}"));
         assert!(sums(some).without(&sums(&data)).is_err());
-        assert!(sums(&data).without(&ResidualSums::new(tokens, dim, 1)).is_err());
+        assert!(sums(&data).without(&ResidualSums::new(Blocks::cells(Size::square(3)), dim, 1)).is_err());
     }
 }

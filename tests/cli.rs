@@ -13,7 +13,7 @@ mod common;
 
 use common::{DIAD, command, diad, finished, names, shop, smoke};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "train",
     "evaluate",
     "predict",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 12] = [
     "inspect",
     "validate",
     "bench",
+    "advise",
     "sample",
     "ablate",
     "coverage",

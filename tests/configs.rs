@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use diad::config::{BACKBONES, Config, DEFAULT_TARGET_FPR};
 use diad::error::Error;
 use proptest::prelude::*;
+use serde_json::json;
 
 fn shipped(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
@@ -160,7 +161,9 @@ fn unknown_keys_get_the_one_that_was_meant() {
     rejected("training = 3", &["line 1: training = 3 (an integer): expected a section, [training]"]);
     rejected(
         "[input]\nsize.width = 64",
-        &["line 2: input.size = { width = 64 } (a table): expected a multiple of 32 from 64 to 1024"],
+        &[
+            "line 2: input.size = { width = 64 } (a table): expected a multiple of 32 from 64 to 4096, or two of them as [width, height]",
+        ],
     );
     rejected(
         "[frobnicate]\nx = 1",
@@ -183,10 +186,12 @@ fn syntax_errors_name_the_line() {
 
 #[test]
 fn wrong_types_and_values_are_refused() {
-    let size = "expected a multiple of 32 from 64 to 1024";
+    let size = "expected a multiple of 32 from 64 to 4096, or two of them as [width, height]";
     refused("input.size=100", &format!("input.size = 100: {size}"));
     refused("input.size=32", &format!("input.size = 32: {size}"));
-    refused("input.size=2048", &format!("input.size = 2048: {size}"));
+    refused("input.size=8192", &format!("input.size = 8192: {size}"));
+    refused("input.size=[256, 100]", &format!("input.size = [256, 100]: {size}"));
+    refused("input.size=[256, 256, 3]", &format!("input.size = [256, 256, 3]: {size}"));
     refused("input.size=256.0", &format!("input.size = 256.0 (a float): {size}"));
     refused("input.size=", &format!("input.size = \"\" (a string): {size}"));
     refused("denoiser.kernel=4", "denoiser.kernel = 4: expected one of 3, 5, 7");
@@ -271,12 +276,12 @@ fn values_that_do_not_go_together_are_refused() {
     );
     for (assignments, message) in [
         (&["features.space=pixel", "features.grid=24"][..], "input.size = 256, features.grid = 24, features.space"),
-        (&["denoiser.levels=6"], "denoiser.levels = 6, features.grid = 16: expected grid to be a multiple of 2 for"),
+        (&["denoiser.levels=6"], "denoiser.levels = 6, features.grid = 16: expected a square grid, a multiple of 2"),
         (
             &["denoiser.levels=4", "denoiser.width=512", "denoiser.growth=4"],
             "denoiser.width = 512, denoiser.growth = 4,",
         ),
-        (&["denoiser.guide=3"], "denoiser.guide = 3, features.grid = 16: expected grid to be a multiple of guide"),
+        (&["denoiser.guide=3"], "denoiser.guide = 3, features.grid = 16: expected a square grid, a multiple of g"),
         (&["diffusion.beta_start=0.02"], "diffusion.beta_start = 0.02, diffusion.beta_end = 0.02: expected beta_start"),
         (
             &["diffusion.schedule=linear", "diffusion.timesteps=2"],
@@ -305,13 +310,14 @@ fn values_that_do_not_go_together_are_refused() {
                 "features.dim=1024",
                 "input.size=1024",
                 "features.grid=128",
+                "detection.covariance_cells=1",
                 "denoiser.attention_every=0",
             ],
-            "features.grid = 128, features.dim = 1024: expected grid^2 x dim^2 to be at most",
+            "features.grid = 128, features.dim = 1024, detection.covariance_cells = 1: expected covariances x dim^2 to be at",
         ),
         (
-            &["features.space=pixel", "features.grid=128"],
-            "features.grid = 128, denoiser.levels = 1, denoiser.attention_every = 3: expected at most 64x64 cells",
+            &["features.space=pixel", "features.grid=128", "denoiser.window=0"],
+            "features.grid = 128, denoiser.levels = 1, denoiser.attention_every = 3, denoiser.window = 0: expected at most",
         ),
         (
             &["diffusion.log_snr_max=0", "detection.start_alpha_bar=0.5"],
@@ -380,6 +386,41 @@ fn grids_that_fit_are_taken() {
     for (size, grid) in [(64, 6), (224, 16), (320, 16), (320, 32), (96, 4)] {
         assert!(try_grid(size, grid).is_err(), "{size} {grid}");
     }
+    let try_grid =
+        |size, grid| Config::default().assign(&[format!("input.size={size:?}"), format!("features.grid={grid:?}")]);
+    for (size, grid) in [([256, 640], [16, 40]), ([512, 1280], [16, 40]), ([640, 256], [80, 32])] {
+        try_grid(size, grid).unwrap();
+    }
+    for (size, grid) in [([256, 640], [16, 16]), ([256, 640], [32, 20]), ([640, 256], [16, 40])] {
+        assert!(try_grid(size, grid).is_err(), "{size:?} {grid:?}");
+    }
+}
+
+/// About square cells, 16 along the shorter side or a few more, whatever the input.
+#[test]
+fn cells_follow_the_input() {
+    for (size, grid) in [
+        ([256, 256], [16, 16]),
+        ([64, 64], [16, 16]),
+        ([128, 128], [16, 16]),
+        ([96, 96], [24, 24]),
+        ([256, 640], [16, 40]),
+        ([640, 256], [40, 16]),
+        ([512, 1280], [16, 40]),
+        ([1152, 480], [36, 15]),
+        ([384, 384], [24, 24]),
+        ([224, 224], [28, 28]),
+        ([1024, 1024], [16, 16]),
+        ([1280, 1024], [20, 16]),
+        ([2464, 2048], [22, 16]),
+    ] {
+        let mut config = Config::default();
+        config.assign(&[format!("input.size={size:?}")]).unwrap();
+        assert_eq!(config.grid().sides(), grid, "{size:?}");
+        let written = serde_json::to_value(&config).unwrap()["input"]["size"].clone();
+        let expected = if size[0] == size[1] { json!(size[0]) } else { json!(size) };
+        assert_eq!(written, expected, "one number stands for a square, as in files of schema 1");
+    }
 }
 
 /// What a choice makes meaningless is not held against it.
@@ -410,7 +451,7 @@ fn assignments_are_checked_together_and_reported_together() {
         [
             "\"training.steps\": expected KEY=VALUE, for instance training.steps=500",
             "training.stps: no such key; did you mean training.steps?",
-            "input.size = 7: expected a multiple of 32 from 64 to 1024",
+            "input.size = 7: expected a multiple of 32 from 64 to 4096, or two of them as [width, height]",
             "denoiser.width = 96, denoiser.heads = 5: expected width to be a multiple of heads",
         ]
     );

@@ -16,7 +16,7 @@ fn shape() -> DenoiserShape {
         mlp_ratio: 2,
         ..DenoiserConfig::default()
     };
-    DenoiserShape { config, grid: 4, dim: 10, classes: 2, heads: 1 }
+    DenoiserShape { config, grid: 4.into(), view: 4.into(), dim: 10, classes: 2, heads: 1 }
 }
 
 /// One resolution; a guided U-Net; an output layer per class.
@@ -59,7 +59,7 @@ fn every_parameter_receives_a_gradient() {
         let net = denoiser(&shape, &vars);
         let classes = if shape.heads > 1 { [0, 1, 0] } else { [0, 1, 2] };
         let condition = net.condition(&[-0.4, 1.0, 2.0], &classes).unwrap();
-        let out = net.forward_train(&tokens(3, 11, 0.0), &condition, guide(&shape, 3).as_ref(), 5).unwrap();
+        let out = net.forward_train(&tokens(3, 11, 0.0), &condition, guide(&shape, 3).as_ref(), None, 5).unwrap();
         let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
         for (name, var) in &vars {
             let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -78,7 +78,7 @@ fn gradients_are_slopes() {
         let loss = |vars: &BTreeMap<String, Var>| {
             let net = denoiser(&shape, vars);
             let condition = net.condition(&[-0.4, 1.0], &[0, 1]).unwrap();
-            let out = net.forward_train(&tokens(2, 11, 0.0), &condition, guide(&shape, 2).as_ref(), 5).unwrap();
+            let out = net.forward_train(&tokens(2, 11, 0.0), &condition, guide(&shape, 2).as_ref(), None, 5).unwrap();
             let weight = tokens(2, 10, 3.0);
             (out * weight).unwrap().sum_all().unwrap()
         };
@@ -196,7 +196,7 @@ fn noise_level_class_and_mask_change_the_prediction() {
     let train = |mask: f32| {
         let x = Tensor::cat(&[tokens(1, 10, 1.0), Tensor::full(mask, (1, 16, 1), &Device::Cpu).unwrap()], 2).unwrap();
         let condition = net.condition(&[0.0], &[0]).unwrap();
-        net.forward_train(&x, &condition, None, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        net.forward_train(&x, &condition, None, None, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     assert_ne!(train(0.0), train(1.0));
 }

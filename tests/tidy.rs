@@ -73,9 +73,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("data", &["config", "error", "files", "frame", "text"]),
     ("synthetic", &["data", "error", "frame", "named"]),
     ("model", &["config", "device", "error", "files", "kernels", "ops", "text"]),
-    ("maps", &[]),
-    ("residuals", &["error", "kernels"]),
-    ("features", &["device", "error", "frame", "kernels", "maps", "model"]),
+    ("maps", &["config"]),
+    ("residuals", &["config", "error", "kernels"]),
+    ("features", &["config", "device", "error", "frame", "kernels", "maps", "model"]),
     ("bundle", &["calibrate", "config", "error", "files", "named", "text"]),
     (
         "detector",

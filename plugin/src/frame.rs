@@ -209,7 +209,8 @@ mod tests {
             let fill = |i: usize| if video && i < info.offset()[1] { 126 } else { 128 };
             let buffer = gst::Buffer::from_slice((0..info.size()).map(fill).collect::<Vec<u8>>());
             let frame = VideoFrameRef::from_buffer_ref_readable(&buffer, &info).unwrap();
-            let prepared = prepare(&frame, &info, &Preprocess { size: 64, fit: Fit::Stretch, roi: None }).unwrap();
+            let prepared =
+                prepare(&frame, &info, &Preprocess { size: 64.into(), fit: Fit::Stretch, roi: None }).unwrap();
             assert!(prepared.frame.rgb().iter().all(|&v| v == 128), "{format:?}: {:?}", &prepared.frame.rgb()[..3]);
         }
     }
@@ -262,7 +263,7 @@ mod tests {
                 .unwrap();
                 gst_video::VideoCropMeta::add(buffer, (x, y, width, height));
             }
-            let preprocess = Preprocess { size: 32, fit: Fit::Stretch, roi: None };
+            let preprocess = Preprocess { size: 32.into(), fit: Fit::Stretch, roi: None };
             let cropped = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps).unwrap();
             let tight = gst::Buffer::from_slice(tight);
             let plain = VideoFrameRef::from_buffer_ref_readable(&tight, &caps).unwrap();
@@ -324,7 +325,7 @@ mod tests {
                 }
             }
             if let Ok(frame) = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps) {
-                let preprocess = Preprocess { size: 32, fit: Fit::Stretch, roi: None };
+                let preprocess = Preprocess { size: 32.into(), fit: Fit::Stretch, roi: None };
                 match prepare(&frame, &caps, &preprocess) {
                     Ok(prepared) => prop_assert_eq!(prepared.frame.rgb().len(), 32 * 32 * 3),
                     Err(error) => prop_assert!(!error.to_string().is_empty()),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::advise::AdviseArgs;
 use super::coverage::CoverageArgs;
 use super::images::{DefectsArgs, GroupArgs};
 use super::train::ConfigArgs;
@@ -54,6 +55,8 @@ pub(super) enum Command {
     Validate(ValidateArgs),
     /// Measure latency and frame rate on this machine
     Bench(BenchArgs),
+    /// Propose the size of the input, the grid and the region of interest
+    Advise(AdviseArgs),
     /// Draw what a model has learned
     Sample(SampleArgs),
     /// Measure what each choice of the method costs, on your images

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::ground_truth::{ShownArea, ground_truth, input_side};
+use super::ground_truth::{ShownArea, ground_truth};
 use super::images::prepare;
 use super::{Context, messages};
 use crate::baselines::{Baselines, ClassBaseline, ClassFit, METHODS};
@@ -134,7 +134,7 @@ impl Good {
 
     /// The baselines of some of the images.
     fn fit(&self, config: &Config, images: &[usize]) -> Result<ClassBaseline> {
-        let mut fit = ClassFit::new(config.tokens(), config.dim(), images.len(), config.training.seed);
+        let mut fit = ClassFit::new(config.covariances(), config.dim(), images.len(), config.training.seed);
         images.iter().for_each(|&image| fit.add(&self.features[image].0));
         fit.finish()
     }
@@ -224,12 +224,11 @@ impl Figures {
     fn add(&mut self, sample: &Sample, result: &ImageResult, score: f32, map: &AnomalyMap) -> Result<()> {
         // Baselines do not doubt the product.
         self.images.push(ImageResult { score, class_source: "known".to_owned(), ..result.clone() });
-        let size = input_side(&map.geometry);
         // A mask that cannot be read was told of when the model was measured.
-        let truth = ground_truth(sample, &map.geometry, size).unwrap_or_default();
+        let truth = ground_truth(sample, &map.geometry).unwrap_or_default();
         if let (Some(pixels), Some(truth)) = (&mut self.pixels, truth) {
-            let area = ShownArea::of(&map.geometry, size);
-            pixels.push(&area.cut(&map.resized(size), size), &area.cut(&truth, size), area.width, area.height)?;
+            let area = ShownArea::of(&map.geometry);
+            pixels.push(&area.cut(&map.on_input()), &area.cut(&truth), area.width, area.height)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, images};
+use crate::config::Size;
 use crate::detector::{Detector, Request};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
@@ -41,10 +42,10 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     images::check_exists(&args.model)?;
     let device = args.on.find()?;
     let detector = Detector::open_on(&args.model, &device.open()?)?;
-    let size = detector.network().config().input.size * OVERSIZE;
-    let frame = draw_part(Kind::Board, 0, size, None).frame;
+    let size = detector.network().config().input.size.map(|side| side * OVERSIZE);
+    let frame = frame_of(size)?;
     let threads = rayon::current_num_threads();
-    console.note(format_args!("on {device}: frames of {size}x{size}, {} per row, {threads} threads", args.frames));
+    console.note(format_args!("on {device}: frames of {size}, {} per row, {threads} threads", args.frames));
 
     let bench = Bench { context, frame: &frame, frames: args.frames as usize };
     // The calls of several threads do not wait for each other on a GPU.
@@ -56,7 +57,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         tool: detector.card().tool.clone(),
         model: args.model.display().to_string(),
         device: device.to_string(),
-        frame: [size, size],
+        frame: size.sides(),
         frames: bench.frames,
         threads,
         rows: Vec::new(),
@@ -95,6 +96,17 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
 /// Frames whose class is not known.
 fn request(ddim_steps: usize) -> Request {
     Request { ddim_steps: Some(ddim_steps), ..Request::default() }
+}
+
+/// A drawn board, cut to this size.
+fn frame_of(size: Size) -> Result<Frame> {
+    let side = size.width.max(size.height);
+    let board = draw_part(Kind::Board, 0, side, None).frame;
+    if size.is_square() {
+        return Ok(board);
+    }
+    let rows = board.rgb().chunks_exact(side * 3).take(size.height);
+    Frame::new(size.width, size.height, rows.flat_map(|row| &row[..size.width * 3]).copied().collect())
 }
 
 /// What is measured, on what.

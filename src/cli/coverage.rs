@@ -109,7 +109,8 @@ struct Repetition {
 
 fn repeat(context: &Context, config: &Config, args: &CoverageArgs, seed: u64) -> Result<Repetition> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder", "cannot create", e))?;
-    let size = config.input.size;
+    // Parts are drawn as squares.
+    let size = config.input.size.width.max(config.input.size.height);
     let spec = DatasetSpec { kinds: vec![args.product], train: args.parts, test_good: 0, test_defect: 0, size, seed };
     let root = folder.path().join("parts");
     write_dataset(&root, &spec, &|_, _| {})?;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::args::EvaluateArgs;
 use super::figures;
-use super::ground_truth::{ShownArea, ground_truth, input_side};
+use super::ground_truth::{ShownArea, ground_truth};
 use super::images::{self, Inspected, inspect_all, sketch};
 use super::train::warn_ignored;
 use super::{Context, baselines, messages};
 use crate::bundle::ClassCard;
+use crate::config::Size;
 use crate::data::{Category, Dataset, GroupBy, Groups, Label, Sample, groups};
 use crate::detector::{ClassChoice, Detector, Request, Verdict};
 use crate::error::{Error, Result};
@@ -233,8 +234,7 @@ impl<'a> Class<'a> {
     fn add(&mut self, sample: &Sample, seen: &Inspected, detector: &Detector, gallery: &mut Gallery) -> Result<()> {
         let detection = &seen.detection;
         let map = &detection.map;
-        let size = input_side(&map.geometry);
-        let truth = match ground_truth(sample, &map.geometry, size) {
+        let truth = match ground_truth(sample, &map.geometry) {
             Ok(truth) => truth,
             Err(error) => {
                 self.unreadable.push(unreadable(sample.mask.as_deref().unwrap_or(&sample.path), self.root, &error));
@@ -242,8 +242,8 @@ impl<'a> Class<'a> {
             }
         };
         if let (Some(pixels), Some(truth)) = (&mut self.pixels, &truth) {
-            let area = ShownArea::of(&map.geometry, size);
-            pixels.push(&area.cut(&map.resized(size), size), &area.cut(truth, size), area.width, area.height)?;
+            let area = ShownArea::of(&map.geometry);
+            pixels.push(&area.cut(&map.on_input()), &area.cut(truth), area.width, area.height)?;
         }
         let image = ImageResult {
             path: messages::below(&sample.path, self.root),
@@ -258,12 +258,13 @@ impl<'a> Class<'a> {
             class: Some(detection.class.clone()),
             class_source: detection.class_source.to_string(),
         };
+        let Size { width: map_width, height: map_height } = map.geometry.input;
         gallery.offer(&image, || {
             Ok(Picture {
                 frame: seen.frame.clone(),
-                map: map.over_frame(size, size),
-                map_width: size,
-                map_height: size,
+                map: map.over_frame(map_width, map_height),
+                map_width,
+                map_height,
                 pixel_threshold: detection.pixel_threshold,
                 mask: sample
                     .mask

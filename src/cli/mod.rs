@@ -14,6 +14,7 @@ use crate::device::{DeviceSpec, Precision};
 use crate::error::Result;
 
 mod ablate;
+mod advise;
 mod args;
 mod backbone;
 mod baselines;
@@ -96,6 +97,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Validate(args) => inspect::validate(&context, &args),
         Command::Backbone(args::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
+        Command::Advise(args) => advise::run(&context, &args),
         Command::Ablate(args) => ablate::run(&context, &args),
         Command::Coverage(args) => coverage::run(&context, &args),
         Command::Sample(args) => sample::run(&context, &args),

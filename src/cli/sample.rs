@@ -6,6 +6,7 @@ use super::Context;
 use super::args::SampleArgs;
 use super::demo::sheet;
 use super::images::{self, prepare};
+use crate::config::Size;
 use crate::data::{Dataset, ReadAhead};
 use crate::detector::{ClassChoice, Network, Sampling};
 use crate::error::{Error, Result};
@@ -99,7 +100,7 @@ fn enlarged(picture: &Frame) -> Result<Frame> {
 
 /// Cells of good images: their features and their pixels.
 struct Patches {
-    grid: usize,
+    grid: Size,
     dim: usize,
     /// `[N T, D]`
     values: Vec<f32>,
@@ -117,7 +118,7 @@ impl Patches {
             data.categories.iter().filter(|category| wanted.is_none_or(|class| category.name == class)).collect();
         let each = PATCH_IMAGES.div_ceil(categories.len().max(1));
         let paths: Vec<PathBuf> = categories.iter().flat_map(|c| c.train.iter().take(each).cloned()).collect();
-        let (grid, dim) = (network.config().features.grid, network.config().dim());
+        let (grid, dim) = (network.config().grid(), network.config().dim());
         let mut all = Self { grid, dim, values: Vec::new(), images: Vec::new() };
         let mut task = context.task("patches", paths.len());
         ReadAhead::new(8, &context.stop).each_group(&paths, prepare(context, network), |group| {
@@ -135,20 +136,21 @@ impl Patches {
 
     /// A picture of features `[T, D]`: each cell shown as the patch whose features are nearest.
     fn picture(&self, values: &[f32]) -> Result<Frame> {
-        let tokens = self.grid * self.grid;
-        let size = self.images.first().map_or(self.grid, Frame::width);
-        let patch = size / self.grid;
-        let mut rgb = vec![0; size * size * 3];
+        let (tokens, columns) = (self.grid.area(), self.grid.width);
+        let size = self.images.first().map_or(self.grid, |image| Size::new(image.width(), image.height()));
+        let patch = Size::new(size.width / columns, size.height / self.grid.height);
+        let mut rgb = vec![0; size.area() * 3];
         for (t, value) in values.chunks_exact(self.dim).enumerate() {
             let distance = |row: &[f32]| row.iter().zip(value).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
             let all = self.values.chunks_exact(self.dim).map(distance).enumerate();
             let Some((nearest, _)) = all.min_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
             let (image, from) = (&self.images[nearest / tokens], nearest % tokens);
-            for y in 0..patch {
-                let row = |cell: usize| ((cell / self.grid * patch + y) * size + cell % self.grid * patch) * 3;
-                rgb[row(t)..][..patch * 3].copy_from_slice(&image.rgb()[row(from)..][..patch * 3]);
+            for y in 0..patch.height {
+                let row =
+                    |cell: usize| ((cell / columns * patch.height + y) * size.width + cell % columns * patch.width) * 3;
+                rgb[row(t)..][..patch.width * 3].copy_from_slice(&image.rgb()[row(from)..][..patch.width * 3]);
             }
         }
-        Frame::new(size, size, rgb)
+        Frame::new(size.width, size.height, rgb)
     }
 }

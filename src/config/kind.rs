@@ -12,6 +12,8 @@ const MAX_FRACTIONS: usize = 16;
 pub(super) enum Kind {
     /// `min`, `min + step`, and so on up to `max`.
     Integer { min: i64, max: i64, step: i64 },
+    /// One such integer for a square, or two as `[width, height]`.
+    Size { min: i64, max: i64, step: i64 },
     /// A number between two bounds; integers are taken too, NaN never.
     Real(Bound<f64>, Bound<f64>),
     /// One of these strings.
@@ -26,6 +28,10 @@ pub(super) enum Kind {
 
 pub(super) const fn integer(min: i64, max: i64) -> Kind {
     Kind::Integer { min, max, step: 1 }
+}
+
+pub(super) const fn size(min: i64, max: i64) -> Kind {
+    Kind::Size { min, max, step: 1 }
 }
 
 /// min <= x <= max
@@ -52,6 +58,7 @@ impl Kind {
     pub(super) const fn step(self, step: i64) -> Self {
         match self {
             Self::Integer { min, max, .. } => Self::Integer { min, max, step },
+            Self::Size { min, max, .. } => Self::Size { min, max, step },
             other => other,
         }
     }
@@ -60,6 +67,7 @@ impl Kind {
     pub(super) fn takes(self, value: &Value) -> bool {
         match self {
             Self::Integer { .. } => value.is_integer(),
+            Self::Size { .. } => value.is_integer() || value.is_array(),
             Self::Real(..) => number(value).is_some(),
             Self::OneOf(_) | Self::Path => value.is_str(),
             Self::Rectangle | Self::Fractions => value.is_array(),
@@ -70,6 +78,13 @@ impl Kind {
         match self {
             Self::Integer { min, max, step } => {
                 value.as_integer().is_some_and(|i| (min..=max).contains(&i) && (i - min) % step == 0)
+            }
+            Self::Size { min, max, step } => {
+                let side = Self::Integer { min, max, step };
+                match value.as_array() {
+                    Some(sides) => sides.len() == 2 && sides.iter().all(|value| side.allows(value)),
+                    None => side.allows(value),
+                }
             }
             Self::Real(min, max) => {
                 use std::ops::RangeBounds;
@@ -91,6 +106,9 @@ impl Kind {
     /// The rule in words, after "expected".
     pub(super) fn words(self) -> String {
         match self {
+            Self::Size { min, max, step } => {
+                format!("{}, or two of them as [width, height]", Self::Integer { min, max, step }.words())
+            }
             Self::Integer { min: 0, max: i64::MAX, step: 1 } => "an integer, 0 or more".into(),
             Self::Integer { min, max, step: 1 } => format!("an integer from {min} to {max}"),
             Self::Integer { min, max, step } if min % step == 0 => {

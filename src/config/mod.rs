@@ -7,10 +7,12 @@
 mod kind;
 mod read;
 mod rules;
+mod size;
 
 use serde::{Deserialize, Serialize};
 
-use self::kind::{Kind, above, below, closed, integer, open};
+use self::kind::{Kind, above, below, closed, integer, open, size};
+pub use self::size::{Blocks, Size};
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
 use crate::named::named;
@@ -81,9 +83,9 @@ macro_rules! config {
 config! {
     /// What the model looks at.
     input: InputConfig {
-        /// Side of the square model input in pixels; a multiple of 32, 64..=1024.
-        size: usize = 256, integer(64, 1024).step(32);
-        /// How a frame becomes square.
+        /// The model input in pixels: one number for a square, or `[width, height]`; multiples of 32, 64..=4096.
+        size: Size = Size::square(256), size(64, 4096).step(32);
+        /// How a frame of another aspect becomes the model input.
         fit: Fit = Fit::Stretch, Kind::OneOf(Fit::NAMES);
         /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
         roi: Option<[f64; 4]> = None, Kind::Rectangle;
@@ -98,8 +100,9 @@ config! {
         space: SpaceKind = SpaceKind::Feature, Kind::OneOf(SpaceKind::NAMES);
         /// Frozen network: `efficientnet-lite0`, `-lite1`, `-lite2`, `resnet18`, `resnet50`, `wide-resnet50`.
         backbone: String = "efficientnet-lite0".into(), Kind::OneOf(&BACKBONE_NAMES);
-        /// Cells per side of the feature grid.
-        grid: usize = 16, integer(4, 128);
+        /// Cells of the feature grid: one number for a square, or `[width, height]`. Absent: about square cells, 16 of them along
+        /// the shorter side of the input or a few more.
+        grid: Option<Size> = None, size(4, 256);
         /// Channels after PCA.
         dim: usize = 128, integer(8, 1024);
         /// Whitening exponent gamma, 0 (plain PCA) to 1 (full whitening).
@@ -120,6 +123,8 @@ config! {
         blocks: usize = 4, integer(1, 64);
         /// Self-attention after every n-th block of the last level; 0 for none.
         attention_every: usize = 3, integer(0, 64);
+        /// Side of the windows of cells that attend to each other; 0: all cells of the last level do.
+        window: usize = 16, integer(0, 64);
         /// Attention heads.
         heads: usize = 4, integer(1, 64);
         /// Depthwise kernel, odd.
@@ -184,6 +189,8 @@ config! {
         mask: f64 = 0.3, below(0.0, 1.0);
         /// Highest fraction of tokens taken from another image.
         shuffle: f64 = 0.15, below(0.0, 1.0);
+        /// Side of the window of the grid, in cells, that a step looks at, at random where the grid is larger; 0: all of it.
+        window: usize = 16, integer(0, 256);
         /// Probability that the class label is dropped.
         class_drop: f64 = 0.15, closed(0.0, 1.0);
         /// Mild changes of each image that the statistics of good parts are told of as well.
@@ -224,11 +231,17 @@ config! {
         diffusion_weight: f64 = 0.5, closed(0.0, 1000.0);
         /// Standard deviation of the Gaussian over the map, in input pixels.
         smoothing_px: f64 = 4.0, closed(0.0, 128.0);
-        /// The image score is the mean of this fraction of the highest map values.
-        top_fraction: f64 = 0.01, above(0.0, 1.0);
+        /// Size of a defect in cells of the grid: the image score is the mean of as much of the map, where it is highest. It does
+        /// not depend on the size of the frame.
+        defect_cells: f64 = 2.56, above(0.0, 1e6);
+        /// The same as a fraction of the map, which fades in large frames. Absent: `defect_cells`; in pixel space 0.01.
+        top_fraction: Option<f64> = None, above(0.0, 1.0);
         /// Side, in cells, of the squares whose mean residual is measured beside that of each cell, for what is too faint for a
         /// single cell; odd. 1: the cells alone. For the Mahalanobis distance.
         context: usize = 3, integer(1, 7).step(2);
+        /// Side of the squares of cells that share a covariance of residuals. Absent: 1, and more where there are more than 1024
+        /// cells, so that no more than 1024 squares take memory.
+        covariance_cells: Option<usize> = None, integer(1, 64);
         /// How far a cell's residual is from those of good parts.
         distance: Distance = Distance::Mahalanobis, Kind::OneOf(Distance::NAMES);
         /// How one answer is made of those of several classes.
@@ -288,7 +301,7 @@ named! {
 }
 
 named! {
-    /// How a frame that is not square becomes the model input.
+    /// How a frame of another aspect becomes the model input.
     pub enum Fit: "fit" {
         /// Width and height are scaled independently.
         Stretch = "stretch",
@@ -418,6 +431,28 @@ impl Config {
         self.calibration.folds = 1;
         self.calibration.groups = Grouping::None;
         self.detection.context = 1;
+        self.detection.top_fraction.get_or_insert(0.01);
+        self.detection.covariance_cells.get_or_insert(1);
+        self.denoiser.window = 0;
+    }
+
+    /// The part of the grid that a training step looks at.
+    pub fn training_window(&self) -> Size {
+        let windowed =
+            self.denoiser.levels == 1 && self.denoiser.guide == 0 && self.features.space == SpaceKind::Feature;
+        match self.training.window {
+            side if side > 0 && windowed => self.grid().map(|cells| cells.min(side)),
+            _ => self.grid(),
+        }
+    }
+
+    /// Cells of the grid over whose map values, where they are highest, the image score is the mean.
+    pub fn scored_cells(&self) -> f64 {
+        let pixels = self.features.space == SpaceKind::Pixel;
+        match self.detection.top_fraction.or(pixels.then_some(0.01)) {
+            Some(fraction) => fraction * self.tokens() as f64,
+            None => self.detection.defect_cells,
+        }
     }
 
     /// Channels of a cell of the grid.
@@ -428,10 +463,53 @@ impl Config {
         }
     }
 
+    /// The same with what is absent and depends on other keys filled in.
+    pub(crate) fn resolved(&self) -> Self {
+        let features = FeatureConfig { grid: Some(self.grid()), ..self.features.clone() };
+        let detection = DetectionConfig { covariance_cells: Some(self.covariances().side), ..self.detection.clone() };
+        Self { features, detection, ..self.clone() }
+    }
+
+    /// The squares of cells that share a covariance.
+    pub fn covariances(&self) -> Blocks {
+        const MOST: usize = 1024;
+        let grid = self.grid();
+        let of = |side: usize| Blocks { grid, side };
+        let fewest = || (1..).map(of).find(|blocks| blocks.count() <= MOST).unwrap_or(of(1));
+        self.detection.covariance_cells.map_or_else(fewest, of)
+    }
+
+    /// The feature grid: the one that is configured, else square cells as the default has them for this input.
+    pub fn grid(&self) -> Size {
+        self.features.grid.unwrap_or_else(|| default_grid(self.input.size))
+    }
+
     /// Cells of the grid.
     pub fn tokens(&self) -> usize {
-        self.features.grid * self.features.grid
+        self.grid().area()
     }
+}
+
+/// About square cells, 16 of them along the shorter side of the input or a few more: multiples of the coarsest stride of the backbone
+/// that divide the input. Of an input below 256 pixels they are smaller than that stride.
+fn default_grid(input: Size) -> Size {
+    const CELLS: usize = 16;
+    const FEWEST: usize = 14;
+    const STRIDE: usize = 16;
+    let shorter = input.width.min(input.height);
+    if shorter < CELLS * STRIDE {
+        let divides =
+            |cell: &usize| shorter / cell >= CELLS && input.sides().iter().all(|side| side.is_multiple_of(*cell));
+        let cell = [8, 4].into_iter().find(divides).unwrap_or(4);
+        return input.map(|side| side / cell);
+    }
+    let ideal = shorter as f64 / CELLS as f64;
+    input.map(|side| {
+        let cells = (1..=side / STRIDE).filter(|cells| (side / STRIDE).is_multiple_of(*cells));
+        let enough = cells.filter(|cells| cells * shorter >= FEWEST * side);
+        let off = |cells: &usize| (side as f64 / *cells as f64 / ideal).ln().abs();
+        enough.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(side / STRIDE)
+    })
 }
 
 impl DiffusionConfig {

@@ -8,8 +8,8 @@ use toml::{Table, Value};
 
 use super::kind::Kind;
 use super::{
-    ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, RULES, SamplerKind, ScheduleKind, SpaceKind, StartKind,
-    Weighting, backbone_channels,
+    ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, RULES, SamplerKind, ScheduleKind, Size, SpaceKind,
+    StartKind, Weighting, backbone_channels,
 };
 use crate::diffusion::{Prediction, Process};
 use crate::text::closest;
@@ -28,14 +28,19 @@ pub(super) struct Condition {
 pub(super) const TOGETHER: &[Condition] = &[
     Condition {
         keys: &["input.size", "features.grid"],
-        holds: |c| is_pixels(c) || [4, 8, 16].iter().all(|stride| fits(c.input.size / stride, c.features.grid)),
+        holds: |c| {
+            is_pixels(c) || [4, 8, 16].iter().all(|&stride| fits(c.input.size.map(|side| side / stride), c.grid()))
+        },
         words: "grid to divide the sides of the feature maps (1/4, 1/8 and 1/16 of size) or to be a multiple of them, \
                 for instance size / 16",
     },
     Condition {
         keys: &["input.size", "features.grid", "features.space"],
-        holds: |c| !is_pixels(c) || c.input.size.is_multiple_of(c.features.grid),
-        words: "size to be a multiple of grid, which in pixel space is the side of the picture",
+        holds: |c| {
+            let [size, grid] = [c.input.size, c.grid()];
+            !is_pixels(c) || (size.is_square() && grid.is_square() && size.width.is_multiple_of(grid.width))
+        },
+        words: "squares, and size to be a multiple of grid, which in pixel space is the side of the picture",
     },
     Condition {
         keys: &["features.dim", "features.backbone"],
@@ -46,14 +51,17 @@ pub(super) const TOGETHER: &[Condition] = &[
                 resnet18 448, resnet50 and wide-resnet50 1792)",
     },
     Condition {
-        keys: &["features.grid", "features.dim"],
-        holds: |c| (c.tokens() * c.dim()).saturating_mul(c.dim()) <= 1 << 32,
-        words: "grid^2 x dim^2 to be at most 2^32: the statistics of the residuals would take more than 16 GiB",
+        keys: &["features.grid", "features.dim", "detection.covariance_cells"],
+        holds: |c| (c.covariances().count() * c.dim()).saturating_mul(c.dim()) <= 1 << 32,
+        words: "covariances x dim^2 to be at most 2^32: the statistics of the residuals would take more than 16 GiB",
     },
     Condition {
-        keys: &["features.grid", "denoiser.levels", "denoiser.attention_every"],
-        holds: |c| c.denoiser.attention_every == 0 || c.features.grid >> (c.denoiser.levels - 1) <= 64,
-        words: "at most 64x64 cells on the last level, grid / 2^(levels - 1), where each attends to all",
+        keys: &["features.grid", "denoiser.levels", "denoiser.attention_every", "denoiser.window"],
+        holds: |c| {
+            let attends_to_all = c.denoiser.attention_every > 0 && c.denoiser.window == 0;
+            !attends_to_all || c.tokens() >> (2 * (c.denoiser.levels - 1)) <= 64 * 64
+        },
+        words: "at most 64x64 cells on the last level, grid / 2^(levels - 1), where each attends to all; or windows",
     },
     Condition {
         keys: &["denoiser.width", "denoiser.heads"],
@@ -62,8 +70,8 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["denoiser.levels", "features.grid"],
-        holds: |c| c.features.grid.is_multiple_of(1 << (c.denoiser.levels - 1)),
-        words: "grid to be a multiple of 2 for every level below the first",
+        holds: |c| c.denoiser.levels == 1 || divides_square(c, 1 << (c.denoiser.levels - 1)),
+        words: "a square grid, a multiple of 2 for every level below the first",
     },
     Condition {
         keys: &["denoiser.width", "denoiser.growth", "denoiser.levels"],
@@ -72,8 +80,8 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["denoiser.guide", "features.grid"],
-        holds: |c| c.denoiser.guide == 0 || c.features.grid.is_multiple_of(c.denoiser.guide),
-        words: "grid to be a multiple of guide",
+        holds: |c| c.denoiser.guide == 0 || divides_square(c, c.denoiser.guide),
+        words: "a square grid, a multiple of guide",
     },
     Condition {
         keys: &["diffusion.beta_start", "diffusion.beta_end"],
@@ -198,6 +206,12 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
 ];
 
+/// Whether the grid is a square whose side is a multiple of this.
+fn divides_square(config: &Config, side: usize) -> bool {
+    let grid = config.grid();
+    grid.is_square() && grid.width.is_multiple_of(side)
+}
+
 fn is_pixels(config: &Config) -> bool {
     config.features.space == SpaceKind::Pixel
 }
@@ -218,8 +232,10 @@ fn has_step_near(config: &Config, alpha_bar: f64) -> bool {
     config.diffusion.process().and_then(near).unwrap_or(false)
 }
 
-fn fits(side: usize, grid: usize) -> bool {
-    side.is_multiple_of(grid) || grid.is_multiple_of(side)
+/// Whether a feature map can be averaged over the cells of a grid, or enlarged to it.
+fn fits(map: Size, grid: Size) -> bool {
+    let divides = |a: Size, b: Size| b.width.is_multiple_of(a.width) && b.height.is_multiple_of(a.height);
+    divides(grid, map) || divides(map, grid)
 }
 
 fn log_snr(alpha_bar: f64) -> f64 {
@@ -356,7 +372,7 @@ fn unknown_key(path: &str) -> Mistake {
 
 fn contradiction(config: &Config, condition: &Condition) -> Mistake {
     let Condition { keys, words, .. } = condition;
-    let tree = Table::try_from(config).unwrap_or_default();
+    let tree = Table::try_from(config.resolved()).unwrap_or_default();
     let value = |key: &str| {
         let (section, name) = key.split_once('.')?;
         tree.get(section)?.get(name).map(shown)

@@ -55,8 +55,8 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
         all.push(spec(format!("denoiser.{}", parameter.name), Dtype::F32, parameter.shape));
     }
     if card.config.input.mask.is_some() {
-        let side = card.config.features.grid * MAP_SCALE;
-        all.push(spec(MASK.into(), Dtype::F32, vec![side, side]));
+        let size = card.config.grid().map(|side| side * MAP_SCALE);
+        all.push(spec(MASK.into(), Dtype::F32, vec![size.height, size.width]));
     }
     if needs_noise(&card.config) {
         all.push(spec(NOISE.into(), Dtype::F32, vec![tokens, dim]));
@@ -66,7 +66,8 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
     }
     for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(&card.config).len()) {
         all.push(spec((*mean).into(), Dtype::F32, vec![classes, tokens, dim]));
-        all.push(spec(whiten.into(), Dtype::F16, vec![classes, tokens, dim * (dim + 1) / 2]));
+        let covariances = card.config.covariances().count();
+        all.push(spec(whiten.into(), Dtype::F16, vec![classes, covariances, dim * (dim + 1) / 2]));
     }
     if card.classes.iter().any(ClassCard::is_taught_by_defects) {
         all.push(spec(DEFECTS.into(), Dtype::F32, vec![classes, dim + BESIDE]));
@@ -106,11 +107,12 @@ pub fn save(
         let mean = scales().flat_map(Scale::mean).copied().collect::<Vec<_>>();
         let whiten = scales().flat_map(Scale::whiten).copied().collect::<Vec<_>>();
         tensors.insert(MEAN[i].into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
-        tensors.insert(WHITEN[i].into(), Tensor::from_vec(whiten, (classes, tokens, dim * (dim + 1) / 2), cpu)?);
+        let covariances = card.config.covariances().count();
+        tensors.insert(WHITEN[i].into(), Tensor::from_vec(whiten, (classes, covariances, dim * (dim + 1) / 2), cpu)?);
     }
     if let Some(mask) = &network.mask {
-        let side = card.config.features.grid * MAP_SCALE;
-        tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (side, side), cpu)?);
+        let size = card.config.grid().map(|side| side * MAP_SCALE);
+        tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (size.height, size.width), cpu)?);
     }
     if let Some(noise) = &network.reconstructor().noise {
         tensors.insert(NOISE.into(), Tensor::from_slice(noise, (tokens, dim), cpu)?);
@@ -158,7 +160,7 @@ pub fn set_defect_term(
 
 /// The network of a file that was loaded and checked.
 pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result<Network> {
-    let (config, classes, grid) = (&card.config, card.classes.len(), card.config.features.grid);
+    let (config, classes, grid) = (&card.config, card.classes.len(), card.config.grid());
     let (tokens, dim) = (config.tokens(), config.dim());
     let extractor = match &card.backbone {
         None => FeatureExtractor::of_pixels(device.clone(), grid),
@@ -185,9 +187,10 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
     for (i, side) in scales(config).into_iter().enumerate() {
         let mean = get(MEAN[i])?.to_vec1::<f32>()?;
         let whiten = get(WHITEN[i])?.to_vec1::<half::f16>()?;
-        let whiten = whiten.chunks_exact(tokens * dim * (dim + 1) / 2);
+        let whiten = whiten.chunks_exact(config.covariances().count() * dim * (dim + 1) / 2);
         let each = mean.chunks_exact(tokens * dim).zip(whiten);
-        let each = each.map(|(mean, whiten)| Scale::new(side, dim, mean.to_vec(), whiten.to_vec()));
+        let each =
+            each.map(|(mean, whiten)| Scale::new(config.covariances(), side, dim, mean.to_vec(), whiten.to_vec()));
         let each = each.collect::<Result<Vec<Scale>>>()?;
         residuals = match i {
             0 => each.into_iter().map(ResidualStatistics::new).collect(),

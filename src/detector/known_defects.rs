@@ -35,7 +35,8 @@ impl DefectTerm {
         let (direction, offset) = (&weights[..dim], weights[dim + 1]);
         let mut products = Vec::with_capacity(cells.mean().len());
         let mut offsets = Vec::with_capacity(cells.mean().len() / dim);
-        for (mean, whiten) in cells.mean().chunks_exact(dim).zip(cells.whiten().chunks_exact(dim * (dim + 1) / 2)) {
+        for (cell, mean) in cells.mean().chunks_exact(dim).enumerate() {
+            let whiten = cells.whiten_of(cell);
             let mut product = vec![0.0f32; dim];
             for (i, weight) in direction.iter().enumerate() {
                 let row = &whiten[i * (i + 1) / 2..][..=i];
@@ -81,6 +82,7 @@ impl DefectTerm {
 #[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
+    use crate::config::{Blocks, Size};
     use crate::residuals::ResidualSums;
     use crate::residuals::fixture::vectors;
 
@@ -88,7 +90,7 @@ mod tests {
     fn a_term_on_residuals_is_the_one_on_whitened_residuals() {
         let (tokens, dim, images) = (9, 4, 40);
         let data = vectors(images * tokens * dim);
-        let mut sums = ResidualSums::new(tokens, dim, 3);
+        let mut sums = ResidualSums::new(Blocks::cells(Size::square(3)), dim, 3);
         sums.add(&data);
         let statistics = sums.finish().unwrap();
         let weights = vec![0.5, -0.25, 1.0, 0.125, 0.3, 0.7];

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::bundle::{self, Card, ClassCard};
 use crate::calibrate::GoodScores;
+use crate::config::Size;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Prepared};
@@ -210,16 +211,17 @@ fn judge(inspection: Inspection, card: &Card, good: &GoodScores, limits: &Limits
         percentile: good.percentile(score),
         class: class_card.name.clone(),
         class_source: if unknown { ClassSource::UnknownProduct } else { source },
-        regions: frame_regions(&map, pixel, card.config.input.size, limits.min_area),
+        regions: frame_regions(&map, pixel, limits.min_area),
         pixel_threshold: pixel,
         map,
     }
 }
 
-/// Regions of the map above `threshold`, in pixels of the frame; `size` is the side of the model's input.
-fn frame_regions(map: &AnomalyMap, threshold: f32, size: usize, min_area: usize) -> Vec<Region> {
+/// Regions of the map above `threshold`, in pixels of the frame.
+fn frame_regions(map: &AnomalyMap, threshold: f32, min_area: usize) -> Vec<Region> {
     let [sx, sy] = map.geometry.scale();
-    let found = regions(&map.resized(size), size, size, threshold, 1);
+    let Size { width, height } = map.geometry.input;
+    let found = regions(&map.on_input(), width, height, threshold, 1);
     found
         .into_iter()
         .map(|r| {

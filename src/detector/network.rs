@@ -140,9 +140,9 @@ impl Network {
     pub fn features(&self, inputs: &[&Prepared]) -> Result<Tensor> {
         let size = self.config.input.size;
         let frames: Vec<&Frame> = inputs.iter().map(|input| &input.frame).collect();
-        if let Some(other) = frames.iter().find(|frame| (frame.width(), frame.height()) != (size, size)) {
+        if let Some(other) = frames.iter().find(|frame| [frame.width(), frame.height()] != size.sides()) {
             let (w, h) = (other.width(), other.height());
-            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}x{size}")));
+            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}")));
         }
         self.extractor.extract(&frames)
     }

@@ -323,7 +323,7 @@ impl Reconstructor {
 
     /// What a denoiser with semantic guidance sees of clean features `[B, T, D]`.
     fn guide(&self, features: &Tensor) -> Result<Option<Tensor>> {
-        let pooled = |cells| pooled(features, self.config.features.grid, cells);
+        let pooled = |cells| pooled(features, self.config.grid().width, cells);
         Ok(self.guide.map(pooled).transpose()?)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device as Candle, Tensor};
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Blocks, Config};
 use crate::features::FeatureExtractor;
 use crate::model::denoiser::Denoisers;
 use crate::residuals::ResidualSums;
@@ -33,11 +33,11 @@ fn network(set: &[&str]) -> Network {
     config.assign(&pictures.iter().chain(&["denoiser.attention_every=2"]).chain(set).collect::<Vec<_>>()).unwrap();
     let denoisers = Denoisers::new(&config, 2, weights(&config)).unwrap();
     let statistics = |seed: usize| {
-        let mut sums = ResidualSums::new(GRID * GRID, DIM, 1);
+        let mut sums = ResidualSums::new(Blocks::cells(GRID.into()), DIM, 1);
         sums.add(&(0..30 * GRID * GRID * DIM).map(|i| ((i * i + seed) as f32 * 0.37).sin()).collect::<Vec<_>>());
         sums.finish().unwrap()
     };
-    let extractor = Arc::new(FeatureExtractor::of_pixels(Device::cpu(), GRID));
+    let extractor = Arc::new(FeatureExtractor::of_pixels(Device::cpu(), GRID.into()));
     let noise = (0..GRID * GRID * DIM).map(|i| (i as f32 * 1.7).sin() * 1.4).collect();
     let reconstructor = Reconstructor::new(&config, &Device::cpu(), denoisers, Some(noise)).unwrap();
     let levels = config.detection.diffusion_alpha_bars.len();

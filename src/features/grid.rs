@@ -3,20 +3,22 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use crate::config::Size;
 use crate::error::{Error, Result};
 use crate::maps::neighbours;
 
-/// The taps of a backbone, `[B, h, w, C_i]` each, on one grid of T = `grid` x `grid` cells with their channels side by side:
-/// `[B, T, sum C_i]`, in single precision. A tap finer than the grid is averaged over each cell, a coarser one is enlarged
-/// bilinearly.
+/// The taps of a backbone, `[B, h, w, C_i]` each, on one grid of T cells with their channels side by side: `[B, T, sum C_i]`, in
+/// single precision. Along each side, a tap finer than the grid is averaged over each cell, a coarser one is enlarged bilinearly.
 ///
 /// # Errors
-/// When a tap's side is neither a multiple nor a divisor of the grid.
-pub(super) fn to_grid(taps: &[Tensor], grid: usize) -> Result<Tensor> {
+/// When a tap's side is neither a multiple nor a divisor of the grid's, or a tap is finer along one side and coarser along the other.
+pub(super) fn to_grid(taps: &[Tensor], grid: Size) -> Result<Tensor> {
     for tap in taps {
         let (_, height, width, _) = tap.dims4()?;
-        if height != width || !(height.is_multiple_of(grid) || grid.is_multiple_of(height)) {
-            return Err(Error::Internal(format!("features: a {height}x{width} map does not fit a grid of {grid}")));
+        let finer = width.is_multiple_of(grid.width) && height.is_multiple_of(grid.height);
+        let coarser = grid.width.is_multiple_of(width) && grid.height.is_multiple_of(height);
+        if !(finer || coarser) {
+            return Err(Error::Internal(format!("features: a {width}x{height} map does not fit a grid of {grid}")));
         }
     }
     match taps.first() {
@@ -26,82 +28,90 @@ pub(super) fn to_grid(taps: &[Tensor], grid: usize) -> Result<Tensor> {
 }
 
 /// The same as two matrix products per tap, along its rows and along its columns, for GPUs and other numbers than f32.
-fn to_grid_in_tensors(taps: &[Tensor], grid: usize) -> Result<Tensor> {
+fn to_grid_in_tensors(taps: &[Tensor], grid: Size) -> Result<Tensor> {
     let resampled = |tap: &Tensor| -> Result<Tensor> {
-        let (batch, side, _, channels) = tap.dims4()?;
-        let mut along = vec![0.0f32; grid * side];
-        for (i, row) in along.chunks_exact_mut(side).enumerate() {
-            if side >= grid {
-                let factor = side / grid;
-                row[i * factor..][..factor].fill(1.0 / factor as f32);
-            } else {
-                let (low, high, part) = neighbours(i, grid, side);
-                row[low] += 1.0 - part;
-                row[high] += part;
+        let (batch, height, width, channels) = tap.dims4()?;
+        let along = |cells: usize, side: usize| {
+            let mut along = vec![0.0f32; cells * side];
+            for (i, row) in along.chunks_exact_mut(side).enumerate() {
+                if side >= cells {
+                    let factor = side / cells;
+                    row[i * factor..][..factor].fill(1.0 / factor as f32);
+                } else {
+                    let (low, high, part) = neighbours(i, cells, side);
+                    row[low] += 1.0 - part;
+                    row[high] += part;
+                }
             }
-        }
-        let along = Tensor::from_vec(along, (grid, side), tap.device())?;
+            Tensor::from_vec(along, (cells, side), tap.device())
+        };
+        let (down, across) = (along(grid.height, height)?, along(grid.width, width)?);
         let tap = tap.to_dtype(DType::F32)?;
-        // [B, h, w C] -> [B, grid, w C] -> [B grid, w, C] -> [B grid, grid, C]
+        // [B, h, w C] -> [B, rows, w C] -> [B rows, w, C] -> [B rows, columns, C]
         let rows =
-            along.broadcast_left(batch)?.contiguous()?.matmul(&tap.reshape((batch, side, side * channels))?)?;
-        let columns = rows.reshape((batch * grid, side, channels))?;
-        let both = along.broadcast_left(batch * grid)?.contiguous()?.matmul(&columns)?;
-        Ok(both.reshape((batch, grid * grid, channels))?)
+            down.broadcast_left(batch)?.contiguous()?.matmul(&tap.reshape((batch, height, width * channels))?)?;
+        let columns = rows.reshape((batch * grid.height, width, channels))?;
+        let both = across.broadcast_left(batch * grid.height)?.contiguous()?.matmul(&columns)?;
+        Ok(both.reshape((batch, grid.area(), channels))?)
     };
     Ok(Tensor::cat(&taps.iter().map(resampled).collect::<Result<Vec<_>>>()?, 2)?)
 }
 
-fn to_grid_on_cpu(taps: &[Tensor], grid: usize) -> Result<Tensor> {
+fn to_grid_on_cpu(taps: &[Tensor], grid: Size) -> Result<Tensor> {
     let batch = taps.first().map_or(Ok(0), |t| t.dim(0))?;
     let total: usize = taps.iter().map(|t| t.dim(3)).sum::<candle_core::Result<usize>>()?;
-    let mut out = vec![0.0; batch * grid * grid * total];
+    let mut out = vec![0.0; batch * grid.area() * total];
     let mut at = 0;
     for tap in taps {
         let (_, height, width, channels) = tap.dims4()?;
         let values = tap.flatten_all()?.to_vec1::<f32>()?;
-        let images = out.par_chunks_exact_mut(grid * grid * total);
+        let images = out.par_chunks_exact_mut(grid.area() * total);
         images.zip(values.par_chunks_exact(height * width * channels)).for_each(|(out, map)| {
-            let columns = Columns { grid, total, at, channels };
-            if height >= grid { pool(map, height / grid, &columns, out) } else { enlarge(map, height, &columns, out) }
+            let (columns, side) = (Columns { grid, total, at, channels }, Size::new(width, height));
+            if width >= grid.width && height >= grid.height {
+                pool(map, side, &columns, out);
+            } else {
+                enlarge(map, side, &columns, out);
+            }
         });
         at += channels;
     }
-    Ok(Tensor::from_vec(out, (batch, grid * grid, total), &Device::Cpu)?)
+    Ok(Tensor::from_vec(out, (batch, grid.area(), total), &Device::Cpu)?)
 }
 
 /// The columns of one tap's channels in the rows `[T, total]` of the grid: `channels` of them from `at` on.
 struct Columns {
-    grid: usize,
+    grid: Size,
     total: usize,
     at: usize,
     channels: usize,
 }
 
-/// Averages squares of `factor` x `factor` cells of a tap `[h, h, C]`.
-fn pool(map: &[f32], factor: usize, columns: &Columns, out: &mut [f32]) {
+/// Averages the parts of a tap `[h, w, C]` that lie in each cell.
+fn pool(map: &[f32], side: Size, columns: &Columns, out: &mut [f32]) {
     let Columns { grid, total, at, channels } = *columns;
-    let scale = 1.0 / (factor * factor) as f32;
-    for y in 0..grid * factor {
-        for x in 0..grid * factor {
-            let cell = &mut out[(y / factor * grid + x / factor) * total + at..][..channels];
-            for (o, v) in cell.iter_mut().zip(&map[(y * grid * factor + x) * channels..][..channels]) {
+    let factor = Size::new(side.width / grid.width, side.height / grid.height);
+    let scale = 1.0 / factor.area() as f32;
+    for y in 0..side.height {
+        for x in 0..side.width {
+            let cell = &mut out[(y / factor.height * grid.width + x / factor.width) * total + at..][..channels];
+            for (o, v) in cell.iter_mut().zip(&map[(y * side.width + x) * channels..][..channels]) {
                 *o += v * scale;
             }
         }
     }
 }
 
-/// Enlarges a tap `[side, side, C]` bilinearly.
-fn enlarge(map: &[f32], side: usize, columns: &Columns, out: &mut [f32]) {
+/// Enlarges a tap `[h, w, C]` bilinearly.
+fn enlarge(map: &[f32], side: Size, columns: &Columns, out: &mut [f32]) {
     let Columns { grid, total, at, channels } = *columns;
-    for y in 0..grid {
-        let (y0, y1, fy) = neighbours(y, grid, side);
-        for x in 0..grid {
-            let (x0, x1, fx) = neighbours(x, grid, side);
-            let cell = &mut out[(y * grid + x) * total + at..][..channels];
+    for y in 0..grid.height {
+        let (y0, y1, fy) = neighbours(y, grid.height, side.height);
+        for x in 0..grid.width {
+            let (x0, x1, fx) = neighbours(x, grid.width, side.width);
+            let cell = &mut out[(y * grid.width + x) * total + at..][..channels];
             for (c, o) in cell.iter_mut().enumerate() {
-                let v = |y: usize, x: usize| map[(y * side + x) * channels + c];
+                let v = |y: usize, x: usize| map[(y * side.width + x) * channels + c];
                 let (top, bottom) = (v(y0, x0) * (1.0 - fx) + v(y0, x1) * fx, v(y1, x0) * (1.0 - fx) + v(y1, x1) * fx);
                 *o = top * (1.0 - fy) + bottom * fy;
             }
@@ -116,15 +126,31 @@ mod tests {
     #[test]
     fn tensor_operations_give_what_the_kernels_give() {
         let number = |i: usize| ((i as f32 * 12.9898).sin() * 43758.547).fract();
-        let tap = |side: usize, channels: usize| {
-            let values: Vec<f32> = (0..2 * side * side * channels).map(number).collect();
-            Tensor::from_vec(values, (2, side, side, channels), &Device::Cpu).unwrap()
+        let tap = |width: usize, height: usize, channels: usize| {
+            let values: Vec<f32> = (0..2 * width * height * channels).map(number).collect();
+            Tensor::from_vec(values, (2, height, width, channels), &Device::Cpu).unwrap()
         };
-        let taps = [tap(16, 3), tap(8, 2), tap(4, 5), tap(2, 4)];
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let (a, b) = (to_grid_on_cpu(&taps, 4).unwrap(), to_grid_in_tensors(&taps, 4).unwrap());
-        assert_eq!(a.dims(), [2, 16, 14]);
-        assert_eq!(a.dims(), b.dims());
-        assert!(values(a).iter().zip(values(b)).all(|(a, b)| (a - b).abs() < 1e-6));
+        for grid in [Size::square(4), Size::new(4, 12), Size::new(8, 4)] {
+            let side = |by: usize, part: usize| (grid.width * by / part, grid.height * by / part);
+            let taps = [(4, 1, 3), (2, 1, 2), (1, 1, 5), (1, 2, 4)].map(|(by, part, channels)| {
+                let (width, height) = side(by, part);
+                tap(width, height, channels)
+            });
+            let (a, b) = (to_grid_on_cpu(&taps, grid).unwrap(), to_grid_in_tensors(&taps, grid).unwrap());
+            assert_eq!(a.dims(), [2, grid.area(), 14]);
+            assert_eq!(a.dims(), b.dims());
+            assert!(values(a).iter().zip(values(b)).all(|(a, b)| (a - b).abs() < 1e-6), "{grid}");
+        }
+        assert!(to_grid(&[tap(8, 6, 1)], Size::square(4)).is_err());
+        assert!(to_grid(&[tap(8, 2, 1)], Size::square(4)).is_err(), "finer along one side, coarser along the other");
+    }
+
+    /// Row 1, column 2 of the grid is the mean of what lies there.
+    #[test]
+    fn a_cell_is_the_mean_of_its_part_of_the_map() {
+        let map = Tensor::arange(0.0f32, 4.0 * 6.0, &Device::Cpu).unwrap().reshape((1, 4, 6, 1)).unwrap();
+        let cells = to_grid(&[map], Size::new(3, 2)).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(cells[5], (16.0 + 17.0 + 22.0 + 23.0) / 4.0);
     }
 }

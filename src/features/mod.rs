@@ -1,11 +1,12 @@
 //! Features: the grid of vectors that the diffusion model learns, made from a prepared frame.
 //!
-//! Shapes: B frames, T cells of the grid in raster order (T = grid x grid), C raw channels, D channels after the transform. With
+//! Shapes: B frames, T cells of the grid in raster order, C raw channels, D channels after the transform. With
 //! `features.space = "feature"` they are the taps of a frozen backbone, normalised by a transform that was fitted to good parts;
 //! with `"pixel"` a cell holds the colour of its pixels.
 
 use candle_core::{DType, Tensor};
 
+use crate::config::Size;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::frame::Frame;
@@ -19,7 +20,7 @@ pub use transform::FeatureTransform;
 /// Makes features `[B, T, D]` of prepared frames.
 pub struct FeatureExtractor {
     device: Device,
-    grid: usize,
+    grid: Size,
     source: Source,
 }
 
@@ -29,13 +30,13 @@ enum Source {
 }
 
 impl FeatureExtractor {
-    /// Features of a frozen backbone on `device`, on `grid` cells per side.
+    /// Features of a frozen backbone on `device`, on a grid.
     ///
     /// # Errors
     /// When the device fails.
     pub fn of_backbone(
         device: Device,
-        grid: usize,
+        grid: Size,
         backbone: Box<dyn Backbone>,
         transform: FeatureTransform,
     ) -> Result<Self> {
@@ -43,8 +44,8 @@ impl FeatureExtractor {
         Ok(Self { device, grid, source: Source::Backbone(backbone, transform) })
     }
 
-    /// RGB in -1..=1, averaged over `grid` cells per side; `grid` divides the side of the frames.
-    pub fn of_pixels(device: Device, grid: usize) -> Self {
+    /// RGB in -1..=1, averaged over the cells of a grid whose sides divide those of the frames.
+    pub fn of_pixels(device: Device, grid: Size) -> Self {
         Self { device, grid, source: Source::Pixels }
     }
 
@@ -70,7 +71,7 @@ impl FeatureExtractor {
             Source::Backbone(backbone, _) => backbone_features(backbone.as_ref(), &self.device, self.grid, frames),
             Source::Pixels => {
                 let colours = frames.iter().map(|frame| mean_colours(frame, self.grid)).collect::<Result<Vec<_>>>()?;
-                let shape = (frames.len(), self.grid * self.grid, 3);
+                let shape = (frames.len(), self.grid.area(), 3);
                 Ok(Tensor::from_vec(colours.concat(), shape, self.device.candle())?)
             }
         }
@@ -115,7 +116,11 @@ impl FeatureExtractor {
     /// Features `[T, D]` as an RGB picture, where they are one.
     pub fn picture(&self, features: &[f32]) -> Option<Frame> {
         let rgb = |features| self.denormalise(features).iter().map(|v| v.round() as u8).collect(); // the cast saturates
-        if self.transform().is_some() { None } else { Frame::new(self.grid, self.grid, rgb(features)).ok() }
+        if self.transform().is_some() {
+            None
+        } else {
+            Frame::new(self.grid.width, self.grid.height, rgb(features)).ok()
+        }
     }
 }
 
@@ -123,31 +128,31 @@ impl FeatureExtractor {
 ///
 /// # Errors
 /// When the device fails, or the frames differ in size.
-pub fn backbone_features(backbone: &dyn Backbone, device: &Device, grid: usize, frames: &[&Frame]) -> Result<Tensor> {
+pub fn backbone_features(backbone: &dyn Backbone, device: &Device, grid: Size, frames: &[&Frame]) -> Result<Tensor> {
     let (height, width) = frames.first().map_or((0, 0), |frame| (frame.height(), frame.width()));
     let bytes: Vec<&[u8]> = frames.iter().map(|frame| frame.rgb()).collect();
     let images = device.upload(&bytes, (frames.len(), height, width, 3))?;
     grid::to_grid(&backbone.forward(&images.to_dtype(DType::F32)?)?, grid)
 }
 
-/// Mean colour of each cell, `[grid, grid, 3]` in 0..=255.
-fn mean_colours(frame: &Frame, grid: usize) -> Result<Vec<f32>> {
-    let side = frame.width();
-    if frame.height() != side || grid == 0 || !side.is_multiple_of(grid) {
-        let height = frame.height();
-        return Err(Error::Internal(format!("features: {side}x{height} pixels do not fit a grid of {grid}")));
+/// Mean colour of each cell, `[height, width, 3]` in 0..=255.
+fn mean_colours(frame: &Frame, grid: Size) -> Result<Vec<f32>> {
+    let (width, height) = (frame.width(), frame.height());
+    let fits = grid.area() > 0 && width.is_multiple_of(grid.width) && height.is_multiple_of(grid.height);
+    if !fits {
+        return Err(Error::Internal(format!("features: {width}x{height} pixels do not fit a grid of {grid}")));
     }
-    let factor = side / grid;
-    let mut out = vec![0.0; grid * grid * 3];
-    for (y, row) in frame.rgb().chunks_exact(side * 3).enumerate() {
+    let factor = [width / grid.width, height / grid.height];
+    let mut out = vec![0.0; grid.area() * 3];
+    for (y, row) in frame.rgb().chunks_exact(width * 3).enumerate() {
         for (x, pixel) in row.as_chunks::<3>().0.iter().enumerate() {
-            let cell = &mut out[(y / factor * grid + x / factor) * 3..][..3];
+            let cell = &mut out[(y / factor[1] * grid.width + x / factor[0]) * 3..][..3];
             for (sum, value) in cell.iter_mut().zip(pixel) {
                 *sum += f32::from(*value);
             }
         }
     }
-    let area = (factor * factor) as f32;
+    let area = (factor[0] * factor[1]) as f32;
     out.iter_mut().for_each(|v| *v /= area);
     Ok(out)
 }
@@ -160,7 +165,7 @@ mod tests {
     fn pixels_come_back_as_the_picture() {
         let rgb: Vec<u8> = (0..8 * 8 * 3).map(|i| (i * 5 % 256) as u8).collect();
         let frame = Frame::new(8, 8, rgb.clone()).unwrap();
-        let pixels = |grid: usize| FeatureExtractor::of_pixels(Device::cpu(), grid);
+        let pixels = |grid: usize| FeatureExtractor::of_pixels(Device::cpu(), grid.into());
         let list = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let whole = pixels(8);
         let features = whole.extract(&[&frame, &frame]).unwrap();

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{Fit, InputConfig};
+use crate::config::{Fit, InputConfig, Size};
 use crate::error::{Error, Result};
 
 pub mod read;
@@ -62,9 +62,9 @@ impl Frame {
 /// Crop and resize from a frame to the model's input: the one way there is, in training, in evaluation and on the line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocess {
-    /// Side of the square input in pixels.
-    pub size: usize,
-    /// How a frame that is not square is fitted.
+    /// The input in pixels.
+    pub size: Size,
+    /// How a frame of another aspect is fitted.
     pub fit: Fit,
     /// The part of the frame that is looked at, `[x, y, width, height]` as fractions of the frame.
     pub roi: Option<[f64; 4]>,
@@ -73,17 +73,19 @@ pub struct Preprocess {
 /// A frame as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
-    /// Square input.
+    /// The input.
     pub frame: Frame,
     /// The rectangle of the original that it shows.
     pub geometry: Geometry,
 }
 
-/// The way from the model's square input back to the original frame.
+/// The way from the model's input back to the original frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
     /// Width and height of the original frame in pixels.
     pub original: [usize; 2],
+    /// Width and height of the input in pixels.
+    pub input: Size,
     /// Rectangle of the input that shows the frame, `[x, y, width, height]` in input pixels; the rest is border.
     pub valid: [f64; 4],
     /// Rectangle of the original that the input shows, `[x, y, width, height]` in pixels.
@@ -106,14 +108,20 @@ impl Geometry {
         ]
     }
 
-    /// A mask of the original, `[height, width]`, on the pixels of the model's input `[size, size]`.
-    pub fn onto_input(&self, mask: &[bool], size: usize) -> Vec<bool> {
+    /// A mask of the original, `[height, width]`, on the pixels of the model's input, `[height, width]` as well.
+    pub fn onto_input(&self, mask: &[bool]) -> Vec<bool> {
         let [width, height] = self.original;
+        let columns = self.input.width;
         let pixel = |i: usize| {
-            let [x, y] = self.to_original((i % size) as f64 + 0.5, (i / size) as f64 + 0.5);
+            let [x, y] = self.to_original((i % columns) as f64 + 0.5, (i / columns) as f64 + 0.5);
             mask[(y as usize).min(height - 1) * width + (x as usize).min(width - 1)]
         };
-        (0..size * size).map(pixel).collect()
+        (0..self.input.area()).map(pixel).collect()
+    }
+
+    /// Whether all of the input shows the frame.
+    pub fn is_full(&self) -> bool {
+        self.valid[2] == self.input.width as f64 && self.valid[3] == self.input.height as f64
     }
 }
 
@@ -167,21 +175,21 @@ impl Preprocess {
                 self.roi.unwrap_or_default()
             )));
         }
-        let size = self.size as f64;
+        let [columns, rows] = self.size.sides().map(|side| side as f64);
         let valid = match self.fit {
-            Fit::Stretch => [0.0, 0.0, size, size],
+            Fit::Stretch => [0.0, 0.0, columns, rows],
             Fit::Pad => {
-                let scale = size / shown[2].max(shown[3]);
+                let scale = (columns / shown[2]).min(rows / shown[3]);
                 let (w, h) = ((shown[2] * scale).round().max(1.0), (shown[3] * scale).round().max(1.0));
-                [((size - w) / 2.0).floor(), ((size - h) / 2.0).floor(), w, h]
+                [((columns - w) / 2.0).floor(), ((rows - h) / 2.0).floor(), w, h]
             }
         };
-        Ok(Geometry { original: [width, height], valid, shown })
+        Ok(Geometry { original: [width, height], input: self.size, valid, shown })
     }
 
     /// The part that shows the frame, with its border.
     fn finish(&self, resized: Frame, geometry: Geometry) -> Prepared {
-        let frame = if resized.width == self.size && resized.height == self.size {
+        let frame = if (resized.width, resized.height) == (self.size.width, self.size.height) {
             resized
         } else {
             repeat_edges(&resized, self.size, geometry.valid[0] as usize, geometry.valid[1] as usize)
@@ -190,17 +198,17 @@ impl Preprocess {
     }
 }
 
-/// `frame` at (`left`, `top`) of a square; the border repeats its edge pixels.
-fn repeat_edges(frame: &Frame, size: usize, left: usize, top: usize) -> Frame {
-    let mut rgb = Vec::with_capacity(size * size * 3);
-    for y in 0..size {
+/// `frame` at (`left`, `top`) of a larger one; the border repeats its edge pixels.
+fn repeat_edges(frame: &Frame, size: Size, left: usize, top: usize) -> Frame {
+    let mut rgb = Vec::with_capacity(size.area() * 3);
+    for y in 0..size.height {
         let sy = y.saturating_sub(top).min(frame.height - 1);
-        for x in 0..size {
+        for x in 0..size.width {
             let sx = x.saturating_sub(left).min(frame.width - 1);
             rgb.extend_from_slice(&frame.rgb[(sy * frame.width + sx) * 3..][..3]);
         }
     }
-    Frame { width: size, height: size, rgb }
+    Frame { width: size.width, height: size.height, rgb }
 }
 
 #[cfg(test)]
@@ -215,14 +223,15 @@ mod tests {
     #[test]
     fn a_frame_of_the_right_size_is_taken_as_it_is() {
         let frame = gradient(64, 64);
-        let prepared = Preprocess { size: 64, fit: Fit::Stretch, roi: None }.apply(&frame).unwrap();
+        let prepared = Preprocess { size: Size::square(64), fit: Fit::Stretch, roi: None }.apply(&frame).unwrap();
         assert_eq!(prepared.frame, frame);
         assert_eq!(prepared.geometry.to_original(10.0, 20.0), [10.0, 20.0]);
     }
 
     #[test]
     fn padding_keeps_the_aspect_and_points_find_their_way_back() {
-        let prepared = Preprocess { size: 64, fit: Fit::Pad, roi: None }.apply(&gradient(200, 100)).unwrap();
+        let prepared =
+            Preprocess { size: Size::square(64), fit: Fit::Pad, roi: None }.apply(&gradient(200, 100)).unwrap();
         assert_eq!(prepared.geometry.valid, [0.0, 16.0, 64.0, 32.0]);
         assert_eq!(prepared.geometry.to_original(32.0, 32.0), [100.0, 50.0]);
         assert_eq!(prepared.geometry.to_original(64.0, 64.0), [200.0, 100.0], "clamped to the frame");
@@ -231,8 +240,30 @@ mod tests {
     }
 
     #[test]
+    fn an_input_may_have_any_shape() {
+        let frame = gradient(200, 100);
+        let strip = Preprocess { size: Size::new(64, 128), fit: Fit::Stretch, roi: None }.apply(&frame).unwrap();
+        assert_eq!((strip.frame.width(), strip.frame.height()), (64, 128));
+        assert!(strip.geometry.is_full());
+        assert_eq!(strip.geometry.to_original(32.0, 32.0), [100.0, 25.0]);
+        let padded = Preprocess { size: Size::new(160, 96), fit: Fit::Pad, roi: None }.apply(&frame).unwrap();
+        assert_eq!((padded.frame.width(), padded.frame.height()), (160, 96));
+        assert_eq!(padded.geometry.valid, [0.0, 8.0, 160.0, 80.0]);
+        assert!(!padded.geometry.is_full());
+        let upright = Preprocess { size: Size::new(160, 64), fit: Fit::Pad, roi: None }.apply(&frame).unwrap();
+        assert_eq!(upright.geometry.valid, [16.0, 0.0, 128.0, 64.0], "touches top and bottom");
+        // A point that is marked on the frame is found on the input.
+        let mut mask = vec![false; 200 * 100];
+        mask[75 * 200 + 150] = true;
+        let marked = padded.geometry.onto_input(&mask);
+        assert!(marked.len() == 160 * 96 && !marked[..8 * 160].contains(&true));
+        let narrow = Preprocess { size: Size::new(400, 200), fit: Fit::Stretch, roi: None }.geometry(200, 100).unwrap();
+        assert_eq!(narrow.onto_input(&mask).iter().position(|marked| *marked), Some(150 * 400 + 300));
+    }
+
+    #[test]
     fn a_region_of_interest_is_all_the_model_sees() {
-        let process = Preprocess { size: 64, fit: Fit::Stretch, roi: Some([0.5, 0.0, 0.5, 1.0]) };
+        let process = Preprocess { size: Size::square(64), fit: Fit::Stretch, roi: Some([0.5, 0.0, 0.5, 1.0]) };
         let prepared = process.apply(&gradient(128, 64)).unwrap();
         assert_eq!(prepared.frame.rgb()[0], 64);
         assert_eq!(prepared.geometry.to_original(0.0, 0.0), [64.0, 0.0]);

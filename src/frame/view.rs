@@ -225,7 +225,7 @@ mod tests {
             let rgb: Vec<u8> = (0..width * height * 3).map(noise).collect();
             let frame = Frame::new(width, height, rgb.clone()).unwrap();
             let fit = if pad { Fit::Pad } else { Fit::Stretch };
-            let preprocess = Preprocess { size: 64, fit, roi: roi.map(|(x, y, w, h)| [x, y, w, h]) };
+            let preprocess = Preprocess { size: 64.into(), fit, roi: roi.map(|(x, y, w, h)| [x, y, w, h]) };
             let expected = preprocess.apply(&frame).unwrap();
             for (bytes, order) in [(3, [0, 1, 2]), (3, [2, 1, 0]), (4, [0, 1, 2]), (4, [2, 1, 0]), (4, [1, 2, 3]), (4, [3, 2, 1])] {
                 let stride = width * bytes + padding;
@@ -272,7 +272,7 @@ mod tests {
                 View::SemiPlanar { luma, chroma: half(&uvs, 20), yuv },
             ];
             for view in views {
-                let preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
+                let preprocess = Preprocess { size: 64.into(), fit: Fit::Stretch, roi: None };
                 let prepared = preprocess.apply_view(&view).unwrap();
                 for pixel in prepared.frame.rgb().chunks_exact(3) {
                     assert!(
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn planes_that_are_too_short_are_refused() {
         let data = vec![0; 64 * 64];
-        let preprocess = Preprocess { size: 64, fit: Fit::Stretch, roi: None };
+        let preprocess = Preprocess { size: 64.into(), fit: Fit::Stretch, roi: None };
         for wrong in [
             plane(&data, 64, 65, 64),
             plane(&data, 65, 10, 64),

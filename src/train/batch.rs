@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::cache::FeatureCache;
-use crate::config::{ClassStrategy, Config, DiffusionConfig, Weighting};
+use crate::config::{ClassStrategy, Config, DiffusionConfig, Size, Weighting};
 use crate::diffusion::{NoiseLevel, Prediction, Process, min_snr_weight};
 use crate::error::Result;
 use crate::model::denoiser::{normal, pooled};
@@ -21,6 +21,8 @@ pub(super) struct Batch {
     pub(super) target: Tensor,
     /// For a network with semantic guidance: the input without noise and mask, averaged to G cells, `[B, G, D]`.
     pub(super) guide: Option<Tensor>,
+    /// The cells of the grid that all of this shows, `[T]`, where it is a window; the T above are these then.
+    pub(super) cells: Option<Tensor>,
     /// Weight of each sample's loss, `[B]`.
     pub(super) weight: Vec<f32>,
     /// Logarithm of the signal-to-noise ratio of each sample, `[B]`.
@@ -36,11 +38,13 @@ impl Batch {
     pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
         let there = |tensor: &Tensor| tensor.to_device(device);
         let guide = self.guide.as_ref().map(there).transpose()?;
+        let cells = self.cells.as_ref().map(there).transpose()?;
         let (log_snr, class, weight) = (self.log_snr.clone(), self.class.clone(), self.weight.clone());
         Ok(Self {
             input: there(&self.input)?,
             target: there(&self.target)?,
             guide,
+            cells,
             weight,
             log_snr,
             class,
@@ -88,7 +92,13 @@ pub(super) fn sample_batch(
         })
         .collect::<Result<_>>()?;
     let seed = rng.next_u64();
-    let (grid, dim, tokens, guide_cells) = (config.features.grid, config.dim(), config.tokens(), config.denoiser.guide);
+    let (grid, view, dim, guide_cells) = (config.grid(), config.training_window(), config.dim(), config.denoiser.guide);
+    let tokens = view.area();
+    let cells = (view != grid).then(|| window(grid, view, &mut rng));
+    let seen = |values: Vec<f32>| match &cells {
+        Some(cells) => cells.iter().flat_map(|&cell| &values[cell as usize * dim..][..dim]).copied().collect(),
+        None => values,
+    };
     let mut input = vec![0.0; count * tokens * (dim + 1)];
     let mut clean = vec![0.0; count * tokens * dim];
     let levels: Vec<NoiseLevel> = draws.iter().map(|d| d.level).collect();
@@ -100,15 +110,15 @@ pub(super) fn sample_batch(
         .zip(clean.par_chunks_exact_mut(tokens * dim))
         .zip(draws)
         .map(|((input, clean), draw)| {
-            clean.copy_from_slice(&cache.get(draw.image)?);
-            let mut shown = cache.get(draw.other)?;
+            clean.copy_from_slice(&seen(cache.get(draw.image)?));
+            let mut shown = seen(cache.get(draw.other)?);
             corrupt(config, draw, clean, &mut shown, input);
             Ok(if guide_cells > 0 { shown } else { Vec::new() })
         })
         .collect::<Result<Vec<Vec<f32>>>>()?;
     let guide = match guide_cells {
         0 => None,
-        n => Some(pooled(&Tensor::from_vec(shown.concat(), (count, tokens, dim), &Device::Cpu)?, grid, n)?),
+        n => Some(pooled(&Tensor::from_vec(shown.concat(), (count, tokens, dim), &Device::Cpu)?, grid.width, n)?),
     };
     let input = Tensor::from_vec(input, (count, tokens, dim + 1), &Device::Cpu)?;
     let clean = Tensor::from_vec(clean, (count, tokens, dim), &Device::Cpu)?;
@@ -118,7 +128,19 @@ pub(super) fn sample_batch(
         Prediction::X0 => clean,
         other => Prediction::X0.convert(&clean, other, &input.narrow(2, 0, dim)?, &levels)?,
     };
-    Ok(Batch { input, target, guide, weight, log_snr, class, seed })
+    let cells = cells.map(|cells| Tensor::new(cells.as_slice(), &Device::Cpu)).transpose()?;
+    Ok(Batch { input, target, guide, cells, weight, log_snr, class, seed })
+}
+
+/// The cells of a window of the grid, at random; those at the edge of the grid are in it about as often as others.
+fn window(grid: Size, view: Size, rng: &mut ChaCha8Rng) -> Vec<u32> {
+    let mut start = |cells: usize, side: usize| {
+        let at = rng.random_range(0..=cells);
+        at.saturating_sub(side / 2).min(cells - side)
+    };
+    let (left, top) = (start(grid.width, view.width), start(grid.height, view.height));
+    let row = |y: usize| (left..left + view.width).map(move |x| (y * grid.width + x) as u32);
+    (top..top + view.height).flat_map(row).collect()
 }
 
 /// Draws a noise level: of a schedule with steps, each step with the same probability; of a continuous one around the level that
@@ -148,17 +170,17 @@ fn weight(config: &DiffusionConfig, level: NoiseLevel) -> Result<f32> {
 /// Makes the network's input `out` `[T, D + 1]` from the features `x` `[T, D]`: replaces patches of 2x2 cells by those of the
 /// image `other` `[T, D]`, adds noise, masks cells. Leaves in `other` the input before noise and mask.
 fn corrupt(config: &Config, draw: Draw, x: &[f32], other: &mut [f32], out: &mut [f32]) {
-    let (grid, dim) = (config.features.grid, config.dim());
+    let (grid, dim) = (config.training_window(), config.dim());
     let Draw { level, mut rng, .. } = draw;
     let (signal, noise) = (level.signal() as f32, level.noise() as f32);
     let shuffle = config.training.shuffle * rng.random::<f64>();
     let mask = config.training.mask * rng.random::<f64>();
-    let half = grid.div_ceil(2);
-    let foreign: Vec<bool> = (0..half * half).map(|_| rng.random::<f64>() < shuffle).collect();
-    let masked: Vec<bool> = (0..grid * grid).map(|_| rng.random::<f64>() < mask).collect();
+    let half = grid.map(|side| side.div_ceil(2));
+    let foreign: Vec<bool> = (0..half.area()).map(|_| rng.random::<f64>() < shuffle).collect();
+    let masked: Vec<bool> = (0..grid.area()).map(|_| rng.random::<f64>() < mask).collect();
     for (t, row) in out.chunks_exact_mut(dim + 1).enumerate() {
         let source = &mut other[t * dim..][..dim];
-        if !foreign[(t / grid / 2) * half + t % grid / 2] {
+        if !foreign[(t / grid.width / 2) * half.width + t % grid.width / 2] {
             source.copy_from_slice(&x[t * dim..][..dim]);
         }
         if masked[t] {
@@ -292,6 +314,38 @@ mod tests {
         assert!((share(1.0, 4.0) - 0.5 * 3.0 / 7.0).abs() < 0.03, "{}", share(1.0, 4.0));
         let [a, b, none] = classes.map(|count| count as f64 / n);
         assert!((none - 0.15).abs() < 0.03 && (a - b).abs() < 0.05, "{classes:?}");
+    }
+
+    /// A step shows a window of a grid that is larger, and says which cells these are; all of the grid has its turn.
+    #[test]
+    fn a_step_looks_at_a_window() {
+        let config = config(&["training.window=2", "training.mask=0", "training.shuffle=0"]);
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = FeatureCache::new(16 * DIM, 16, folder.path());
+        // Cell t holds t in all of its channels.
+        cache.push(&(0..16 * DIM).map(|i| (i / DIM) as f32).collect::<Vec<_>>()).unwrap();
+        let process = config.diffusion.process().unwrap();
+        let mut often = [0; 16];
+        for step in 0..400 {
+            let batch = sample_batch(&config, &process, &cache, &[vec![0]], step).unwrap();
+            let cells = batch.cells.unwrap().to_vec1::<u32>().unwrap();
+            assert_eq!((batch.input.dims(), batch.target.dims()), (&[64, 4, DIM + 1][..], &[64, 4, DIM][..]));
+            let shown: Vec<u32> = batch
+                .target
+                .get(9)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .chunks(DIM)
+                .map(|cell| cell[0] as u32)
+                .collect();
+            assert_eq!(shown, cells);
+            assert!(cells[1] == cells[0] + 1 && cells[2] == cells[0] + 4 && cells[3] == cells[2] + 1, "{cells:?}");
+            cells.iter().for_each(|&cell| often[cell as usize] += 1);
+        }
+        assert!(often.iter().all(|n| *n > 50), "{often:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
+use crate::config::Size;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared};
 
@@ -98,9 +99,9 @@ impl Cache<()> {
 }
 
 impl Cache<Geometry> {
-    /// For frames of `side` x `side` pixels; limit and folder as for [`FeatureCache`].
-    pub(super) fn new(side: usize, limit_mib: usize, folder: &Path) -> Self {
-        Self::of_size(side * side * 3, limit_mib, folder)
+    /// For frames of one size; limit and folder as for [`FeatureCache`].
+    pub(super) fn new(size: Size, limit_mib: usize, folder: &Path) -> Self {
+        Self::of_size(size.area() * 3, limit_mib, folder)
     }
 
     pub(super) fn push(&mut self, prepared: &Prepared) -> Result<()> {
@@ -109,9 +110,9 @@ impl Cache<Geometry> {
 
     /// One frame.
     pub(super) fn get(&self, index: usize) -> Result<Prepared> {
-        let side = (self.size / 3).isqrt();
-        let frame = Frame::new(side, side, self.record(index)?.into_owned())?;
-        Ok(Prepared { frame, geometry: self.notes[index] })
+        let geometry = self.notes[index];
+        let frame = Frame::new(geometry.input.width, geometry.input.height, self.record(index)?.into_owned())?;
+        Ok(Prepared { frame, geometry })
     }
 }
 
@@ -141,14 +142,14 @@ mod tests {
     #[test]
     fn frames_come_back_whole_from_memory_and_file() {
         let folder = tempfile::tempdir().unwrap();
-        let side = 256; // 192 KiB: 5 frames per MiB
+        let size = Size::new(512, 128); // 192 KiB: 5 frames per MiB
         let frame = |i: u8| {
-            let rgb = (0..side * side * 3).map(|at| i.wrapping_mul(31).wrapping_add((at % 251) as u8)).collect();
+            let rgb = (0..size.area() * 3).map(|at| i.wrapping_mul(31).wrapping_add((at % 251) as u8)).collect();
             let shown = [f64::from(i), 0.0, 500.0, 300.0];
-            let geometry = Geometry { original: [640, 480], valid: [0.0, 51.0, 256.0, 154.0], shown };
-            Prepared { frame: Frame::new(side, side, rgb).unwrap(), geometry }
+            let geometry = Geometry { original: [640, 480], input: size, valid: [170.0, 0.0, 171.0, 128.0], shown };
+            Prepared { frame: Frame::new(size.width, size.height, rgb).unwrap(), geometry }
         };
-        let mut cache = FrameCache::new(side, 1, folder.path());
+        let mut cache = FrameCache::new(size, 1, folder.path());
         (0..8).for_each(|i| cache.push(&frame(i)).unwrap());
         assert!(cache.spilled());
         for i in [0, 4, 5, 7] {

@@ -141,6 +141,7 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
     let process = config.diffusion.process()?;
     let networks = Denoisers::count(config, classes);
     let steps = total_steps(config, classes);
+    let shape = DenoiserShape::of(config, classes).looking_at(config.training_window());
     let started = Instant::now();
     let (mut losses, mut current) = (Vec::new(), None);
     for step in first + 1..=steps {
@@ -156,13 +157,14 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
             _ => {
                 let tensor = |name: &str| optimizer.var(&format!("{prefix}{name}"));
                 let all = set.images.teaching(|part| role.leaves_out(config, part));
-                (all, set.features(config, role)?, Denoiser::new(DenoiserShape::of(config, classes), tensor)?)
+                (all, set.features(config, role)?, Denoiser::new(shape.clone(), tensor)?)
             }
         };
         let own = if networks > 1 { &images[network..=network] } else { images.as_slice() };
         let batch = batch::sample_batch(config, &process, &features.cache, own, step)?.to_device(device)?;
         let condition = denoiser.condition(&batch.log_snr, &batch.class)?;
-        let predicted = denoiser.forward_train(&batch.input, &condition, batch.guide.as_ref(), batch.seed)?;
+        let predicted =
+            denoiser.forward_train(&batch.input, &condition, batch.guide.as_ref(), batch.cells.as_ref(), batch.seed)?;
         let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
         let weight = Tensor::new(batch.weight.as_slice(), device)?;
         let loss = (error * weight)?.mean_all()?;

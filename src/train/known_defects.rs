@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::logistic::Rows;
 use crate::bundle::{DefectImageCard, KnownDefectsCard};
 use crate::calibrate::{self, GoodScores};
-use crate::config::{Config, Distance, ScoreKind};
+use crate::config::{Config, Distance, ScoreKind, Size};
 use crate::data::{Input, Sample, SampleDepth};
 use crate::detector::{DefectTerm, Network};
 use crate::error::{Error, Result};
@@ -55,8 +55,8 @@ impl KnownDefect {
         let (digests, input) = (read.digests(), read.prepared);
         let mark = |mask: &PathBuf| -> Result<Vec<bool>> {
             let [width, height] = input.geometry.original;
-            let on_input = input.geometry.onto_input(&read_mask(mask, width, height)?, config.input.size);
-            Ok(marked_cells(&on_input, config.input.size, config.features.grid))
+            let on_input = input.geometry.onto_input(&read_mask(mask, width, height)?);
+            Ok(marked_cells(&on_input, config.input.size, config.grid()))
         };
         let marked = sample.mask.as_ref().map(mark).transpose()?.filter(|cells| cells.contains(&true));
         Ok(Self { path: sample.path.clone(), digests, input, marked })
@@ -102,15 +102,15 @@ pub fn check_not_good<'a>(
 }
 
 /// The cells of which enough is marked; the one with most, where none has enough.
-fn marked_cells(mask: &[bool], size: usize, grid: usize) -> Vec<bool> {
-    let side = size / grid;
-    let marked = |cell: usize| {
-        let rows = mask.chunks_exact(size).skip(cell / grid * side).take(side);
-        rows.flat_map(|row| &row[cell % grid * side..][..side]).filter(|marked| **marked).count()
+fn marked_cells(mask: &[bool], size: Size, grid: Size) -> Vec<bool> {
+    let cell = Size::new(size.width / grid.width, size.height / grid.height);
+    let marked = |at: usize| {
+        let rows = mask.chunks_exact(size.width).skip(at / grid.width * cell.height).take(cell.height);
+        rows.flat_map(|row| &row[at % grid.width * cell.width..][..cell.width]).filter(|marked| **marked).count()
     };
-    let counts: Vec<usize> = (0..grid * grid).map(marked).collect();
+    let counts: Vec<usize> = (0..grid.area()).map(marked).collect();
     let most = counts.iter().copied().max().unwrap_or(0);
-    let enough = (MARKED_SHARE * (side * side) as f64).min(most as f64).max(1.0);
+    let enough = (MARKED_SHARE * cell.area() as f64).min(most as f64).max(1.0);
     counts.into_iter().map(|count| count as f64 >= enough).collect()
 }
 
@@ -376,7 +376,12 @@ mod tests {
     use super::*;
 
     fn geometry() -> Geometry {
-        Geometry { original: [64, 64], valid: [0.0, 0.0, 64.0, 64.0], shown: [0.0, 0.0, 64.0, 64.0] }
+        Geometry {
+            original: [64, 64],
+            input: Size::square(64),
+            valid: [0.0, 0.0, 64.0, 64.0],
+            shown: [0.0, 0.0, 64.0, 64.0],
+        }
     }
 
     fn noise(i: usize) -> f32 {
@@ -422,11 +427,11 @@ mod tests {
     fn cells_are_marked_by_their_share_and_no_mark_is_lost() {
         let mut mask = vec![false; 64];
         mask[0] = true; // a quarter of a cell of 2x2
-        assert_eq!(marked_cells(&mask, 8, 4).iter().filter(|m| **m).count(), 1);
-        assert!(marked_cells(&mask, 8, 4)[0]);
+        assert_eq!(marked_cells(&mask, 8.into(), 4.into()).iter().filter(|m| **m).count(), 1);
+        assert!(marked_cells(&mask, 8.into(), 4.into())[0]);
         // A speck, smaller than a quarter of a cell of 4x4, marks the cell that has most of it.
-        assert_eq!(marked_cells(&mask, 8, 2), [true, false, false, false]);
-        assert!(!marked_cells(&[false; 64], 8, 2).contains(&true));
+        assert_eq!(marked_cells(&mask, 8.into(), 2.into()), [true, false, false, false]);
+        assert!(!marked_cells(&[false; 64], 8.into(), 2.into()).contains(&true));
         // Without marks the highest cells stand for the defect.
         let seen = cells(3, 0.0);
         let highest = positives(&seen, None);

@@ -23,6 +23,7 @@ mod optimizer;
 mod statistics;
 mod thresholds;
 mod training_set;
+mod untrained;
 
 pub use crate::data::Stop;
 pub use fit::{Fit, fit, total_steps};
@@ -30,6 +31,7 @@ pub use known_defects::{FEWEST_DEFECTS, FreshParts, KnownDefect, Taught, check_k
 pub use statistics::finish;
 pub use thresholds::{ClassScores, check_rate, check_rates, class_card};
 pub use training_set::TrainingSet;
+pub use untrained::untrained;
 
 /// Progress of a training run.
 #[derive(Debug)]
@@ -184,6 +186,8 @@ pub fn train(
     observer: &dyn Observer,
     stop: &Stop,
 ) -> Result<Outcome> {
+    // The card says what stands, whatever is the default by then.
+    let config = &config.resolved();
     data::check_trainable(data)?;
     check_rates(config, data)?;
     let file = config.calibration.groups != Grouping::None;

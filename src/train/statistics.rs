@@ -134,7 +134,7 @@ impl<'a> Maker<'a> {
         let (tokens, dim) = (self.config.tokens(), self.config.dim());
         let plan = self.reconstructor.plan(self.config.detection.ddim_steps)?;
         let class = |(class, indices): (usize, &Vec<usize>)| {
-            let mut residuals = ResidualSums::new(tokens, dim, self.config.detection.context);
+            let mut residuals = ResidualSums::new(self.config.covariances(), dim, self.config.detection.context);
             let mut means = Vec::new();
             self.each_reconstruction(indices, &plan, class, progress, |features, reconstruction| {
                 means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));

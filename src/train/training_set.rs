@@ -144,7 +144,7 @@ impl TrainingSet {
         device: &Device,
         context: Context<'_>,
     ) -> Result<Self> {
-        let grid = config.features.grid;
+        let grid = config.grid();
         let mask = mask(config)?;
         let mut reader =
             Reader { config, data, folder, device, context, digest: Sha256::new(), unreadable: Vec::new() };
@@ -256,7 +256,7 @@ impl TrainingSet {
 
     /// The feature extractor of a model that is trained on these features.
     pub(super) fn extractor(&self, config: &Config, features: &Features) -> Result<Arc<FeatureExtractor>> {
-        let grid = config.features.grid;
+        let grid = config.grid();
         Ok(Arc::new(match &features.transform {
             None => FeatureExtractor::of_pixels(self.device.clone(), grid),
             Some(transform) => {
@@ -419,7 +419,7 @@ fn mask(config: &Config) -> Result<Option<(Mask, String)>> {
     let Some(path) = &config.input.mask else { return Ok(None) };
     let file = Path::new(path);
     let bytes = read_bytes(file)?;
-    let mask = Mask::new(&decode_frame(&bytes, file)?, &Preprocess::of(&config.input), config.features.grid)
+    let mask = Mask::new(&decode_frame(&bytes, file)?, &Preprocess::of(&config.input), config.grid())
         .map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))?;
     Ok(Some((mask, data::data_sha256([(file, Sha256::digest(&bytes).into())]))))
 }

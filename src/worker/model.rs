@@ -51,8 +51,8 @@ impl Detect for Detector {
 
     fn warm_up(&self, size: usize) -> Result<Vec<Job>> {
         let preprocess = Preprocess { roi: None, ..self.network().preprocess() };
-        let side = preprocess.size;
-        let prepared = preprocess.apply(&Frame::new(side, side, vec![127; side * side * 3])?)?;
+        let input = preprocess.size;
+        let prepared = preprocess.apply(&Frame::new(input.width, input.height, vec![127; input.area() * 3])?)?;
         Ok(vec![Job { prepared, request: Arc::default() }; size])
     }
 }

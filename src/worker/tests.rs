@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bundle::fixture;
+use crate::config::Size;
 use crate::detector::{AnomalyMap, CellScores, ClassSource, Embeddings, Verdict};
 use crate::frame::{Frame, Geometry};
 
@@ -17,7 +18,8 @@ fn card() -> Card {
 /// A job whose one pixel tells the model what to do.
 fn job(pixel: u8) -> Job {
     let frame = Frame::new(1, 1, vec![pixel; 3]).unwrap();
-    let geometry = Geometry { original: [1, 1], valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
+    let geometry =
+        Geometry { original: [1, 1], input: Size::square(1), valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
     Job { prepared: Prepared { frame, geometry }, request: Arc::default() }
 }
 
@@ -107,7 +109,7 @@ impl Scripted {
             class_source: ClassSource::Only,
             regions: Vec::new(),
             pixel_threshold: 1.0,
-            map: AnomalyMap { side: 1, values: vec![0.0], geometry: job(0).prepared.geometry },
+            map: AnomalyMap { size: Size::square(1), values: vec![0.0], geometry: job(0).prepared.geometry },
         };
         if pixels.contains(&SHORT_OF_MEMORY) {
             return Error::Memory("no room".into()).for_all(pixels.len());

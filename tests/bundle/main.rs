@@ -410,7 +410,7 @@ fn card_that_contradicts_itself_is_refused() {
     card_refused(
         "/config/input/size",
         json!(100),
-        "config.input.size = 100: expected a multiple of 32 from 64 to 1024",
+        "config.input.size = 100: expected a multiple of 32 from 64 to 4096, or two of them as [width, height]",
     );
     card_refused("/config/denoiser/heads", json!(3), "config.denoiser.width = 128, denoiser.heads = 3: expected width");
     card_refused("/config/features/dim", json!("128"), "card: invalid type: string \"128\", expected usize");

@@ -145,5 +145,5 @@ fn mask(path: &str, info: &VideoInfo, preprocess: &Preprocess, card: &Card) -> R
             image.height()
         ));
     }
-    Mask::new(&image, preprocess, card.config.features.grid).map_err(|error| format!("mask-location = {path}: {error}"))
+    Mask::new(&image, preprocess, card.config.grid()).map_err(|error| format!("mask-location = {path}: {error}"))
 }

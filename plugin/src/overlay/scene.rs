@@ -37,7 +37,7 @@ pub(crate) fn map(detection: &Detection, element: &str) -> DiadMap {
         if value > threshold { level.max(THRESHOLD_LEVEL + 1) } else { level.min(THRESHOLD_LEVEL) }
     };
     let [x, y, width, height] = map.cells();
-    let rows = map.values.chunks_exact(map.side).skip(y).take(height);
+    let rows = map.values.chunks_exact(map.size.width).skip(y).take(height);
     let levels = rows.flat_map(|row| row[x..x + width].iter().map(|&value| level(value))).collect();
     let scale = f64::from(threshold) / f64::from(THRESHOLD_LEVEL);
     DiadMap { width, height, levels, scale, shown: map.shown(), element: element.to_owned() }

@@ -25,7 +25,7 @@ pub(super) struct Sheet {
 impl Sheet {
     /// Adds a part: its image, the image with the map over it, and where the defect is, `[height, width]` of the image.
     pub(super) fn add(&mut self, image: &Frame, heat: &Frame, mask: &[bool], verdict: Verdict) -> Result<()> {
-        let preprocess = Preprocess { size: PANEL, fit: Fit::Pad, roi: None };
+        let preprocess = Preprocess { size: PANEL.into(), fit: Fit::Pad, roi: None };
         let panel = |frame: &Frame| preprocess.apply(frame).map(|prepared| prepared.frame);
         let mut part = Paper::new(3 * PANEL, PANEL + BAR, colour(verdict));
         for (at, picture) in [image, heat, &truth(image, mask)?].into_iter().enumerate() {

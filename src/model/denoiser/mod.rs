@@ -2,7 +2,7 @@
 //! adaptive layer norm; on one resolution, or as a U-Net on several. It predicts clean values, noise, or what is between
 //! them, from noisy values.
 //!
-//! Input and output are tokens `[B, T, D]`, T = grid x grid in raster order. In training the input has one channel more:
+//! Input and output are tokens `[B, T, D]`, T cells of the grid in raster order. In training the input has one channel more:
 //! 1 where a token is masked. Its row of the input matrix is the learned mask token.
 
 use candle_core::{Device, Tensor};
@@ -12,12 +12,14 @@ use crate::ops::{self, AttentionShape, ConvNextShape, Dropout};
 
 mod classes;
 mod shape;
+mod windows;
 
 pub use classes::Denoisers;
 use shape::FREQUENCIES;
 use shape::Stage as StageShape;
 pub(crate) use shape::normal;
 pub use shape::{DenoiserShape, Init, Parameter};
+use windows::Windows;
 
 struct Layer {
     parameters: Tensor,
@@ -48,7 +50,7 @@ impl Condition {
 /// One stage on the way through the network.
 enum Stage {
     Block(Layer, ConvNextShape),
-    Attention(Layer, AttentionShape),
+    Attention(Layer, AttentionShape, Option<Windows>),
     /// To half the side; what came in is kept for the way up.
     Shrink([Tensor; 2], usize),
     /// To twice the side, joined by what was kept.
@@ -99,7 +101,11 @@ impl Denoiser {
         let stages = shape.stages().into_iter().map(|stage| {
             Ok(match stage {
                 StageShape::Block(name, shape) => Stage::Block(layer(name, "convnext")?, shape),
-                StageShape::Attention(name, shape) => Stage::Attention(layer(name, "layer")?, shape),
+                StageShape::Attention(name, own, size) => {
+                    let layer = layer(name, "layer")?;
+                    let windows = Windows::of(size, shape.config.window, layer.parameters.device())?;
+                    Stage::Attention(layer, own, windows)
+                }
                 StageShape::Shrink { level, side, .. } => Stage::Shrink(pair(&format!("down.{level}.shrink"))?, side),
                 StageShape::Grow { level, side, .. } => Stage::Grow {
                     grow: pair(&format!("up.{level}.grow"))?,
@@ -168,7 +174,7 @@ impl Denoiser {
             |weight: &Tensor, bias: &Tensor| -> candle_core::Result<Tensor> { c.matmul(weight)?.broadcast_add(bias) };
         let mut modulations = Vec::new();
         for stage in &self.stages {
-            if let Stage::Block(layer, _) | Stage::Attention(layer, _) = stage {
+            if let Stage::Block(layer, _) | Stage::Attention(layer, ..) = stage {
                 modulations.push(modulation(&layer.weight, &layer.bias)?);
             }
         }
@@ -184,11 +190,11 @@ impl Denoiser {
     /// When shapes do not fit, or the guide is missing or superfluous.
     pub fn predict(&self, x: &Tensor, condition: &Condition, guide: Option<&Tensor>) -> Result<Tensor> {
         let weight = self.input[0].narrow(0, 0, self.shape.dim)?;
-        self.run(x, &weight, condition, guide, None)
+        self.run(x, [&weight, &self.input[1]], condition, guide, None)
     }
 
     /// `predict` for training: `x` `[B, T, D + 1]` carries the mask as its last channel and 0 in masked tokens;
-    /// `dropout_seed` fixes the dropped units.
+    /// `dropout_seed` fixes the dropped units. Where the network looks at a window of the grid, `cells` `[T]` are those in it.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -197,15 +203,18 @@ impl Denoiser {
         x: &Tensor,
         condition: &Condition,
         guide: Option<&Tensor>,
+        cells: Option<&Tensor>,
         dropout_seed: u64,
     ) -> Result<Tensor> {
-        self.run(x, &self.input[0], condition, guide, Some(dropout_seed))
+        let [weight, position] = &self.input;
+        let own = cells.map(|cells| position.index_select(cells, 0)).transpose()?;
+        self.run(x, [weight, own.as_ref().unwrap_or(position)], condition, guide, Some(dropout_seed))
     }
 
     fn run(
         &self,
         x: &Tensor,
-        weight: &Tensor,
+        [weight, position]: [&Tensor; 2],
         condition: &Condition,
         guide: Option<&Tensor>,
         train: Option<u64>,
@@ -213,7 +222,7 @@ impl Denoiser {
         let mut modulations = condition.modulations.iter();
         let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
         let (given, own) = (x.dtype(), self.class.dtype());
-        let mut h = ops::linear(&x.to_dtype(own)?, weight, &self.input[1])?;
+        let mut h = ops::linear(&x.to_dtype(own)?, weight, position)?;
         match (&self.guide, guide) {
             (Some([weight, bias]), Some(guide)) => {
                 let cells = Tensor::new(self.shape.guide_cells(), self.device())?;
@@ -236,8 +245,11 @@ impl Denoiser {
                     block += 1;
                     ops::convnext(&h, &layer.parameters, next()?, *shape, dropout, train.is_some())?
                 }
-                Stage::Attention(layer, shape) => {
+                Stage::Attention(layer, shape, None) => {
                     ops::attention(&h, &layer.parameters, next()?, *shape, train.is_some())?
+                }
+                Stage::Attention(layer, shape, Some(windows)) => {
+                    windows.attention(&h, &layer.parameters, next()?, *shape, train.is_some())?
                 }
                 Stage::Shrink([weight, bias], side) => {
                     let small = ops::linear(&blocks_to_channels(&h, *side)?, weight, bias)?;

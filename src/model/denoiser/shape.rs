@@ -3,7 +3,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::config::{ClassStrategy, Config, DenoiserConfig};
+use crate::config::{ClassStrategy, Config, DenoiserConfig, Size};
 use crate::ops::{AttentionShape, ConvNextShape};
 
 /// Frequencies of the noise-level embedding.
@@ -14,8 +14,10 @@ pub(super) const FREQUENCIES: usize = 32;
 pub struct DenoiserShape {
     /// Widths and depths.
     pub config: DenoiserConfig,
-    /// Cells per side of the grid.
-    pub grid: usize,
+    /// The grid; a square where there are several levels or a guide.
+    pub grid: Size,
+    /// The part of the grid that it looks at at a time: all of it, or in training a window.
+    pub view: Size,
     /// Channels D of a cell.
     pub dim: usize,
     /// Number of classes that the network can be told, without the null class.
@@ -51,7 +53,7 @@ pub struct Parameter {
 /// A stage by its name, in the order of the way through the network.
 pub(super) enum Stage {
     Block(String, ConvNextShape),
-    Attention(String, AttentionShape),
+    Attention(String, AttentionShape, Size),
     /// From `side` to half of it.
     Shrink {
         level: usize,
@@ -78,16 +80,21 @@ impl DenoiserShape {
             ClassStrategy::Heads => (0, classes),
             ClassStrategy::Separate => (0, 1),
         };
-        let (grid, dim) = (config.features.grid, config.dim());
-        Self { config: config.denoiser.clone(), grid, dim, classes: told, heads }
+        let (grid, dim) = (config.grid(), config.dim());
+        Self { config: config.denoiser.clone(), grid, view: grid, dim, classes: told, heads }
+    }
+
+    /// The same network, looking at a window of the grid at a time.
+    pub fn looking_at(self, view: Size) -> Self {
+        Self { view, ..self }
     }
 
     fn tokens(&self) -> usize {
-        self.grid * self.grid
+        self.grid.area()
     }
 
-    fn side(&self, level: usize) -> usize {
-        self.grid >> level
+    fn size(&self, level: usize) -> Size {
+        self.view.map(|side| side >> level)
     }
 
     fn width(&self, level: usize) -> usize {
@@ -95,16 +102,17 @@ impl DenoiserShape {
     }
 
     fn block(&self, level: usize) -> ConvNextShape {
-        let (side, width) = (self.side(level), self.width(level));
+        let (size, width) = (self.size(level), self.width(level));
         let hidden = width * self.config.mlp_ratio;
-        ConvNextShape { height: side, width: side, channels: width, hidden, kernel: self.config.kernel }
+        ConvNextShape { height: size.height, width: size.width, channels: width, hidden, kernel: self.config.kernel }
     }
 
     /// For each cell of the grid the part of the guide that it lies in.
     pub(super) fn guide_cells(&self) -> Vec<u32> {
         let cells = self.config.guide.max(1);
-        let factor = self.grid / cells;
-        (0..self.tokens()).map(|t| (t / self.grid / factor * cells + t % self.grid / factor) as u32).collect()
+        let side = self.grid.width;
+        let factor = side / cells;
+        (0..self.tokens()).map(|t| (t / side / factor * cells + t % side / factor) as u32).collect()
     }
 
     pub(super) fn stages(&self) -> Vec<Stage> {
@@ -117,19 +125,19 @@ impl DenoiserShape {
         for level in 0..last {
             all.extend(side_blocks("down", level));
             let widths = [self.width(level), self.width(level + 1)];
-            all.push(Stage::Shrink { level, side: self.side(level), widths });
+            all.push(Stage::Shrink { level, side: self.size(level).width, widths });
         }
         for i in 0..blocks {
             all.push(Stage::Block(format!("block.{i}"), self.block(last)));
             if attention_every > 0 && (i + 1).is_multiple_of(attention_every) {
-                let side = self.side(last);
-                let shape = AttentionShape { tokens: side * side, channels: self.width(last), heads };
-                all.push(Stage::Attention(format!("attention.{i}"), shape));
+                let size = self.size(last);
+                let shape = AttentionShape { tokens: size.area(), channels: self.width(last), heads };
+                all.push(Stage::Attention(format!("attention.{i}"), shape, size));
             }
         }
         for level in (0..last).rev() {
             let widths = [self.width(level + 1), self.width(level)];
-            all.push(Stage::Grow { level, side: self.side(level), widths });
+            all.push(Stage::Grow { level, side: self.size(level).width, widths });
             all.extend(side_blocks("up", level));
         }
         all
@@ -171,7 +179,7 @@ impl DenoiserShape {
                     ];
                     add(format!("{name}.convnext"), &[shape.parameters()], init, true);
                 }
-                Stage::Attention(name, shape) => {
+                Stage::Attention(name, shape, _) => {
                     pair(format!("{name}.modulation"), [w, 3 * shape.channels], Init::Zero);
                     let n = shape.parameters();
                     add(format!("{name}.layer"), &[n], vec![(n, uniform(shape.channels))], true);

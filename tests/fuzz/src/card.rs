@@ -73,7 +73,7 @@ fn inspect(path: &Path, card: &Card, numbers: usize) {
     let Config { detection, diffusion, denoiser, .. } = &card.config;
     let steps = if detection.sampler == SamplerKind::Ddpm { diffusion.timesteps } else { detection.ddim_steps };
     let asked = (steps + detection.diffusion_alpha_bars.len()) * card.classes.len() * (1 + denoiser.guide);
-    let pixels = card.config.input.size.pow(2);
+    let pixels = card.config.input.size.area();
     if asked.saturating_mul(numbers * 16) > WORK || pixels > 256 * 256 || card.config.tokens() > 1024 {
         return;
     }

@@ -60,7 +60,7 @@ fn a_region_and_a_mask_are_those_of_the_library() {
     element.set_property("roi", "8,0,48,64");
     let mut harness = harness(&element, 64, 64);
     let preprocess = Preprocess { size: input.size, fit: input.fit, roi: Some([0.125, 0.0, 0.75, 1.0]) };
-    let mask = Mask::new(&diad::frame::read_frame(&path).unwrap(), &preprocess, detector.card().config.features.grid);
+    let mask = Mask::new(&diad::frame::read_frame(&path).unwrap(), &preprocess, detector.card().config.grid());
     let prepared = preprocess.apply(frame).unwrap();
     let inspect = |request: Request| detector.inspect(&[(&prepared, &request)]).remove(0).unwrap();
     let expected = inspect(Request::default());
