@@ -6,7 +6,7 @@ use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use diad::config::BACKBONE_NAMES;
+use diad::config::{BACKBONE_NAMES, FeatureConfig};
 use diad::device::Device;
 use diad::error::{Error, Result};
 use diad::model::import::{PUBLISHED, Trunk};
@@ -95,7 +95,8 @@ mod resnet {
                 assert_near(values[index], expected, std);
             }
         }
-        assert_eq!(channels(name).unwrap(), golden.iter().map(|(shape, ..)| shape[3]).sum::<usize>());
+        let features = FeatureConfig { backbone: name.to_owned(), ..FeatureConfig::default() };
+        assert_eq!(channels(&features).unwrap(), golden.iter().map(|(shape, ..)| shape[3]).sum::<usize>());
     }
 
     #[test]

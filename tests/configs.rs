@@ -194,6 +194,10 @@ fn wrong_types_and_values_are_refused() {
     refused("input.size=[256, 256, 3]", &format!("input.size = [256, 256, 3]: {size}"));
     refused("input.size=256.0", &format!("input.size = 256.0 (a float): {size}"));
     refused("input.size=", &format!("input.size = \"\" (a string): {size}"));
+    let scales = "expected [x, ...], one or more of 1, 0.5 and 0.25, each once";
+    refused("features.scales=[1.0, 0.3]", &format!("features.scales = [1.0, 0.3]: {scales}"));
+    refused("features.scales=[1.0, 1.0]", &format!("features.scales = [1.0, 1.0]: {scales}"));
+    refused("features.scales=[]", &format!("features.scales = []: {scales}"));
     refused("denoiser.kernel=4", "denoiser.kernel = 4: expected one of 3, 5, 7");
     refused("denoiser.dropout=1", "denoiser.dropout = 1: expected a number x with 0 <= x < 1");
     refused("denoiser.dropout=true", "denoiser.dropout = true (a boolean): expected a number x with 0 <= x < 1");
@@ -280,6 +284,10 @@ fn values_that_do_not_go_together_are_refused() {
         (
             &["denoiser.levels=4", "denoiser.width=512", "denoiser.growth=4"],
             "denoiser.width = 512, denoiser.growth = 4,",
+        ),
+        (
+            &["input.size=96", "features.scales=[1.0, 0.5]"],
+            "input.size = 96, features.scales = [1.0, 0.5]: expected a size that is a multiple of 16, and at least 64 pix",
         ),
         (&["denoiser.guide=3"], "denoiser.guide = 3, features.grid = 16: expected a square grid, a multiple of g"),
         (&["diffusion.beta_start=0.02"], "diffusion.beta_start = 0.02, diffusion.beta_end = 0.02: expected beta_start"),

@@ -7,6 +7,9 @@ use toml::Value;
 /// Numbers that a list of fractions may have.
 const MAX_FRACTIONS: usize = 16;
 
+/// Scales of an image that a backbone may see.
+const SCALES: [f64; 3] = [1.0, 0.5, 0.25];
+
 /// What one key may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
@@ -22,6 +25,8 @@ pub(super) enum Kind {
     Rectangle,
     /// One to sixteen numbers between 0 and 1.
     Fractions,
+    /// Some of 1, 0.5 and 0.25, each once.
+    Scales,
     /// The name of a file; whether it is there is for the reader to see.
     Path,
 }
@@ -70,7 +75,7 @@ impl Kind {
             Self::Size { .. } => value.is_integer() || value.is_array(),
             Self::Real(..) => number(value).is_some(),
             Self::OneOf(_) | Self::Path => value.is_str(),
-            Self::Rectangle | Self::Fractions => value.is_array(),
+            Self::Rectangle | Self::Fractions | Self::Scales => value.is_array(),
         }
     }
 
@@ -96,6 +101,10 @@ impl Kind {
                 // 0.7 + 0.3 may come out a hair above 1.
                 let inside = |start: f64, length: f64| start >= 0.0 && length > 0.0 && start + length <= 1.0 + 1e-9;
                 inside(x, width) && inside(y, height)
+            }),
+            Self::Scales => numbers(value).is_some_and(|all| {
+                let known = all.iter().all(|scale| SCALES.contains(scale));
+                known && !all.is_empty() && (1..all.len()).all(|i| !all[..i].contains(&all[i]))
             }),
             Self::Fractions => numbers(value).is_some_and(|all| {
                 (1..=MAX_FRACTIONS).contains(&all.len()) && all.iter().all(|x| *x > 0.0 && *x < 1.0)
@@ -132,6 +141,7 @@ impl Kind {
                 format!("a number x with {left}x{right}")
             }
             Self::OneOf(names) => format!("one of {}", names.join(", ")),
+            Self::Scales => "[x, ...], one or more of 1, 0.5 and 0.25, each once".into(),
             Self::Path => "the name of a file".into(),
             Self::Fractions => format!("[x, ...], 1 to {MAX_FRACTIONS} numbers with 0 < x < 1"),
             Self::Rectangle => "[x, y, width, height] as fractions of the frame, inside 0 to 1, with an area".into(),

@@ -103,6 +103,9 @@ config! {
         /// Cells of the feature grid: one number for a square, or `[width, height]`. Absent: about square cells, 16 of them along
         /// the shorter side of the input or a few more.
         grid: Option<Size> = None, size(4, 256);
+        /// Scales of the input that the backbone sees, side by side in one feature space: 1, 0.5, 0.25. A reduced one adds little
+        /// cost and sees what is large.
+        scales: Vec<f64> = vec![1.0], Kind::Scales;
         /// Channels after PCA.
         dim: usize = 128, integer(8, 1024);
         /// Whitening exponent gamma, 0 (plain PCA) to 1 (full whitening).
@@ -510,6 +513,18 @@ fn default_grid(input: Size) -> Size {
         let off = |cells: &usize| (side as f64 / *cells as f64 / ideal).ln().abs();
         enough.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(side / STRIDE)
     })
+}
+
+impl FeatureConfig {
+    /// Pixels of the input per pixel of each scale and side.
+    pub fn reductions(&self) -> Vec<usize> {
+        self.scales.iter().map(|scale| (1.0 / scale).round() as usize).collect()
+    }
+
+    /// Channels that the taps of the backbone deliver on all scales together, where its name is known.
+    pub fn channels(&self) -> Option<usize> {
+        backbone_channels(&self.backbone).map(|channels| channels * self.scales.len())
+    }
 }
 
 impl DiffusionConfig {

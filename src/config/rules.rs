@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use super::kind::Kind;
 use super::{
     ClassCondition, ClassStrategy, Config, DEFAULT_TARGET_FPR, RULES, SamplerKind, ScheduleKind, Size, SpaceKind,
-    StartKind, Weighting, backbone_channels,
+    StartKind, Weighting,
 };
 use crate::diffusion::{Prediction, Process};
 use crate::text::closest;
@@ -28,11 +28,18 @@ pub(super) struct Condition {
 pub(super) const TOGETHER: &[Condition] = &[
     Condition {
         keys: &["input.size", "features.grid"],
-        holds: |c| {
-            is_pixels(c) || [4, 8, 16].iter().all(|&stride| fits(c.input.size.map(|side| side / stride), c.grid()))
-        },
+        holds: |c| is_pixels(c) || strides(c).all(|stride| fits(c.input.size.map(|side| side / stride), c.grid())),
         words: "grid to divide the sides of the feature maps (1/4, 1/8 and 1/16 of size) or to be a multiple of them, \
                 for instance size / 16",
+    },
+    Condition {
+        keys: &["input.size", "features.scales"],
+        holds: |c| {
+            let whole = |reduction: &usize| c.input.size.sides().iter().all(|side| side.is_multiple_of(16 * reduction));
+            let large = |reduction: &usize| c.input.size.sides().iter().all(|side| side / reduction >= 64);
+            is_pixels(c) || c.features.reductions().iter().all(|n| whole(n) && (*n == 1 || large(n)))
+        },
+        words: "a size that is a multiple of 16, and at least 64 pixels, on each scale",
     },
     Condition {
         keys: &["input.size", "features.grid", "features.space"],
@@ -44,11 +51,9 @@ pub(super) const TOGETHER: &[Condition] = &[
     },
     Condition {
         keys: &["features.dim", "features.backbone"],
-        holds: |c| {
-            is_pixels(c) || backbone_channels(&c.features.backbone).is_some_and(|channels| c.features.dim <= channels)
-        },
+        holds: |c| is_pixels(c) || c.features.channels().is_some_and(|channels| c.features.dim <= channels),
         words: "dim to be at most the channels of the backbone (efficientnet-lite0 and -lite1 256, -lite2 280, \
-                resnet18 448, resnet50 and wide-resnet50 1792)",
+                resnet18 448, resnet50 and wide-resnet50 1792; as many more on each further scale)",
     },
     Condition {
         keys: &["features.grid", "features.dim", "detection.covariance_cells"],
@@ -205,6 +210,12 @@ pub(super) const TOGETHER: &[Condition] = &[
         words: "warn_fpr to be at least target_fpr (0.05 if absent): a part that is rejected is one to warn of",
     },
 ];
+
+/// Pixels of the input per cell of each feature map and side.
+fn strides(config: &Config) -> impl Iterator<Item = usize> {
+    let reductions = config.features.reductions();
+    reductions.into_iter().flat_map(|reduction| [4, 8, 16].map(|stride| stride * reduction))
+}
 
 /// Whether the grid is a square whose side is a multiple of this.
 fn divides_square(config: &Config, side: usize) -> bool {

@@ -47,7 +47,7 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
         for (name, shape) in model::weight_shapes(backbone)? {
             all.push(spec(format!("backbone.{name}"), Dtype::F16, shape));
         }
-        for (name, shape) in FeatureTransform::shapes(model::channels(backbone)?, dim) {
+        for (name, shape) in FeatureTransform::shapes(model::channels(&card.config.features)?, dim) {
             all.push(spec(name, Dtype::F32, shape));
         }
     }
@@ -164,10 +164,10 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
     let (tokens, dim) = (config.tokens(), config.dim());
     let extractor = match &card.backbone {
         None => FeatureExtractor::of_pixels(device.clone(), grid),
-        Some(BackboneCard { name: backbone, .. }) => {
+        Some(_) => {
             let own =
                 |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix("backbone.")?.to_owned(), tensor.clone()));
-            let backbone = model::backbone(backbone, &tensors.iter().filter_map(own).collect(), device)?;
+            let backbone = model::configured(&config.features, &tensors.iter().filter_map(own).collect(), device)?;
             let transform = FeatureTransform::load(tensors, config.features.clamp)?;
             FeatureExtractor::of_backbone(device.clone(), grid, backbone, transform)?
         }

@@ -133,3 +133,53 @@ fn blank_border(distance: &mut [f32], grid: Size, geometry: Geometry) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Preprocess;
+
+    /// The score of a defect of 3x2 cells on a frame of this many cells of 16 pixels.
+    fn score(grid: Size, set: &[&str]) -> f32 {
+        let mut config = Config::default();
+        config.input.size = grid.map(|cells| 16 * cells);
+        config.assign(set).unwrap();
+        assert_eq!(config.grid(), grid);
+        let Size { width, height } = config.input.size;
+        let geometry = Preprocess::of(&config.input).geometry(width, height).unwrap();
+        let (left, top) = (grid.width / 2, grid.height / 2);
+        let inside = |t: usize| {
+            let (x, y) = (t % grid.width, t / grid.width);
+            (left..left + 3).contains(&x) && (top..top + 2).contains(&y)
+        };
+        let cells = (0..grid.area()).map(|t| if inside(t) { 40.0 } else { 10.0 }).collect();
+        MapBuilder::new(&config).build(cells, geometry, None).0
+    }
+
+    /// One megapixel and five, with the same pixels per cell.
+    #[test]
+    fn a_defect_does_not_fade_in_a_large_frame() {
+        let (one, five) = (Size::new(72, 56), Size::new(160, 128));
+        let grid = |size: Size| format!("features.grid={:?}", size.sides());
+        let (small, large) = (score(one, &[&grid(one)]), score(five, &[&grid(five)]));
+        assert!(small > 35.0 && (small / large - 1.0).abs() < 1e-5, "{small} {large}");
+        let share = "detection.top_fraction=0.01";
+        let (small, large) = (score(one, &[&grid(one), share]), score(five, &[&grid(five), share]));
+        assert!(large - 10.0 < 0.5 * (small - 10.0), "a share of the map fades: {small} {large}");
+    }
+
+    #[test]
+    fn maps_of_rectangles_lie_on_the_frame() {
+        let mut config = Config::default();
+        config.assign(&["input.size=[128,64]", "features.grid=[16,8]", "input.fit=pad"]).unwrap();
+        // A frame of 100x100 lies in the middle of the input, 64 pixels wide, on 8 of 16 columns.
+        let geometry = Preprocess::of(&config.input).geometry(100, 100).unwrap();
+        assert_eq!(geometry.valid, [32.0, 0.0, 64.0, 64.0]);
+        let cells = (0..128).map(|t| if t % 16 == 4 { 9.0 } else { 1.0 }).collect();
+        let (_, map) = MapBuilder::new(&config).build(cells, geometry, None);
+        assert_eq!((map.size.sides(), map.cells()), ([64, 32], [16, 0, 32, 32]));
+        assert_eq!(map.shown(), [0.0, 0.0, 1.0, 1.0]);
+        let over = map.over_frame(100, 100);
+        assert!(over[50 * 100 + 6] > 4.0 && over[50 * 100 + 60] < 1.5, "{} {}", over[5006], over[5060]);
+    }
+}

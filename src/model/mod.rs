@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::config::{BACKBONE_NAMES, backbone_channels};
+use crate::config::{BACKBONE_NAMES, FeatureConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
 
@@ -10,9 +10,11 @@ pub mod denoiser;
 mod efficientnet;
 #[cfg(feature = "train")]
 pub mod import;
+mod pyramid;
 mod resnet;
 
 pub use efficientnet::{EfficientNetLite, LITE_NAMES};
+pub use pyramid::Pyramid;
 pub use resnet::{RESNET_NAMES, ResNet};
 
 /// Weights by name, as they stand in a file.
@@ -77,6 +79,18 @@ pub fn backbone(name: &str, weights: &Weights, device: &Device) -> Result<Box<dy
     Err(unknown(name))
 }
 
+/// The configured backbone, on the configured scales of the image.
+///
+/// # Errors
+/// As [`backbone`].
+pub fn configured(features: &FeatureConfig, weights: &Weights, device: &Device) -> Result<Box<dyn Backbone>> {
+    let backbone = backbone(&features.backbone, weights, device)?;
+    Ok(match features.reductions() {
+        single if single == [1] => backbone,
+        several => Box::new(Pyramid::new(backbone, several)),
+    })
+}
+
 /// Names and shapes of a backbone's weights.
 ///
 /// # Errors
@@ -85,12 +99,12 @@ pub fn weight_shapes(name: &str) -> Result<Vec<(String, Vec<usize>)>> {
     efficientnet::weight_shapes(name).or_else(|| resnet::weight_shapes(name)).ok_or_else(|| unknown(name))
 }
 
-/// Channels of all taps of a backbone together.
+/// Channels of all taps of the configured backbone on all scales together.
 ///
 /// # Errors
 /// When the name is unknown.
-pub fn channels(name: &str) -> Result<usize> {
-    backbone_channels(name).ok_or_else(|| unknown(name))
+pub fn channels(features: &FeatureConfig) -> Result<usize> {
+    features.channels().ok_or_else(|| unknown(&features.backbone))
 }
 
 /// The weight of this name, if it has this shape, as f32.

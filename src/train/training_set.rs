@@ -155,8 +155,8 @@ impl TrainingSet {
             }
             SpaceKind::Feature => {
                 let weights = backbone_weights(config, backbone)?;
-                let backbone = model::backbone(&config.features.backbone, &weights, device)?;
-                let channels = model::channels(backbone.name())?;
+                let backbone = model::configured(&config.features, &weights, device)?;
+                let channels = model::channels(&config.features)?;
                 let raw = |frames: &[&Frame]| backbone_features(backbone.as_ref(), device, grid, frames);
                 let images = reader.read(channels, &raw)?;
                 (weights, images)
@@ -260,7 +260,7 @@ impl TrainingSet {
         Ok(Arc::new(match &features.transform {
             None => FeatureExtractor::of_pixels(self.device.clone(), grid),
             Some(transform) => {
-                let backbone = model::backbone(&config.features.backbone, &self.weights, &self.device)?;
+                let backbone = model::configured(&config.features, &self.weights, &self.device)?;
                 FeatureExtractor::of_backbone(self.device.clone(), grid, backbone, transform.clone())?
             }
         }))

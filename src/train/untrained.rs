@@ -11,8 +11,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
 use crate::frame::Prepared;
+use crate::model;
 use crate::model::denoiser::Denoisers;
-use crate::model::{self};
 use crate::residuals::ResidualSums;
 
 /// A network of a configuration for one class, with the weights that training starts from and the statistics of one input. It takes
@@ -30,8 +30,8 @@ pub fn untrained(config: &Config, input: &Prepared, device: &Device) -> Result<N
             let weights = weights.ok_or_else(|| {
                 Error::Usage(format!("features.backbone = {name:?}: expected one that is part of the program"))
             })?;
-            let backbone = model::backbone(name, &weights, device)?;
-            let channels = model::channels(name)?;
+            let backbone = model::configured(&config.features, &weights, device)?;
+            let channels = model::channels(&config.features)?;
             let raw = backbone_features(backbone.as_ref(), device, grid, &[&input.frame])?;
             let mut rows = raw.flatten_all()?.to_vec1::<f32>()?;
             // A transform wants two rows for each of its dimensions.

@@ -112,6 +112,7 @@ pub(crate) const PIXELS: &str = "features.space=pixel features.grid=32 denoiser.
 
 /// Assignments of each choice, over the configuration that trains in a second.
 pub(crate) const CHOICES: &[&str] = &[
+    "input.size=128 features.grid=8 features.scales=[1.0,0.5]",
     "input.size=[64,96] features.grid=[8,12] denoiser.window=5 training.window=7 detection.covariance_cells=3",
     "diffusion.schedule=linear diffusion.timesteps=20 diffusion.prediction=epsilon diffusion.weighting=uniform \
      training.mask=0 training.shuffle=0 detection.start=noised detection.sampler=ddpm detection.distance=l2",
