@@ -27,7 +27,7 @@ use crate::train::{self, Options};
 #[derive(Debug, Args)]
 pub(super) struct CoverageArgs {
     /// Good parts that each model is trained from: 99 or more to see 1 %
-    #[arg(long, value_name = "N", default_value_t = 99)]
+    #[arg(long, value_name = "N", default_value_t = 120)]
     pub(super) parts: usize,
 
     /// New good parts that each model is shown
