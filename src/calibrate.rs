@@ -173,14 +173,16 @@ impl GoodScores {
     /// # Errors
     /// [`TooFew`] if `G < 1 / target - 1`, or if `target` is zero, negative or NaN.
     pub fn rank(&self, target: f64) -> Result<usize, TooFew> {
-        let rank = self.lowest_rank(target)?;
-        // Images of one part may have one score: the threshold lies above all of them.
-        let ties = if self.groups == self.scores.len() {
-            0
-        } else {
-            self.scores[rank..].partition_point(|&s| s <= self.scores[rank - 1])
-        };
-        Ok(rank + ties)
+        let lowest = self.lowest_rank(target)?;
+        Ok(lowest + self.ties_above(lowest))
+    }
+
+    /// Images of one part may have one score: the threshold lies above all of them, so many above `rank`.
+    fn ties_above(&self, rank: usize) -> usize {
+        if self.groups == self.scores.len() {
+            return 0;
+        }
+        self.scores[rank..].partition_point(|&s| s <= self.scores[rank - 1])
     }
 
     /// Groups that may lie above a threshold for `target`; no whole number in general.
@@ -202,9 +204,10 @@ impl GoodScores {
     /// # Errors
     /// As [`rank`](Self::rank).
     pub fn threshold(&self, target: f64) -> Result<Threshold, TooFew> {
-        let at_rank = self.at_rank(self.rank(target)?, target);
         let rank = self.lowest_rank(target)?;
-        if !self.interpolated || rank < 2 {
+        let ties = self.ties_above(rank);
+        let at_rank = self.at_rank(rank + ties, target);
+        if !self.interpolated || rank < 2 || ties > 0 {
             return Ok(at_rank);
         }
         let (allowed, groups) = (self.allowed_above(target), self.groups as f64);
@@ -404,8 +407,15 @@ mod tests {
             assert!(threshold.value <= whole.value && threshold.rank == whole.rank, "{n} at {target}");
             assert!(of(&scores[1..]).interpolated().threshold(1e-3).is_err(), "too few stay too few");
         }
-        let same = GoodScores::new(&[1.0, 1.0, 1.0, 5.0, 5.0, 5.0], &[0, 0, 0, 1, 1, 1]).interpolated();
-        assert_eq!(same.threshold(0.34).unwrap().value, 5.0, "ties of one part");
+        // Copies of a part have one score: the threshold lies above all of them, at a rank that keeps the promise.
+        let copies: Vec<f32> = (0..200).map(|i| (i / 10) as f32).collect();
+        let groups: Vec<u32> = (0..200).map(|i| i / 10).collect();
+        let (same, alone) = (GoodScores::new(&copies, &groups), (0..20).map(|i| i as f32).collect::<Vec<f32>>());
+        for target in [0.05, 0.07, 0.1, 0.13, 0.2, 0.34, 1.0] {
+            let threshold = same.clone().interpolated().threshold(target).unwrap();
+            assert_eq!(threshold.rank, same.rank(target).unwrap(), "{target}");
+            assert!(threshold.value >= of(&alone).interpolated().threshold(target).unwrap().value, "{target}");
+        }
     }
 
     /// `scipy.stats.beta.ppf([.025, .975], n + 1 - k, k)` (1.17).
