@@ -146,12 +146,12 @@ pub struct CalibrationCard {
     pub groups: GroupSource,
 }
 
-impl CalibrationCard {
+impl ScoreSource {
     /// Scores from here, with what each counts. No theorem bounds what new parts do to out-of-fold scores: their thresholds are
     /// interpolated, which rejects as many as was promised and not fewer. Held-out and fresh scores keep the bound.
-    pub fn good_scores(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
+    pub fn good_scores(self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
         let scores = GoodScores::new(sorted_scores, groups);
-        if self.source == ScoreSource::OutOfFold { scores.interpolated() } else { scores }
+        if self == Self::OutOfFold { scores.interpolated() } else { scores }
     }
 }
 
@@ -304,7 +304,7 @@ impl ClassCard {
     /// Other scores of the same images, ascending, with thresholds as this class has them.
     pub fn as_calibrated(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
         match self.calibration {
-            Some(calibration) => calibration.good_scores(sorted_scores, groups),
+            Some(calibration) => calibration.source.good_scores(sorted_scores, groups),
             None => GoodScores::new(sorted_scores, groups),
         }
     }

@@ -1,12 +1,12 @@
 //! `diad advise`: looks at images, and says what input they ask for and what that costs on this machine.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::sight::{SEEN, milliseconds, setting, shaped};
 use super::table::{Align, Table};
 use super::train::{ConfigArgs, configuration, warn_ignored};
 use super::{Context, messages};
@@ -46,12 +46,8 @@ const IMAGES: usize = 24;
 const MASKS: usize = 200;
 /// Shorter sides of the input that are tried, in pixels, as far as the frames have them.
 const SIDES: [usize; 5] = [256, 384, 512, 768, 1024];
-/// A defect should have this many pixels of the input along its side to be seen.
-pub(super) const SEEN: f64 = 4.0;
 /// Without masks: frames with a shorter side of this many pixels are worth twice the default's.
 const LARGE: usize = 900;
-/// Frames measured at each size, after one that is not.
-const MEASURED: usize = 3;
 /// Frames are looked at on a raster of this many cells along their longer side to find where something is.
 const RASTER: usize = 96;
 /// A cell shows something when its grey values differ by this much from those of its neighbours, or from image to image.
@@ -165,14 +161,6 @@ impl Advice {
     }
 }
 
-/// An input with this shorter side and about the shape of what is shown; its sides divide into the cells of the default grid.
-pub(super) fn shaped(shown: [f64; 2], side: usize) -> Size {
-    let unit = (side / 16).next_multiple_of(32);
-    let ratio = (shown[0] / shown[1]).clamp(1.0 / 8.0, 8.0);
-    let longer = |ratio: f64| ((side as f64 * ratio / unit as f64).round() as usize * unit).clamp(side, 4096);
-    if ratio >= 1.0 { Size::new(longer(ratio), side) } else { Size::new(side, longer(1.0 / ratio)) }
-}
-
 impl Choice {
     fn measure(config: &Config, size: Size, roi: Option<[f64; 4]>, frame: &Frame, shown: [f64; 2]) -> Result<Self> {
         let mut config = config.clone();
@@ -180,22 +168,12 @@ impl Choice {
         config.check("diad advise")?;
         let preprocess = Preprocess::of(&config.input);
         let network = untrained(&config, &preprocess.apply(frame)?, &Device::cpu())?;
-        let mut times = Vec::new();
-        for _ in 0..=MEASURED {
-            let started = Instant::now();
+        let milliseconds = milliseconds(|| {
             let input = preprocess.apply(frame)?;
-            network.inspect(&[(&input, &Request::default())]).into_iter().collect::<Result<Vec<_>>>()?;
-            times.push(1000.0 * started.elapsed().as_secs_f64());
-        }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
+            network.inspect(&[(&input, &Request::default())]).into_iter().try_for_each(|found| found.map(drop))
+        })?;
         let pixels = (shown[0] / size.width as f64).max(shown[1] / size.height as f64);
-        Ok(Self {
-            input: size,
-            grid: config.grid(),
-            smallest_defect: SEEN * pixels,
-            milliseconds: times[times.len() / 2],
-        })
+        Ok(Self { input: size, grid: config.grid(), smallest_defect: SEEN * pixels, milliseconds })
     }
 }
 
@@ -293,10 +271,7 @@ impl std::fmt::Display for Advice {
             ]);
         }
         writeln!(f, "{table}")?;
-        let Choice { input, .. } = &self.choices[self.proposed];
-        let [width, height] = input.sides();
-        let size = if input.is_square() { width.to_string() } else { format!("[{width},{height}]") };
-        write!(f, "  diad train --set input.size={size}")?;
+        write!(f, "  diad train --set input.size={}", setting(self.choices[self.proposed].input))?;
         if let Some([x, y, width, height]) = self.roi {
             write!(f, " --set input.roi=[{x},{y},{width},{height}]")?;
         }
@@ -316,22 +291,6 @@ impl std::fmt::Display for Advice {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shapes_follow_the_frame_and_fit_the_grid() {
-        for (shown, side, expected) in [
-            ([500.0, 1250.0], 256, [256, 640]),
-            ([1130.0, 460.0], 256, [640, 256]),
-            ([2448.0, 2048.0], 1024, [1216, 1024]),
-            ([900.0, 900.0], 512, [512, 512]),
-            ([40_000.0, 100.0], 256, [2048, 256]),
-        ] {
-            let size = shaped(shown, side);
-            assert_eq!(size.sides(), expected, "{shown:?}");
-            let mut config = Config::default();
-            config.assign(&[format!("input.size={:?}", size.sides())]).unwrap();
-        }
-    }
 
     #[test]
     fn a_region_holds_what_is_seen() {

@@ -34,6 +34,7 @@ mod messages;
 mod predict;
 mod progress;
 mod sample;
+mod sight;
 mod signals;
 mod table;
 mod train;

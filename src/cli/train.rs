@@ -2,25 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::advise::{SEEN, shaped};
 use super::args::TrainArgs;
 use super::console::Console;
 use super::images::check_exists;
 use super::progress::{TrainingProgress, duration};
+use super::sight::{sight, warn_squeezed};
 use super::{Context, messages};
 use crate::bundle::{ClassCard, ImageCard};
-use crate::config::{Config, Fit};
+use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
-use crate::detector::Request;
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::{Preprocess, read_frame};
+use crate::frame::read_frame;
 use crate::report::{StandsOut, TrainedClass, TrainingPage};
 use crate::train::{self, Outcome};
 
@@ -34,10 +33,6 @@ const OUTLIERS: usize = 5;
 const PICTURES: usize = 30;
 /// They lie this many times the median deviation beyond the median: 9 standard deviations of normal values.
 const FAR: f64 = 13.0;
-/// Frames whose shape differs from the input's by this factor are worth a warning.
-const SQUEEZED: f64 = 1.3;
-/// Frames that are timed after training.
-const TIMED: usize = 3;
 /// Losses in a report, at most: a curve of a long training needs no more points.
 const LOSS_POINTS: usize = 1000;
 
@@ -84,7 +79,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
             console.print(fact)?;
         }
         warn_outliers(console, class, paths);
-        if let Some(sight) = sight(&outcome, paths) {
+        if let Some(sight) = sight(&outcome.detector, paths) {
             console.note(format_args!("{}: {sight}", class.name));
         }
     }
@@ -94,53 +89,6 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         args.data.display()
     ));
     Ok(())
-}
-
-/// How frames like the middle one of these images are looked at, the smallest defect that can be seen so, and what it costs here;
-/// `None` where the image cannot be read again.
-fn sight(outcome: &Outcome, paths: &[PathBuf]) -> Option<String> {
-    let detector = &outcome.detector;
-    let frame = read_frame(paths.get(paths.len() / 2)?).ok()?;
-    let config = &detector.card().config;
-    let geometry = Preprocess::of(&config.input).geometry(frame.width(), frame.height()).ok()?;
-    let [x, y] = geometry.scale();
-    let frames = [frame];
-    let mut times = Vec::new();
-    for _ in 0..=TIMED {
-        let started = Instant::now();
-        detector.inspect_frames(&frames, &Request::default()).pop()?.ok()?;
-        times.push(1000.0 * started.elapsed().as_secs_f64());
-    }
-    times.remove(0); // it made what the others find
-    times.sort_by(f64::total_cmp);
-    Some(format!(
-        "frames of {}x{} are looked at as {} in {} cells; a defect should be {:.0} pixels wide to be seen; {:.0} ms a frame",
-        frames[0].width(),
-        frames[0].height(),
-        config.input.size,
-        config.grid(),
-        SEEN * x.max(y),
-        times[times.len() / 2],
-    ))
-}
-
-/// Warns of frames that a square input squeezes, or a long one: small defects are lost that way.
-fn warn_squeezed(console: &Console, category: &data::Category, config: &Config) {
-    let input = &config.input;
-    let Some(frame) = category.train.get(category.train.len() / 2).and_then(|path| read_frame(path).ok()) else {
-        return;
-    };
-    let Ok(geometry) = Preprocess::of(input).geometry(frame.width(), frame.height()) else { return };
-    let [_, _, width, height] = geometry.shown;
-    let ratio = (width / height) / (input.size.width as f64 / input.size.height as f64);
-    if input.fit == Fit::Stretch && !(1.0 / SQUEEZED..=SQUEEZED).contains(&ratio) {
-        let own = shaped([width, height], input.size.width.min(input.size.height)).sides();
-        console.warn(format_args!(
-            "{}: frames of {width}x{height} are squeezed into {}; --set input.size=[{},{}] keeps their shape, diad advise says \
-             what it costs",
-            category.name, input.size, own[0], own[1]
-        ));
-    }
 }
 
 /// What a class promises, as text.

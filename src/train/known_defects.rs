@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::logistic::Rows;
-use crate::bundle::{DefectImageCard, KnownDefectsCard};
-use crate::calibrate::{self, GoodScores};
+use crate::bundle::{DefectImageCard, KnownDefectsCard, ScoreSource};
+use crate::calibrate;
 use crate::config::{Config, Distance, ScoreKind, Size};
 use crate::data::{Input, Sample, SampleDepth};
 use crate::detector::{DefectTerm, Network};
@@ -218,7 +218,8 @@ impl FreshParts {
             }
         }
         let scores = |found: &[[f32; 2]]| found.iter().map(|found| found[0]).collect::<Vec<f32>>();
-        let card = learned.judge(defects, [&scores(&plain), &scores(&with)], groups, rate)?;
+        let good = [&scores(&plain)[..], &scores(&with)];
+        let card = learned.judge(defects, good, groups, ScoreSource::Fresh, rate)?;
         let (good, term) = if card.taught { (with, learned.weights) } else { (plain, None) };
         Ok(Taught { term, card, good })
     }
@@ -251,7 +252,7 @@ impl Learned {
         Ok(Self { weights, scores: [plain, with] })
     }
 
-    /// Whether the term helps: `good` are the scores of good parts without a term, and by terms that have not seen them. No more of
+    /// Whether the term helps: `good` are the scores of good parts, from `source`, without a term, and by terms that have not seen them. No more of
     /// the defects may pass at the promised `rate`; and fewer pass, or they rise among the good parts by more than the standard error
     /// of that.
     pub(super) fn judge(
@@ -259,10 +260,11 @@ impl Learned {
         defects: &[KnownDefect],
         good: [&[f32]; 2],
         groups: &[u32],
+        source: ScoreSource,
         rate: f64,
     ) -> Result<KnownDefectsCard> {
         let [before, after] = &self.scores;
-        let escapes = [escapes(good[0], groups, before, rate)?, escapes(good[1], groups, after, rate)?];
+        let escapes = [escapes(good[0], groups, source, before, rate)?, escapes(good[1], groups, source, after, rate)?];
         let (rise, error) = rise(good[0], before, good[1], after);
         let better = escapes[1] < escapes[0] && rise >= 0.0 || escapes[1] == escapes[0] && rise > error;
         let taught = self.weights.is_some() && better;
@@ -298,9 +300,9 @@ fn rise(good_before: &[f32], before: &[f32], good_after: &[f32], after: &[f32]) 
 }
 
 /// Defects that are not above the threshold which these good parts give.
-fn escapes(good: &[f32], groups: &[u32], defects: &[f32], rate: f64) -> Result<usize> {
+fn escapes(good: &[f32], groups: &[u32], source: ScoreSource, defects: &[f32], rate: f64) -> Result<usize> {
     let (sorted, groups) = calibrate::sorted(good.iter().copied().zip(groups.iter().copied()).collect())?;
-    let good = GoodScores::new(&sorted, &groups).interpolated();
+    let good = source.good_scores(&sorted, &groups);
     let rate = rate.max(calibrate::smallest_rate(good.groups()));
     let threshold = good.threshold(rate)?.value;
     Ok(defects.iter().filter(|score| **score <= threshold).count())
@@ -446,7 +448,7 @@ mod tests {
         let taught = |before: [f32; 3], after: [f32; 3]| {
             let learned = Learned { weights: Some(Vec::new()), scores: [before.into(), after.into()] };
             let defects = [0; 3].map(|_| defect(None));
-            learned.judge(&defects, [&good, &good], &groups, 0.05).unwrap().taught
+            learned.judge(&defects, [&good, &good], &groups, ScoreSource::OutOfFold, 0.05).unwrap().taught
         };
         assert!(taught([10.5, 12.5, 11.5], [18.5, 18.5, 17.5]), "they rise");
         assert!(!taught([10.5, 12.5, 11.5], [10.5, 12.5, 11.5]), "they stay");
@@ -456,6 +458,6 @@ mod tests {
             !taught([18.5, 30.0, 10.5], [25.0, 18.5, 15.5]) && !taught([30.0, 30.0, 0.5], [30.0, 18.5, 18.5]),
             "more pass"
         );
-        assert_eq!(escapes(&good, &groups, &[18.5, 20.0, 3.0], 0.05).unwrap(), 2);
+        assert_eq!(escapes(&good, &groups, ScoreSource::OutOfFold, &[18.5, 20.0, 3.0], 0.05).unwrap(), 2);
     }
 }

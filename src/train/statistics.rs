@@ -383,6 +383,11 @@ impl<'a> Unseen<'a> {
     }
 }
 
+/// Which images a run scores.
+fn score_source(config: &Config) -> ScoreSource {
+    if config.calibration.folds > 1 { ScoreSource::OutOfFold } else { ScoreSource::HeldOut }
+}
+
 /// By class, what its known defects are worth: `scored` without what they teach, and with it.
 fn known_defects(
     config: &Config,
@@ -401,7 +406,7 @@ fn known_defects(
         };
         let groups = set.images.classes[class].groups.of.iter().zip(&scored[0][class]);
         let groups: Vec<u32> = groups.filter_map(|(group, scored)| scored.as_ref().map(|_| *group)).collect();
-        learned.judge(defects, [&own(scored[0]), &own(scored[1])], &groups, rate).map(Some)
+        learned.judge(defects, [&own(scored[0]), &own(scored[1])], &groups, score_source(config), rate).map(Some)
     };
     learned.iter().zip(defects).enumerate().map(class).collect()
 }
@@ -471,15 +476,11 @@ fn class_cards(
         let found = images[class].groups.of.iter().zip(&scored[class]);
         found.filter_map(|(&group, scored)| Some((group, scored.as_ref()?)))
     };
-    let source = |class: usize| {
-        let source = if folds > 1 { ScoreSource::OutOfFold } else { ScoreSource::HeldOut };
-        CalibrationCard { source, folds, groups: images[class].groups.source }
-    };
     // Told its class, the scores of an image make a threshold. With these, the line would compare classes.
     let told = |class: usize| -> Result<f32> {
         let mut scores = ClassScores::default();
         each(class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
-        let threshold = scores.threshold(&set.names[class], &config.calibration, source(class))?;
+        let threshold = scores.threshold(&set.names[class], &config.calibration, score_source(config))?;
         Ok(threshold.value.max(f32::MIN_POSITIVE))
     };
     let told = (0..images.len()).map(told).collect::<Result<Vec<f32>>>()?;
@@ -519,7 +520,8 @@ fn class_cards(
         };
         let images: Vec<_> = own.images.iter().zip(&own.groups.of).zip(&scored[class]).map(image).collect();
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
-        let card = class_card(name, scores, limits[class], &config.calibration, source(class))?;
+        let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
+        let card = class_card(name, scores, limits[class], &config.calibration, source)?;
         Ok(ClassCard { train_images: teaching, images, ..card })
     };
     let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;

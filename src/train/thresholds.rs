@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bundle::{CalibrationCard, ClassCard};
+use crate::bundle::{CalibrationCard, ClassCard, ScoreSource};
 use crate::calibrate::{self, Threshold};
 use crate::config::{CalibrationConfig, Config, DEFAULT_TARGET_FPR};
 use crate::data::{self, Dataset};
@@ -28,7 +28,7 @@ impl ClassScores {
     ///
     /// # Errors
     /// As [`class_card`].
-    pub fn threshold(&self, name: &str, config: &CalibrationConfig, source: CalibrationCard) -> Result<Threshold> {
+    pub fn threshold(&self, name: &str, config: &CalibrationConfig, source: ScoreSource) -> Result<Threshold> {
         let (scores, groups) = calibrate::sorted(self.image.clone())?;
         let scores = source.good_scores(&scores, &groups);
         scores.threshold(rate(config, scores.groups())).map_err(|few| Error::Usage(format!("class {name}: {few}")))
@@ -54,11 +54,11 @@ pub fn class_card(
 ) -> Result<ClassCard> {
     let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
     let (image, groups) = calibrate::sorted(scores.image)?;
-    let good = source.good_scores(&image, &groups);
+    let good = source.source.good_scores(&image, &groups);
     let (pixel, pixel_groups) = calibrate::sorted(scores.pixel)?;
     let target = rate(config, good.groups());
     let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
-    let pixel_threshold = source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
+    let pixel_threshold = source.source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
     Ok(ClassCard {
         name: name.to_owned(),
         train_images: 0,
