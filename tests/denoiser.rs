@@ -16,7 +16,7 @@ fn shape() -> DenoiserShape {
         mlp_ratio: 2,
         ..DenoiserConfig::default()
     };
-    DenoiserShape { config, grid: 4.into(), view: 4.into(), dim: 10, classes: 2, heads: 1 }
+    DenoiserShape { config, grid: 4.into(), view: 4.into(), dim: 10, classes: 2, heads: 1, suffix: String::new() }
 }
 
 /// One resolution; a guided U-Net; an output layer per class.

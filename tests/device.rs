@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +111,8 @@ fn a_resnet_gives_the_features_of_the_kernels() {
 fn shapes() -> [DenoiserShape; 3] {
     let config =
         DenoiserConfig { width: 24, blocks: 2, attention_every: 1, heads: 4, dropout: 0.2, ..Default::default() };
-    let flat = DenoiserShape { config, grid: 8.into(), view: 8.into(), dim: 10, classes: 2, heads: 1 };
+    let flat =
+        DenoiserShape { config, grid: 8.into(), view: 8.into(), dim: 10, classes: 2, heads: 1, suffix: String::new() };
     let (mut unet, mut heads) = (flat.clone(), flat.clone());
     (unet.config.levels, unet.config.width, unet.config.guide) = (2, 16, 2);
     (heads.classes, heads.heads) = (0, 2);
@@ -169,14 +170,14 @@ fn the_denoiser_answers_and_learns_alike() {
 }
 
 /// Test images of the shop, as the model's input.
-fn inputs(detector: &Detector) -> Vec<Prepared> {
+fn inputs(detector: &Detector) -> Vec<Vec<Prepared>> {
     let mut paths = Vec::new();
     for folder in ["washer/test/good", "washer/test/scratch", "blister/test/missing"] {
         paths.extend(fs::read_dir(shop().parts.join(folder)).unwrap().map(|entry| entry.unwrap().path()));
     }
     paths.sort();
-    let preprocess = detector.network().preprocess();
-    paths.iter().map(|path| preprocess.apply(&read_frame(path).unwrap()).unwrap()).collect()
+    let prepare = |path: &PathBuf| detector.preparation().apply(&read_frame(path).unwrap(), None).unwrap();
+    paths.iter().map(prepare).collect()
 }
 
 #[track_caller]
@@ -199,7 +200,7 @@ fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected:
 fn assert_same_scores_everywhere(what: &str, model: &Path) {
     let expected = Detector::open(model).unwrap();
     let (inputs, request) = (inputs(&expected), Request::default());
-    let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, &request)).collect();
+    let frames: Vec<(&[Prepared], &Request)> = inputs.iter().map(|inputs| (&inputs[..], &request)).collect();
     let found =
         |detector: &Detector| -> Vec<Detection> { detector.inspect(&frames).into_iter().map(Result::unwrap).collect() };
     let expected = found(&expected);
@@ -231,15 +232,15 @@ fn every_choice_of_the_method_gives_the_same_scores_everywhere() {
 fn a_worker_answers_on_every_device() {
     let reference = Detector::open(&shop().model).unwrap();
     let (inputs, request) = (inputs(&reference), Arc::new(Request::default()));
-    let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, request.as_ref())).collect();
+    let frames: Vec<(&[Prepared], &Request)> = inputs.iter().map(|inputs| (&inputs[..], request.as_ref())).collect();
     let expected: Vec<Detection> = reference.inspect(&frames).into_iter().map(Result::unwrap).collect();
     for (name, device, tolerance) in devices() {
         let open: Open = Box::new(move || Ok(Box::new(Detector::open_on(&shop().model, &device)?) as Box<dyn Detect>));
         let options =
             diad::worker::Options { name: name.clone(), batch_size: 4, batch_timeout: Duration::from_millis(2) };
         let worker = Worker::start(open, options).unwrap();
-        let submit = |input: &Prepared| {
-            let job = Job { prepared: input.clone(), request: request.clone() };
+        let submit = |inputs: &Vec<Prepared>| {
+            let job = Job { inputs: inputs.clone(), request: request.clone() };
             worker.submit(1, job, Duration::from_secs(60)).unwrap()
         };
         let tickets: Vec<_> = inputs.iter().map(submit).collect();
@@ -297,8 +298,8 @@ fn a_frame_of_the_wrong_size_is_an_error_everywhere() {
         let detector = Detector::open_on(&shop().model, &device).unwrap();
         let (mut inputs, request) = (inputs(&detector), Request::default());
         inputs.truncate(2);
-        inputs[1].frame = Frame::new(32, 32, vec![0; 32 * 32 * 3]).unwrap();
-        let frames: Vec<(&Prepared, &Request)> = inputs.iter().map(|input| (input, &request)).collect();
+        inputs[1][0].frame = Frame::new(32, 32, vec![0; 32 * 32 * 3]).unwrap();
+        let frames: Vec<(&[Prepared], &Request)> = inputs.iter().map(|inputs| (&inputs[..], &request)).collect();
         let error = detector.inspect(&frames).remove(1).unwrap_err().to_string();
         assert!(error.contains("32x32"), "{name}: {error}");
         assert!(detector.inspect(&frames[..1]).remove(0).is_ok(), "{name}");

@@ -1,6 +1,6 @@
 //! From a mapped video frame to the one preprocessing of `diad`: which planes it has and what their values mean.
 
-use diad::frame::{Plane, Prepared, Preprocess, View, Yuv};
+use diad::frame::{Plane, View, Yuv};
 use gst_video::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, VideoInterlaceMode};
 
@@ -161,18 +161,17 @@ pub(crate) fn offset(info: &VideoInfo, plane: usize, stride: usize, [x, y]: [usi
     (y >> down) * stride + (x >> right) * format.pixel_stride()[plane] as usize
 }
 
-/// The model's input from the picture that `caps` speak of.
+/// The picture that `caps` speak of.
 ///
 /// # Errors
-/// When the frame's planes are not what its info says, or the region of interest has no pixel in it.
-pub(crate) fn prepare(
-    frame: &VideoFrameRef<&gst::BufferRef>,
+/// When the frame's planes are not what its info says.
+pub(crate) fn view<'a>(
+    frame: &'a VideoFrameRef<&gst::BufferRef>,
     caps: &VideoInfo,
-    preprocess: &Preprocess,
-) -> Result<Prepared, Box<dyn std::error::Error>> {
+) -> Result<View<'a>, Box<dyn std::error::Error>> {
     let corner = corner(frame.buffer(), frame.info(), caps)?;
     let (width, height) = (caps.width() as usize, caps.height() as usize);
-    let plane = |index: u32, halved: bool| -> Result<Plane<'_>, Box<dyn std::error::Error>> {
+    let plane = |index: u32, halved: bool| -> Result<Plane<'a>, Box<dyn std::error::Error>> {
         let side = |n: usize| if halved { n.div_ceil(2) } else { n };
         let stride = usize::try_from(frame.plane_stride()[index as usize])?;
         let start = offset(frame.info(), index as usize, stride, corner);
@@ -183,18 +182,18 @@ pub(crate) fn prepare(
         let (kr, kb, full_range) = colorimetry(caps);
         Yuv { kr, kb, full_range }
     };
-    let view = match (packed(frame.format()), frame.format()) {
+    Ok(match (packed(frame.format()), frame.format()) {
         (Some((bytes, rgb)), _) => View::Packed { plane: plane(0, false)?, bytes, rgb },
         (None, VideoFormat::Gray8) => View::Gray(plane(0, false)?),
         (None, VideoFormat::Nv12) => View::SemiPlanar { luma: plane(0, false)?, chroma: plane(1, true)?, yuv: yuv() },
         (None, _) => View::Planar { luma: plane(0, false)?, chroma: [plane(1, true)?, plane(2, true)?], yuv: yuv() },
-    };
-    Ok(preprocess.apply_view(&view)?)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use diad::config::Fit;
+    use diad::frame::Preprocess;
     use proptest::prelude::*;
 
     use super::*;
@@ -209,8 +208,8 @@ mod tests {
             let fill = |i: usize| if video && i < info.offset()[1] { 126 } else { 128 };
             let buffer = gst::Buffer::from_slice((0..info.size()).map(fill).collect::<Vec<u8>>());
             let frame = VideoFrameRef::from_buffer_ref_readable(&buffer, &info).unwrap();
-            let prepared =
-                prepare(&frame, &info, &Preprocess { size: 64.into(), fit: Fit::Stretch, roi: None }).unwrap();
+            let preprocess = Preprocess { size: 64.into(), fit: Fit::Stretch, roi: None };
+            let prepared = preprocess.apply_view(&view(&frame, &info).unwrap()).unwrap();
             assert!(prepared.frame.rgb().iter().all(|&v| v == 128), "{format:?}: {:?}", &prepared.frame.rgb()[..3]);
         }
     }
@@ -267,8 +266,8 @@ mod tests {
             let cropped = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps).unwrap();
             let tight = gst::Buffer::from_slice(tight);
             let plain = VideoFrameRef::from_buffer_ref_readable(&tight, &caps).unwrap();
-            let expected = prepare(&plain, &caps, &preprocess).unwrap();
-            assert_eq!(prepare(&cropped, &caps, &preprocess).unwrap().frame, expected.frame, "{format:?}");
+            let prepare = |frame| preprocess.apply_view(&view(frame, &caps).unwrap()).unwrap().frame;
+            assert_eq!(prepare(&cropped), prepare(&plain), "{format:?}");
         }
     }
 
@@ -326,7 +325,7 @@ mod tests {
             }
             if let Ok(frame) = VideoFrameRef::from_buffer_ref_readable(&buffer, &caps) {
                 let preprocess = Preprocess { size: 32.into(), fit: Fit::Stretch, roi: None };
-                match prepare(&frame, &caps, &preprocess) {
+                match view(&frame, &caps).and_then(|view| Ok(preprocess.apply_view(&view)?)) {
                     Ok(prepared) => prop_assert_eq!(prepared.frame.rgb().len(), 32 * 32 * 3),
                     Err(error) => prop_assert!(!error.to_string().is_empty()),
                 }

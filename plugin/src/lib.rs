@@ -47,7 +47,8 @@ pub mod fuzz {
     pub fn prepare(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<usize, String> {
         let frame = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|error| error.to_string())?;
         let preprocess = Preprocess { size: 32.into(), fit: Fit::Stretch, roi: None };
-        let prepared = frame::prepare(&frame, info, &preprocess).map_err(|error| error.to_string())?;
+        let view = frame::view(&frame, info).map_err(|error| error.to_string())?;
+        let prepared = preprocess.apply_view(&view).map_err(|error| error.to_string())?;
         Ok(prepared.frame.rgb().len())
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
 use crate::calibrate::{GoodScores, Threshold, TooFew};
-use crate::config::{Config, GroupSource, SpaceKind};
+use crate::config::{Config, Decision, GroupSource, Shape, Shapes, SpaceKind};
 use crate::error::Error;
 use crate::named::named;
 
@@ -80,6 +80,9 @@ pub struct BackboneCard {
 pub struct ClassCard {
     /// Its name: unique, not empty, at most 255 bytes, without control characters.
     pub name: String,
+    /// The shape that it is looked at in, with `input.scale`; else that of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Shape>,
     /// Good images it was trained on.
     pub train_images: usize,
     /// Scores of good images, ascending, each by a network and statistics that have not seen the image.
@@ -245,11 +248,43 @@ impl Card {
                 let expected = "false, but for the Mahalanobis distance from the reconstruction".into();
                 found.add(&format!("classes[{i}].known_defects.taught"), true, expected);
             }
+            self.check_shape(&format!("classes[{i}].shape"), class.shape, &mut found);
             if !names.insert(class.name.as_str()) {
                 found.add(&format!("classes[{i}].name"), format!("{:?}", class.name), "a name of its own".into());
             }
         }
+        if found.list.is_empty() && self.config.detection.decision == Decision::PixelMinimum {
+            let shapes = self.shapes().distinct().len();
+            if shapes > 1 {
+                found.add("classes", format!("{shapes} shapes"), "one, with detection.decision = pixel-minimum".into());
+            }
+        }
         found.told()
+    }
+
+    fn check_shape(&self, key: &str, shape: Option<Shape>, found: &mut Mistakes) {
+        let Some(shape) = shape else {
+            if let Some(scale) = self.config.input.scale {
+                found.add(key, "absent", format!("one, with config.input.scale = {scale}"));
+            }
+            return;
+        };
+        let [least, most] = shape.aspects;
+        if !(0.0 < least && least <= most && most.is_finite()) {
+            found.add(
+                &format!("{key}.aspects"),
+                format!("{:?}", shape.aspects),
+                "two numbers above 0, ascending".into(),
+            );
+        }
+        if let Err(Error::Config { mistakes, .. }) = self.config.in_shape(&shape).check(key) {
+            mistakes.into_iter().for_each(|text| found.list.push(format!("{key}: {text}")));
+        }
+    }
+
+    /// The shapes that frames are looked at in.
+    pub fn shapes(&self) -> Shapes {
+        Shapes::new(self.classes.iter().map(|class| class.shape.unwrap_or_else(|| self.config.shape())).collect())
     }
 
     /// Digest of the whole model, lowercase hexadecimal SHA-256: of this card, which holds the digest of the tensors. Reports and

@@ -11,6 +11,7 @@ use crate::config::Config;
 pub(crate) fn card(classes: &[&str]) -> Card {
     let threshold = Threshold { value: 1.0, rank: 1, n: 1, groups: None, false_reject_rate: 0.5, interval: [0.0, 1.0] };
     let class = |name: &&str| ClassCard {
+        shape: None,
         name: (*name).to_owned(),
         train_images: 1,
         calibration_scores: vec![1.0],

@@ -6,11 +6,11 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::sight::{SEEN, milliseconds, setting, shaped};
+use super::sight::{SEEN, milliseconds, setting};
 use super::table::{Align, Table};
 use super::train::{ConfigArgs, configuration, warn_ignored};
 use super::{Context, messages};
-use crate::config::{Config, Size};
+use crate::config::{Config, Size, shaped};
 use crate::data::{Category, Dataset};
 use crate::detector::Request;
 use crate::device::Device;
@@ -169,7 +169,7 @@ impl Choice {
         let preprocess = Preprocess::of(&config.input);
         let network = untrained(&config, &preprocess.apply(frame)?, &Device::cpu())?;
         let milliseconds = milliseconds(|| {
-            let input = preprocess.apply(frame)?;
+            let input = [preprocess.apply(frame)?];
             network.inspect(&[(&input, &Request::default())]).into_iter().try_for_each(|found| found.map(drop))
         })?;
         let pixels = (shown[0] / size.width as f64).max(shown[1] / size.height as f64);

@@ -43,8 +43,9 @@ pub(super) fn measure(
     let mut done = 0;
     for (class, category) in categories.iter().enumerate() {
         let mut figures = METHODS.map(|_| Figures::of(category));
+        let own = index(card, category);
         let paths: Vec<PathBuf> = category.test.iter().map(|sample| sample.path.clone()).collect();
-        ReadAhead::new(GROUP, &context.stop).each_group(&paths, prepare(context, network), |group| {
+        ReadAhead::new(GROUP, &context.stop).each_group(&paths, prepare(context, network, own), |group| {
             done += group.len();
             // An image that cannot be read, or that the model knows, was named when the model was measured.
             let read = group.into_iter().filter_map(|(index, image)| {
@@ -56,9 +57,10 @@ pub(super) fn measure(
             let features = features(network, &inputs)?;
             let maps = features.par_iter().map(|(features, geometry)| {
                 let distances = baselines.distances(features, class);
-                distances.map(|distance| network.map(distance, *geometry, None))
+                let maps = distances.map(|distance| network.map(distance, *geometry, None));
+                maps.into_iter().collect::<Result<Vec<_>>>()
             });
-            let maps = maps.collect::<Vec<_>>();
+            let maps = maps.collect::<Result<Vec<_>>>()?;
             for ((sample, result), maps) in samples.into_iter().zip(maps) {
                 for (figures, (score, map)) in figures.iter_mut().zip(maps) {
                     figures.add(sample, result, score, &map)?;
@@ -77,6 +79,8 @@ pub(super) fn measure(
 
 /// The good images of a product: features in the backbone's space, and which of them may see which.
 struct Good {
+    /// The class of the model whose shape they are looked at in.
+    class: usize,
     features: Vec<(Vec<f32>, Geometry)>,
     /// The part that each shows.
     groups: Vec<u32>,
@@ -90,12 +94,12 @@ impl Good {
     fn read(
         context: &Context,
         network: &Network,
-        class: Option<&ClassCard>,
+        (number, class): (usize, Option<&ClassCard>),
         paths: &[PathBuf],
         mut progress: impl FnMut(usize),
     ) -> Result<Self> {
-        let preprocess = network.preprocess();
-        let read = |path: &Path| Input::read(path, &preprocess, &context.depth);
+        let preparation = network.preparation();
+        let read = |path: &Path| Input::read(path, &preparation, number, &context.depth);
         let (mut found, mut digests, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         ReadAhead::new(GROUP, &context.stop).each_group(paths, read, |group| {
             progress(group.len());
@@ -106,7 +110,7 @@ impl Good {
                         let [_, pixels] = input.digests();
                         digests.push(pixels);
                         kept.push(&paths[index]);
-                        inputs.push(input.prepared);
+                        inputs.extend(input.inputs.into_iter().take(1));
                     }
                     Err(error) => context.console.warn(messages::left_out(&error)),
                 }
@@ -129,15 +133,21 @@ impl Good {
                 ((0..folds).map(of).collect(), all.clone().collect())
             }
         };
-        Ok(Self { features: found, groups: groups.of, unseen, taught })
+        Ok(Self { class: number, features: found, groups: groups.of, unseen, taught })
     }
 
     /// The baselines of some of the images.
-    fn fit(&self, config: &Config, images: &[usize]) -> Result<ClassBaseline> {
+    fn fit(&self, network: &Network, images: &[usize]) -> Result<ClassBaseline> {
+        let config = network.branch(self.class).config();
         let mut fit = ClassFit::new(config.covariances(), config.dim(), images.len(), config.training.seed);
         images.iter().for_each(|&image| fit.add(&self.features[image].0));
         fit.finish()
     }
+}
+
+/// The class of the model that a category's images are looked at as: that of its name, else the first.
+fn index(card: &Card, category: &Category) -> usize {
+    card.classes.iter().position(|class| class.name == category.name).unwrap_or(0)
 }
 
 /// The parts that images show, by what the model's card says of them; those that it does not know are parts of their own.
@@ -154,19 +164,18 @@ fn fit(
     card: &Card,
     categories: &[&Category],
 ) -> Result<(Baselines, Vec<[Option<f32>; METHODS.len()]>)> {
-    let config = network.config();
     let total = categories.iter().map(|category| category.train.len()).sum();
     let (mut task, mut done) = (context.task("learning", total), 0);
     let mut good = Vec::new();
     for category in categories {
         let class = card.classes.iter().find(|class| class.name == category.name);
-        good.push(Good::read(context, network, class, &category.train, |more| {
+        good.push(Good::read(context, network, (index(card, category), class), &category.train, |more| {
             done += more;
             task.set(done, "for the baselines");
         })?);
     }
     task.finish();
-    let classes: Result<Vec<_>> = good.iter().map(|good| good.fit(config, &good.taught)).collect();
+    let classes: Result<Vec<_>> = good.iter().map(|good| good.fit(network, &good.taught)).collect();
     let mut baselines = Baselines::new(classes?);
     let total = good.iter().flat_map(|good| &good.unseen).map(Vec::len).sum();
     let (mut task, mut done) = (context.task("thresholds", total), 0);
@@ -176,13 +185,14 @@ fn fit(
         for unseen in good.unseen.iter().filter(|unseen| !unseen.is_empty()) {
             context.stop.check()?;
             let others: Vec<usize> = good.taught.iter().copied().filter(|image| !unseen.contains(image)).collect();
-            let whole = baselines.replace(class, good.fit(config, &others)?);
+            let whole = baselines.replace(class, good.fit(network, &others)?);
             let found = unseen.par_iter().map(|&image| {
                 let (features, geometry) = &good.features[image];
                 let distances = baselines.distances(features, class);
-                (image, distances.map(|distance| network.map(distance, *geometry, None).0))
+                let scores = distances.map(|distance| Ok(network.map(distance, *geometry, None)?.0));
+                Ok((image, scores.into_iter().collect::<Result<Vec<f32>>>()?))
             });
-            for (image, found) in found.collect::<Vec<_>>() {
+            for (image, found) in found.collect::<Result<Vec<_>>>()? {
                 scores.iter_mut().zip(found).for_each(|(scores, score)| scores.push((score, good.groups[image])));
             }
             baselines.replace(class, whole);

@@ -17,7 +17,7 @@ use crate::detector::{Detector, Request};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::{Frame, Preprocess};
+use crate::frame::{Frame, Preparation};
 use crate::named::named;
 use crate::report::{Latency, json};
 use crate::synthetic::{Kind, draw_part};
@@ -42,7 +42,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     images::check_exists(&args.model)?;
     let device = args.on.find()?;
     let detector = Detector::open_on(&args.model, &device.open()?)?;
-    let size = detector.network().config().input.size.map(|side| side * OVERSIZE);
+    let size = detector.network().branch(0).input().map(|side| side * OVERSIZE);
     let frame = frame_of(size)?;
     let threads = rayon::current_num_threads();
     console.note(format_args!("on {device}: frames of {size}, {} per row, {threads} threads", args.frames));
@@ -175,8 +175,8 @@ impl Bench<'_> {
         let (card, open) = worker::open(model, device)?;
         let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
         let worker = Worker::start(open, options)?;
-        let prepared = Preprocess::of(&card.config.input).apply(self.frame)?;
-        let job = Job { prepared, request: Arc::new(request(steps)) };
+        let inputs = Preparation::new(&card.config.input, card.shapes()).apply(self.frame, Some(0))?;
+        let job = Job { inputs, request: Arc::new(request(steps)) };
         let in_flight = BATCHES_UNDER_WAY * batch;
         let warm_up = self.warm_up().max(in_flight);
         let (mut ms, mut first, mut answered) = (Vec::with_capacity(self.frames), Instant::now(), 0);
@@ -209,8 +209,9 @@ impl Bench<'_> {
     /// The parts of one detection, each measured by itself.
     fn stages(&self, detector: &Detector, steps: usize) -> Result<Stages> {
         let network = detector.network();
+        let (preparation, branch) = (network.preparation(), network.branch(0));
         let (preprocess, extractor, reconstructor) =
-            (network.preprocess(), network.extractor(), network.reconstructor());
+            (preparation.of_class(0), branch.extractor(), branch.reconstructor());
         let plan = reconstructor.plan(steps)?;
         let prepared = preprocess.apply(self.frame)?;
         let input = [&prepared.frame];
@@ -227,7 +228,7 @@ impl Bench<'_> {
             denoise: self.time(|| done(reconstructor.reconstruct(&features, &plan, class)?.residuals))?,
             score: self.time(|| {
                 let cells = network.scorer().cells(&features, &reconstruction, 0)?;
-                std::hint::black_box(network.map(cells, prepared.geometry, None));
+                std::hint::black_box(network.map(cells, prepared.geometry, None)?);
                 Ok(())
             })?,
         })

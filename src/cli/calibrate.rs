@@ -60,7 +60,8 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     for (product, (category, &class)) in data.categories.iter().zip(&targets).enumerate() {
         let known = Known::of(&card, args.known.defects.is_some().then_some(class));
         let defects = samples.get(product).map_or(&[][..], Vec::as_slice);
-        let defects = defects.iter().map(|sample| KnownDefect::read(sample, &card.config, &context.depth));
+        let read = |sample| KnownDefect::read(sample, detector.preparation(), class, &context.depth);
+        let defects = defects.iter().map(read);
         let defects = defects.collect::<Result<Vec<_>>>()?;
         check_defects(&defects, &known)?;
         let mut parts = (!defects.is_empty()).then(FreshParts::default);
@@ -229,9 +230,10 @@ fn inspect(
     mut progress: impl FnMut(usize),
 ) -> Result<Fresh> {
     let request = Request { class: ClassChoice::Known(class), ..Request::default() };
-    let preprocess = network.preprocess();
-    let read =
-        |path: &Path| Input::read(path, &preprocess, &context.depth).map(|input| (input.digests(), input.prepared));
+    let preparation = network.preparation();
+    let read = |path: &Path| {
+        Input::read(path, &preparation, class, &context.depth).map(|input| (input.digests(), input.own().clone()))
+    };
     let mut fresh = Fresh::default();
     let mut images = ReadAhead::new(GROUP, &context.stop);
     images.each_group(&category.train, read, |group| {
@@ -250,7 +252,7 @@ fn inspect(
                 Err(error) => context.console.warn(messages::left_out(&error)),
             }
         }
-        let requests: Vec<_> = inputs.iter().map(|(_, input, _)| (input, &request)).collect();
+        let requests: Vec<_> = inputs.iter().map(|(_, input, _)| (std::slice::from_ref(input), &request)).collect();
         let inspections = network.inspect(&requests);
         if let Some(parts) = &mut parts {
             parts.look(network, &inputs.iter().map(|(_, input, _)| input).collect::<Vec<_>>(), class)?;

@@ -274,7 +274,8 @@ impl<'a> Class<'a> {
             })
         })?;
         if self.sketched && !sample.label.is_defect() {
-            let input = detector.network().preprocess().apply(&seen.frame)?;
+            let class = detector.card().classes.iter().position(|class| class.name == self.category.name);
+            let input = detector.preparation().of_class(class.unwrap_or(0)).apply(&seen.frame)?;
             self.sketches.extend(sketch(detector.network(), &input)?);
         }
         self.images.push(image);

@@ -90,10 +90,10 @@ pub(super) fn check_exists(file: &Path) -> Result<()> {
     }
 }
 
-/// A function that reads an image as the model's input.
-pub(super) fn prepare(context: &Context, network: &Network) -> impl Fn(&Path) -> Result<Prepared> + Sync {
-    let preprocess = network.preprocess();
-    move |path| preprocess.apply(&read_frame(context, path)?)
+/// A function that reads an image as the model's input of a class.
+pub(super) fn prepare(context: &Context, network: &Network, class: usize) -> impl Fn(&Path) -> Result<Prepared> + Sync {
+    let preparation = network.preparation();
+    move |path| preparation.of_class(class).apply(&read_frame(context, path)?)
 }
 
 /// The features of an image in short, to tell whether others show the same part.

@@ -8,7 +8,7 @@ use super::demo::sheet;
 use super::images::{self, prepare};
 use crate::config::Size;
 use crate::data::{Dataset, ReadAhead};
-use crate::detector::{ClassChoice, Network, Sampling};
+use crate::detector::{Branch, ClassChoice, Network, Sampling};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
@@ -37,14 +37,18 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
         }
         None => None,
     };
-    let like = args.like.as_deref().map(|path| values(network, &prepare(context, network)(path)?.frame)).transpose()?;
+    // A part in general has the shape of the first class.
+    let looked = class.unwrap_or(0);
+    let branch = network.branch(looked);
+    let like = args.like.as_deref();
+    let like = like.map(|path| values(branch, &prepare(context, network, looked)(path)?.frame)).transpose()?;
     if network.config().denoiser.guide > 0 && like.is_none() {
         return Err(Error::Usage("this model is guided by an image: give one to go by with --like".into()));
     }
-    let shows_pictures = network.extractor().picture(&vec![0.0; network.config().tokens() * network.config().dim()]);
+    let shows_pictures = branch.extractor().picture(&vec![0.0; branch.config().tokens() * branch.config().dim()]);
     let patches = match (shows_pictures, &args.data) {
         (Some(_), _) => None,
-        (None, Some(root)) => Some(Patches::read(context, network, root, args.class.as_deref())?),
+        (None, Some(root)) => Some(Patches::read(context, network, root, args.class.as_deref(), looked)?),
         (None, None) => {
             return Err(Error::Usage(
                 "this model is one of features, which are shown by patches of good images: give some with --data"
@@ -61,12 +65,10 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
         let one = |&i: &u64| {
             let (steps, seed, like) = (usize::from(args.steps), args.seed.wrapping_add(i), like.as_deref());
             let (eta, guidance) = (args.eta, args.guidance);
-            let values = network.reconstructor().sample(&Sampling { class, like, steps, eta, guidance, seed })?;
+            let values = branch.reconstructor().sample(&Sampling { class, like, steps, eta, guidance, seed })?;
             match &patches {
                 Some(patches) => patches.picture(&values),
-                None => {
-                    network.extractor().picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into()))
-                }
+                None => branch.extractor().picture(&values).ok_or_else(|| Error::Internal("sample: no picture".into())),
             }
         };
         let drawn = network.device().spread(group, |some| some.iter().map(one).collect());
@@ -80,8 +82,8 @@ pub(super) fn run(context: &Context, args: &SampleArgs) -> Result<()> {
 }
 
 /// Values `[T, D]` of one prepared frame.
-fn values(network: &Network, frame: &Frame) -> Result<Vec<f32>> {
-    Ok(network.extractor().extract(&[frame])?.flatten_all()?.to_vec1()?)
+fn values(branch: &Branch, frame: &Frame) -> Result<Vec<f32>> {
+    Ok(branch.extractor().extract(&[frame])?.flatten_all()?.to_vec1()?)
 }
 
 /// The picture at a whole multiple of its size that is large enough for eyes.
@@ -110,7 +112,8 @@ struct Patches {
 
 impl Patches {
     /// The cells of a few good images of every product, or of `class`.
-    fn read(context: &Context, network: &Network, root: &Path, class: Option<&str>) -> Result<Self> {
+    fn read(context: &Context, network: &Network, root: &Path, class: Option<&str>, looked: usize) -> Result<Self> {
+        let branch = network.branch(looked);
         let data = Dataset::scan(root, &[])?;
         let named = |name: &str| data.categories.iter().any(|category| category.name == name);
         let wanted = class.filter(|class| named(class));
@@ -118,13 +121,13 @@ impl Patches {
             data.categories.iter().filter(|category| wanted.is_none_or(|class| category.name == class)).collect();
         let each = PATCH_IMAGES.div_ceil(categories.len().max(1));
         let paths: Vec<PathBuf> = categories.iter().flat_map(|c| c.train.iter().take(each).cloned()).collect();
-        let (grid, dim) = (network.config().grid(), network.config().dim());
+        let (grid, dim) = (branch.config().grid(), branch.config().dim());
         let mut all = Self { grid, dim, values: Vec::new(), images: Vec::new() };
         let mut task = context.task("patches", paths.len());
-        ReadAhead::new(8, &context.stop).each_group(&paths, prepare(context, network), |group| {
+        ReadAhead::new(8, &context.stop).each_group(&paths, prepare(context, network, looked), |group| {
             for (_, image) in group {
                 let prepared = image?.frame;
-                all.values.extend(values(network, &prepared)?);
+                all.values.extend(values(branch, &prepared)?);
                 all.images.push(prepared);
             }
             task.set(all.images.len(), "");

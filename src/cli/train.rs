@@ -74,12 +74,12 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         write_atomic(path, page(&args.out, &data, &outcome).html()?.as_bytes())?;
     }
     console.print(format_args!("{}", args.out.display()))?;
-    for (class, paths) in outcome.detector.card().classes.iter().zip(&outcome.paths) {
+    for (number, (class, paths)) in outcome.detector.card().classes.iter().zip(&outcome.paths).enumerate() {
         for fact in facts(class) {
             console.print(fact)?;
         }
         warn_outliers(console, class, paths);
-        if let Some(sight) = sight(&outcome.detector, paths) {
+        if let Some(sight) = sight(&outcome.detector, number, paths) {
             console.note(format_args!("{}: {sight}", class.name));
         }
     }

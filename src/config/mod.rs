@@ -7,11 +7,13 @@
 mod kind;
 mod read;
 mod rules;
+mod shape;
 mod size;
 
 use serde::{Deserialize, Serialize};
 
 use self::kind::{Kind, above, below, closed, integer, open, size};
+pub use self::shape::{Shape, Shapes, Tried, shaped};
 pub use self::size::{Blocks, Size};
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
@@ -85,6 +87,9 @@ config! {
     input: InputConfig {
         /// The model input in pixels: one number for a square, or `[width, height]`; multiples of 32, 64..=4096.
         size: Size = Size::square(256), size(64, 4096).step(32);
+        /// In place of `size`: the input as a fraction of the frame, whose shape is kept. Each class has the input of its median
+        /// frame, reduced to no less than 256 pixels along the shorter side.
+        scale: Option<f64> = None, above(0.0, 1.0);
         /// How a frame of another aspect becomes the model input.
         fit: Fit = Fit::Stretch, Kind::OneOf(Fit::NAMES);
         /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
@@ -128,6 +133,8 @@ config! {
         attention_every: usize = 3, integer(0, 64);
         /// Side of the windows of cells that attend to each other; 0: all cells of the last level do.
         window: usize = 16, integer(0, 64);
+        /// How the network knows where in the frame a cell lies.
+        position: Position = Position::Learned, Kind::OneOf(Position::NAMES);
         /// Attention heads.
         heads: usize = 4, integer(1, 64);
         /// Depthwise kernel, odd.
@@ -324,6 +331,16 @@ named! {
 }
 
 named! {
+    /// How the network knows where in the frame a cell lies.
+    pub enum Position: "position" {
+        /// A vector for each cell of each grid is learned.
+        Learned = "learned",
+        /// A vector is learned for each of some waves over the frame, whatever its grid (Tancik et al. 2020).
+        Fourier = "fourier",
+    }
+}
+
+named! {
     /// How classes share the network.
     pub enum ClassStrategy: "classes" {
         /// One network that is told the class, or that there is none.
@@ -466,8 +483,11 @@ impl Config {
         }
     }
 
-    /// The same with what is absent and depends on other keys filled in.
+    /// The same with what is absent and depends on other keys filled in; with `input.scale`, that belongs to the classes.
     pub(crate) fn resolved(&self) -> Self {
+        if self.input.scale.is_some() {
+            return self.clone();
+        }
         let features = FeatureConfig { grid: Some(self.grid()), ..self.features.clone() };
         let detection = DetectionConfig { covariance_cells: Some(self.covariances().side), ..self.detection.clone() };
         Self { features, detection, ..self.clone() }

@@ -281,7 +281,11 @@ pub(super) fn resolve(tree: &Table) -> Result<Config, Vec<Mistake>> {
     match Config::deserialize(Value::Table(good)) {
         Ok(config) => {
             // A key that is wrong in itself has been named already, and stands at its default here.
-            let sensible = TOGETHER.iter().filter(|condition| condition.keys.iter().all(|key| !bad.contains(key)));
+            // With a scale the size says nothing; what holds of the inputs that come out is checked for each.
+            let unsized_input = config.input.scale.is_some();
+            let says = |condition: &&Condition| !(unsized_input && condition.keys.contains(&"input.size"));
+            let known = |condition: &&Condition| condition.keys.iter().all(|key| !bad.contains(key));
+            let sensible = TOGETHER.iter().filter(|condition| known(condition) && says(condition));
             mistakes.extend(
                 sensible
                     .filter(|condition| !(condition.holds)(&config))

@@ -6,13 +6,14 @@ use sha2::{Digest, Sha256};
 
 use super::SampleDepth;
 use crate::error::Result;
-use crate::frame::{Prepared, Preprocess, decode_image, read_bytes};
+use crate::frame::{Preparation, Prepared, decode_image, read_bytes};
 use crate::text::hex;
 
 /// The model's input, with what tells the image from others.
 pub struct Input {
-    /// What the model sees.
-    pub prepared: Prepared,
+    /// What the model sees: the input of its class, then those of other shapes that it would be tried in if the class were not
+    /// known.
+    pub inputs: Vec<Prepared>,
     /// SHA-256 of the file.
     pub file: [u8; 32],
     /// SHA-256 of the decoded pixels.
@@ -24,12 +25,21 @@ impl Input {
     ///
     /// # Errors
     /// When it cannot be read, or the region of interest has no pixel in it.
-    pub fn read(path: &Path, preprocess: &Preprocess, depth: &SampleDepth) -> Result<Self> {
+    pub fn read(path: &Path, preparation: &Preparation, class: usize, depth: &SampleDepth) -> Result<Self> {
         let bytes = read_bytes(path)?;
         let image = decode_image(&bytes, path)?;
         depth.add(path, image.peak);
         let (file, pixels) = (Sha256::digest(&bytes).into(), image.frame.digest());
-        Ok(Self { prepared: preprocess.apply(&image.frame)?, file, pixels })
+        let own = preparation.of_class(class).apply(&image.frame)?;
+        let others = preparation.apply(&image.frame, None)?.into_iter();
+        let others = others.filter(|input| input.geometry.input != own.geometry.input);
+        let inputs = [own.clone()].into_iter().chain(others).collect();
+        Ok(Self { inputs, file, pixels })
+    }
+
+    /// The input of its class.
+    pub fn own(&self) -> &Prepared {
+        &self.inputs[0]
     }
 
     /// Digests of file and pixels in hexadecimal, as they stand on a card.

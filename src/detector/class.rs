@@ -32,6 +32,14 @@ impl ClassChoice {
         Self::of_class(text.strip_prefix(LITERAL).unwrap_or(text), card)
     }
 
+    /// The class, where it is known.
+    pub fn known(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Known(class) => Some(class),
+        }
+    }
+
     /// The class of exactly this name, also where it is `auto`: for names that no user wrote, as those of folders.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use super::known_defects::BESIDE;
 use super::map::MAP_SCALE;
 use super::reconstruction::{Reconstructor, needs_noise};
 use super::scorer::terms;
-use super::{Mask, Network, Scorer};
+use super::{Branch, Mask, Network, Scorer};
 use crate::bundle::{self, BackboneCard, Card, ClassCard, TensorSpec};
 use crate::config::Config;
 use crate::device::Device;
@@ -40,7 +40,7 @@ fn scales(config: &Config) -> Vec<usize> {
 /// # Errors
 /// When the backbone is unknown.
 pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
-    let (classes, tokens, dim) = (card.classes.len(), card.config.tokens(), card.config.dim());
+    let (classes, dim, shapes) = (card.classes.len(), card.config.dim(), card.shapes());
     let spec = |name: String, dtype: Dtype, shape: Vec<usize>| TensorSpec { name, dtype, shape };
     let mut all = Vec::new();
     if let Some(BackboneCard { name: backbone, .. }) = &card.backbone {
@@ -51,23 +51,27 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
             all.push(spec(name, Dtype::F32, shape));
         }
     }
-    for parameter in Denoisers::parameters(&card.config, classes) {
+    for parameter in Denoisers::parameters(&card.config, &shapes) {
         all.push(spec(format!("denoiser.{}", parameter.name), Dtype::F32, parameter.shape));
-    }
-    if card.config.input.mask.is_some() {
-        let size = card.config.grid().map(|side| side * MAP_SCALE);
-        all.push(spec(MASK.into(), Dtype::F32, vec![size.height, size.width]));
-    }
-    if needs_noise(&card.config) {
-        all.push(spec(NOISE.into(), Dtype::F32, vec![tokens, dim]));
     }
     if card.config.detection.needs_noise_errors() {
         all.push(spec(TERM_MEANS.into(), Dtype::F32, vec![classes, terms(&card.config)]));
     }
-    for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(&card.config).len()) {
-        all.push(spec((*mean).into(), Dtype::F32, vec![classes, tokens, dim]));
-        let covariances = card.config.covariances().count();
-        all.push(spec(whiten.into(), Dtype::F16, vec![classes, covariances, dim * (dim + 1) / 2]));
+    for (number, config) in shapes.configs(&card.config).iter().enumerate() {
+        let (tokens, members) = (config.tokens(), shapes.members(number).count());
+        let named = |name: &str| format!("{name}{}", shapes.suffix(number));
+        if config.input.mask.is_some() {
+            let size = config.grid().map(|side| side * MAP_SCALE);
+            all.push(spec(named(MASK), Dtype::F32, vec![size.height, size.width]));
+        }
+        if needs_noise(config) {
+            all.push(spec(named(NOISE), Dtype::F32, vec![tokens, dim]));
+        }
+        for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(config).len()) {
+            all.push(spec(named(mean), Dtype::F32, vec![members, tokens, dim]));
+            let covariances = config.covariances().count();
+            all.push(spec(named(whiten), Dtype::F16, vec![members, covariances, dim * (dim + 1) / 2]));
+        }
     }
     if card.classes.iter().any(ClassCard::is_taught_by_defects) {
         all.push(spec(DEFECTS.into(), Dtype::F32, vec![classes, dim + BESIDE]));
@@ -95,27 +99,32 @@ pub fn save(
             tensors.insert(format!("backbone.{name}"), weight.to_dtype(candle_core::DType::F16)?);
         }
     }
-    if let Some(transform) = network.extractor().transform() {
+    if let Some(transform) = network.branches()[0].extractor().transform() {
         tensors.extend(transform.tensors()?);
     }
     tensors.extend(denoiser.iter().map(|(name, tensor)| (format!("denoiser.{name}"), tensor.clone())));
     let Scorer { statistics, term_means, .. } = &network.scorer;
-    let (classes, tokens, dim) = (statistics.len(), card.config.tokens(), card.config.dim());
+    let (classes, dim, shapes) = (statistics.len(), card.config.dim(), network.shapes());
     let cpu = &candle_core::Device::Cpu;
-    for i in 0..scales(&card.config).len() {
-        let scales = || statistics.iter().filter_map(|class| class.scales().get(i));
-        let mean = scales().flat_map(Scale::mean).copied().collect::<Vec<_>>();
-        let whiten = scales().flat_map(Scale::whiten).copied().collect::<Vec<_>>();
-        tensors.insert(MEAN[i].into(), Tensor::from_vec(mean, (classes, tokens, dim), cpu)?);
-        let covariances = card.config.covariances().count();
-        tensors.insert(WHITEN[i].into(), Tensor::from_vec(whiten, (classes, covariances, dim * (dim + 1) / 2), cpu)?);
-    }
-    if let Some(mask) = &network.mask {
-        let size = card.config.grid().map(|side| side * MAP_SCALE);
-        tensors.insert(MASK.into(), Tensor::from_slice(mask.weights(), (size.height, size.width), cpu)?);
-    }
-    if let Some(noise) = &network.reconstructor().noise {
-        tensors.insert(NOISE.into(), Tensor::from_slice(noise, (tokens, dim), cpu)?);
+    for (number, branch) in network.branches().iter().enumerate() {
+        let (config, members) = (branch.config(), shapes.members(number).count());
+        let tokens = config.tokens();
+        let named = |name: &str| format!("{name}{}", shapes.suffix(number));
+        for i in 0..scales(config).len() {
+            let scales = || shapes.members(number).filter_map(|class| statistics[class].scales().get(i));
+            let mean = scales().flat_map(Scale::mean).copied().collect::<Vec<_>>();
+            let whiten = scales().flat_map(Scale::whiten).copied().collect::<Vec<_>>();
+            tensors.insert(named(MEAN[i]), Tensor::from_vec(mean, (members, tokens, dim), cpu)?);
+            let shape = (members, config.covariances().count(), dim * (dim + 1) / 2);
+            tensors.insert(named(WHITEN[i]), Tensor::from_vec(whiten, shape, cpu)?);
+        }
+        if let Some(mask) = branch.mask() {
+            let size = config.grid().map(|side| side * MAP_SCALE);
+            tensors.insert(named(MASK), Tensor::from_slice(mask.weights(), (size.height, size.width), cpu)?);
+        }
+        if let Some(noise) = &branch.reconstructor().noise {
+            tensors.insert(named(NOISE), Tensor::from_slice(noise, (tokens, dim), cpu)?);
+        }
     }
     if card.config.detection.needs_noise_errors() {
         let means = Tensor::from_vec(term_means.concat(), (classes, terms(&card.config)), cpu)?;
@@ -160,8 +169,9 @@ pub fn set_defect_term(
 
 /// The network of a file that was loaded and checked.
 pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result<Network> {
-    let (config, classes, grid) = (&card.config, card.classes.len(), card.config.grid());
-    let (tokens, dim) = (config.tokens(), config.dim());
+    let (config, classes, shapes) = (&card.config, card.classes.len(), card.shapes());
+    let (dim, configs) = (config.dim(), shapes.configs(config));
+    let grid = configs[0].grid();
     let extractor = match &card.backbone {
         None => FeatureExtractor::of_pixels(device.clone(), grid),
         Some(_) => {
@@ -177,26 +187,36 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
         name.strip_prefix("denoiser.").map(|name| Ok((name.to_owned(), device.weight(tensor)?)))
     };
     let weights = tensors.iter().filter_map(own).collect::<Result<Weights>>()?;
-    let denoisers = Denoisers::new(config, classes, |name| weights.get(name).cloned())?;
     let get = |name: &str| -> Result<Tensor> {
         let tensor = tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing")))?;
         Ok(tensor.flatten_all()?)
     };
-    let noise = needs_noise(config).then(|| Ok::<_, Error>(get(NOISE)?.to_vec1()?)).transpose()?;
-    let mut residuals: Vec<ResidualStatistics> = Vec::with_capacity(classes);
-    for (i, side) in scales(config).into_iter().enumerate() {
-        let mean = get(MEAN[i])?.to_vec1::<f32>()?;
-        let whiten = get(WHITEN[i])?.to_vec1::<half::f16>()?;
-        let whiten = whiten.chunks_exact(config.covariances().count() * dim * (dim + 1) / 2);
-        let each = mean.chunks_exact(tokens * dim).zip(whiten);
-        let each =
-            each.map(|(mean, whiten)| Scale::new(config.covariances(), side, dim, mean.to_vec(), whiten.to_vec()));
-        let each = each.collect::<Result<Vec<Scale>>>()?;
-        residuals = match i {
-            0 => each.into_iter().map(ResidualStatistics::new).collect(),
-            _ => residuals.into_iter().zip(each).map(|(statistics, scale)| statistics.and(scale)).collect(),
-        };
+    let mut branches = Vec::with_capacity(configs.len());
+    let mut residuals: Vec<Option<ResidualStatistics>> = (0..classes).map(|_| None).collect();
+    for (number, config) in configs.iter().enumerate() {
+        let named = |name: &str| get(&format!("{name}{}", shapes.suffix(number)));
+        let noise = needs_noise(config).then(|| Ok::<_, Error>(named(NOISE)?.to_vec1()?)).transpose()?;
+        let denoisers = Denoisers::new(&card.config, &shapes, number, |name| weights.get(name).cloned())?;
+        let mask = config.input.mask.as_ref();
+        let mask = mask.map(|_| Mask::from_weights(config.grid(), named(MASK)?.to_vec1()?)).transpose()?;
+        let reconstructor = Arc::new(Reconstructor::new(config, device, denoisers, noise)?);
+        branches.push(Branch::new(config, Arc::new(extractor.on_grid(config.grid())), reconstructor, mask)?);
+        let (tokens, blocks) = (config.tokens(), config.covariances());
+        for (i, side) in scales(config).into_iter().enumerate() {
+            let mean = named(MEAN[i])?.to_vec1::<f32>()?;
+            let whiten = named(WHITEN[i])?.to_vec1::<half::f16>()?;
+            let whiten = whiten.chunks_exact(blocks.count() * dim * (dim + 1) / 2);
+            let each = mean.chunks_exact(tokens * dim).zip(whiten);
+            for (class, (mean, whiten)) in shapes.members(number).zip(each) {
+                let scale = Scale::new(blocks, side, dim, mean.to_vec(), whiten.to_vec())?;
+                residuals[class] = Some(match residuals[class].take() {
+                    None => ResidualStatistics::new(scale),
+                    Some(statistics) => statistics.and(scale),
+                });
+            }
+        }
     }
+    let residuals = residuals.into_iter().flatten().collect();
     let by_class =
         |values: Vec<f32>, each: usize| -> Vec<Vec<f32>> { values.chunks_exact(each).map(<[f32]>::to_vec).collect() };
     let mut scorer = Scorer::new(config, residuals, &extractor)?;
@@ -209,7 +229,5 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
         scorer = scorer.with_known_defects(terms.collect())?;
     }
     let prototypes = by_class(get(PROTOTYPES)?.to_vec1()?, dim);
-    let mask = config.input.mask.as_ref().map(|_| Mask::from_weights(grid, get(MASK)?.to_vec1()?)).transpose()?;
-    let reconstructor = Arc::new(Reconstructor::new(config, device, denoisers, noise)?);
-    Network::new(config, extractor, reconstructor, scorer, prototypes, mask)
+    Network::new(config, shapes, branches, scorer, prototypes)
 }

@@ -3,7 +3,7 @@
 use super::map::MAP_SCALE;
 use crate::config::Size;
 use crate::error::{Error, Result};
-use crate::frame::{Frame, Preprocess};
+use crate::frame::{Frame, Preparation, Preprocess};
 
 /// Which cells of the anomaly map count. An ignored cell neither raises the score nor bleeds into its neighbours when the map is
 /// smoothed.
@@ -47,6 +47,15 @@ impl Mask {
             return Err(Error::Usage("the mask leaves nothing to look at: all of it is black (0)".into()));
         }
         Ok(Self { size, weights })
+    }
+
+    /// The same in each of the shapes that a frame is tried in.
+    ///
+    /// # Errors
+    /// As [`Mask::new`].
+    pub fn in_shapes(image: &Frame, preparation: &Preparation) -> Result<Vec<Self>> {
+        let shapes = preparation.ways().iter().zip(preparation.shapes().distinct());
+        shapes.map(|(way, shape)| Self::new(image, way, shape.grid)).collect()
     }
 
     /// From weights `[4 rows, 4 columns]` of the grid, each 0..=1, as a model file keeps them.

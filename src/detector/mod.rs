@@ -13,10 +13,11 @@ use crate::calibrate::GoodScores;
 use crate::config::Size;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::frame::{Frame, Prepared};
+use crate::frame::{Frame, Preparation, Prepared};
 use crate::named::named;
 use crate::regions::{Region, regions};
 
+mod branch;
 mod class;
 mod file;
 mod known_defects;
@@ -27,6 +28,7 @@ mod network;
 mod reconstruction;
 mod scorer;
 
+pub use branch::Branch;
 pub use class::ClassChoice;
 #[cfg(feature = "train")]
 pub(crate) use class::prototype_distance;
@@ -36,6 +38,7 @@ use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
 pub use map::AnomalyMap;
 pub use mask::Mask;
+pub(crate) use network::Asked;
 #[cfg(feature = "train")]
 pub(crate) use network::mean_over_cells;
 pub use network::{CellScores, Embeddings, Inspection, Network};
@@ -109,13 +112,15 @@ pub struct Request {
     pub ddim_steps: Option<usize>,
     /// Thresholds, in place of those on the card.
     pub limits: Option<Limits>,
-    /// What counts of the frame, in place of the mask that the model was trained with.
-    pub mask: Option<Mask>,
+    /// What counts of the frame, by the number of the shape that it is tried in, in place of the mask that the model was trained
+    /// with.
+    pub masks: Option<Vec<Mask>>,
 }
 
 /// A trained model with its thresholds, ready for frames.
 pub struct Detector {
     network: Network,
+    preparation: Preparation,
     card: Card,
     limits: Limits,
     /// By class.
@@ -143,7 +148,8 @@ impl Detector {
             other => other,
         })?;
         let good = file.card.classes.iter().map(ClassCard::good_scores).collect();
-        Ok(Self { network, limits: Limits::of(&file.card), good, card: file.card })
+        let preparation = network.preparation();
+        Ok(Self { network, preparation, limits: Limits::of(&file.card), good, card: file.card })
     }
 
     /// What is on the model's card.
@@ -161,27 +167,33 @@ impl Detector {
     /// # Errors
     /// When so many denoiser evaluations are not possible.
     pub fn prepare(&self, request: &Request) -> Result<()> {
-        self.network.plan(request.ddim_steps).map(drop)
+        self.network.branches().iter().try_for_each(|branch| branch.plan(request.ddim_steps).map(drop))
+    }
+
+    /// From frames to inputs.
+    pub fn preparation(&self) -> &Preparation {
+        &self.preparation
     }
 
     /// Inspects frames: one answer each, in order, that does not depend on the other frames. On the CPU they are computed in
     /// parallel, on a GPU in batches.
-    pub fn inspect(&self, frames: &[(&Prepared, &Request)]) -> Vec<Result<Detection>> {
+    pub fn inspect(&self, frames: &[(&[Prepared], &Request)]) -> Vec<Result<Detection>> {
         self.network.spread(frames, |scores, some| self.conclude(scores, some))
     }
 
     /// Inspects frames as they come from a file or a camera, all with one request.
     pub fn inspect_frames(&self, frames: &[Frame], request: &Request) -> Vec<Result<Detection>> {
-        let preprocess = self.network.preprocess();
-        let prepared: Vec<Result<Prepared>> = frames.par_iter().map(|frame| preprocess.apply(frame)).collect();
-        let good: Vec<(&Prepared, &Request)> = prepared.iter().flatten().map(|input| (input, request)).collect();
+        let prepare = |frame| self.preparation.apply(frame, request.class.known());
+        let prepared: Vec<Result<Vec<Prepared>>> = frames.par_iter().map(prepare).collect();
+        let good: Vec<(&[Prepared], &Request)> =
+            prepared.iter().flatten().map(|inputs| (inputs.as_slice(), request)).collect();
         let mut answers = self.inspect(&good).into_iter();
         let gone = || Err(Error::Internal("detector: a frame without an answer".into()));
         prepared.into_iter().map(|input| input.and_then(|_| answers.next().unwrap_or_else(gone))).collect()
     }
 
     /// The detections of a batch that was scored, see [`network`].
-    pub(crate) fn conclude(&self, scores: CellScores, frames: &[(&Prepared, &Request)]) -> Vec<Result<Detection>> {
+    pub(crate) fn conclude(&self, scores: CellScores, frames: &[Asked<'_>]) -> Vec<Result<Detection>> {
         let calibrated = |class: usize, score: f32| score / self.card.classes[class].ng.value.max(f32::MIN_POSITIVE);
         self.network.conclude(scores, frames, calibrated, |inspection, request| {
             let good = &self.good[inspection.class];

@@ -3,8 +3,7 @@
 //! A batch goes through three phases, so that a GPU can work on one batch while the host finishes another: `embed` sends the
 //! frames and starts the backbone, `measure` waits for the device until every cell has its score, `conclude` makes the maps.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -12,13 +11,11 @@ use rayon::prelude::*;
 #[cfg(feature = "train")]
 use super::ClassChoice;
 use super::class::{ClassDecision, prototype_distance};
-use super::map::MapBuilder;
-use super::{AnomalyMap, ClassSource, Mask, Reconstruction, Reconstructor, Request, SamplerPlan, Scorer};
-use crate::config::Config;
+use super::{AnomalyMap, Branch, ClassSource, Mask, Reconstruction, Request, SamplerPlan, Scorer};
+use crate::config::{Config, Shapes};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::features::FeatureExtractor;
-use crate::frame::{Frame, Geometry, Prepared, Preprocess};
+use crate::frame::{Geometry, Preparation, Prepared};
 
 /// What the network finds in one frame, before any threshold.
 #[derive(Clone, Debug)]
@@ -38,20 +35,30 @@ pub struct Inspection {
 /// A trained network with the statistics of its classes.
 pub struct Network {
     config: Config,
-    extractor: Arc<FeatureExtractor>,
-    reconstructor: Arc<Reconstructor>,
+    shapes: Shapes,
+    /// By the number of the shape.
+    branches: Vec<Branch>,
     pub(super) scorer: Scorer,
     decision: ClassDecision,
     /// Mean features `[D]` of each class.
     pub(super) prototypes: Vec<Vec<f32>>,
-    maps: MapBuilder,
-    pub(super) mask: Option<Mask>,
-    /// By the number of steps: the configured one, and those that were asked for.
-    plans: Mutex<BTreeMap<usize, Arc<SamplerPlan>>>,
 }
 
-/// The features `[B, T, D]` of a batch. On a GPU they may still be on their way.
-pub struct Embeddings(pub(crate) Tensor);
+/// A frame in each shape that it is tried in, and how it is to be inspected.
+pub(crate) type Asked<'a> = (&'a [Prepared], &'a Request);
+
+/// The features of a batch, those of one shape together. On a GPU they may still be on their way.
+#[derive(Default)]
+pub struct Embeddings(Vec<Embedded>);
+
+/// Those in one shape.
+struct Embedded {
+    /// Number of the shape.
+    shape: usize,
+    /// The frames that are tried in it.
+    frames: Vec<usize>,
+    features: Tensor, // [B, T, D]
+}
 
 /// The score of every cell of a batch of frames, for each class that a frame may be of.
 #[derive(Debug, Default)]
@@ -71,36 +78,26 @@ struct Candidate {
 }
 
 impl Network {
-    /// From its parts: `prototypes` are the mean features `[D]` of each class, `mask` says what counts where a request brings no
-    /// mask of its own.
+    /// From its parts: a branch for each of the shapes; `prototypes` are the mean features `[D]` of each class.
     ///
     /// # Errors
-    /// When the parts are of different numbers of classes, or the device has no room.
+    /// When the parts are of different numbers of classes or shapes.
     pub fn new(
         config: &Config,
-        extractor: Arc<FeatureExtractor>,
-        reconstructor: Arc<Reconstructor>,
+        shapes: Shapes,
+        branches: Vec<Branch>,
         scorer: Scorer,
         prototypes: Vec<Vec<f32>>,
-        mask: Option<Mask>,
     ) -> Result<Self> {
         let (classes, others) = (prototypes.len(), scorer.statistics.len());
-        if classes == 0 || classes != others {
+        if classes == 0 || classes != others || classes != shapes.classes() {
             return Err(Error::Internal(format!("detector: {classes} prototypes, statistics of {others} classes")));
         }
-        let network = Self {
-            extractor,
-            scorer,
-            decision: ClassDecision::new(config, prototypes.len()),
-            prototypes,
-            maps: MapBuilder::new(config),
-            mask,
-            plans: Mutex::default(),
-            reconstructor,
-            config: config.clone(),
-        };
-        network.plan(None)?;
-        Ok(network)
+        if branches.iter().map(Branch::input).ne(shapes.distinct().iter().map(|shape| shape.input)) {
+            return Err(Error::Internal(format!("detector: {} branches do not fit the shapes", branches.len())));
+        }
+        let decision = ClassDecision::new(config, classes);
+        Ok(Self { config: config.clone(), shapes, branches, scorer, decision, prototypes })
     }
 
     /// The configuration that the network was made with.
@@ -110,22 +107,33 @@ impl Network {
 
     /// The device that it computes on.
     pub fn device(&self) -> &Device {
-        self.reconstructor.device()
+        self.branches[0].reconstructor().device()
     }
 
-    /// From frames to features.
-    pub fn extractor(&self) -> &FeatureExtractor {
-        &self.extractor
+    /// The shapes of its input.
+    pub fn shapes(&self) -> &Shapes {
+        &self.shapes
     }
 
-    /// From features to their reconstruction.
-    pub fn reconstructor(&self) -> &Reconstructor {
-        &self.reconstructor
+    /// The network in each shape of its input.
+    pub fn branches(&self) -> &[Branch] {
+        &self.branches
     }
 
-    /// The preprocessing of its frames.
-    pub fn preprocess(&self) -> Preprocess {
-        Preprocess::of(&self.config.input)
+    /// The network in the shape of a class.
+    pub fn branch(&self, class: usize) -> &Branch {
+        &self.branches[self.shapes.of(class)]
+    }
+
+    /// The branch of an input.
+    fn branch_for(&self, geometry: Geometry) -> Result<&Branch> {
+        let lost = || Error::Internal(format!("detector: an input of {} is of no shape", geometry.input));
+        self.branches.iter().find(|branch| branch.input() == geometry.input).ok_or_else(lost)
+    }
+
+    /// From frames to its inputs.
+    pub fn preparation(&self) -> Preparation {
+        Preparation::new(&self.config.input, self.shapes.clone())
     }
 
     /// From a reconstruction to the scores of cells.
@@ -133,45 +141,44 @@ impl Network {
         &self.scorer
     }
 
-    /// Features `[B, T, D]` of prepared frames.
+    /// Features `[B, T, D]` of inputs of one shape.
     ///
     /// # Errors
-    /// When a frame is not of the model's size, or the device fails.
+    /// When inputs are of several shapes or of none, or the device fails.
     pub fn features(&self, inputs: &[&Prepared]) -> Result<Tensor> {
-        let size = self.config.input.size;
-        let frames: Vec<&Frame> = inputs.iter().map(|input| &input.frame).collect();
-        if let Some(other) = frames.iter().find(|frame| [frame.width(), frame.height()] != size.sides()) {
-            let (w, h) = (other.width(), other.height());
-            return Err(Error::Internal(format!("detector: an input of {w}x{h} for a model of {size}")));
-        }
-        self.extractor.extract(&frames)
+        let first = inputs.first().ok_or_else(|| Error::Internal("detector: no input".into()))?;
+        self.branch_for(first.geometry)?.features(inputs)
     }
 
-    /// Image score and anomaly map of one score per cell `[T]`; without `mask` the network's own holds.
-    pub fn map(&self, cells: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> (f32, AnomalyMap) {
-        self.maps.build(cells, geometry, mask.or(self.mask.as_ref()))
+    /// Image score and anomaly map of one score per cell `[T]` of an input; without `mask` the network's own holds.
+    ///
+    /// # Errors
+    /// When the input is of no shape of the network.
+    pub fn map(&self, cells: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> Result<(f32, AnomalyMap)> {
+        Ok(self.branch_for(geometry)?.map(cells, geometry, mask))
     }
 
     /// Inspects frames, each by itself as [`Device::spread`] does. Where the class is to be chosen, scores of several classes are
     /// compared as they are.
-    pub fn inspect(&self, frames: &[(&Prepared, &Request)]) -> Vec<Result<Inspection>> {
+    pub fn inspect(&self, frames: &[(&[Prepared], &Request)]) -> Vec<Result<Inspection>> {
         self.spread(frames, |scores, some| self.conclude(scores, some, |_, score| score, |found, _| found))
     }
 
     /// What a good part of a known class looks like to the line: the inspection as a part of that class, and one as a part of each
-    /// class that the network would choose from if it were not told (none where there is one class only).
+    /// class that the network would choose from if it were not told (none where there is one class only). The first of its inputs
+    /// is that of its class, the others are of the shapes that it would be tried in.
     #[cfg(feature = "train")]
     pub(crate) fn inspect_candidates(
         &self,
-        frames: &[(&Prepared, usize)],
+        frames: &[(&[Prepared], usize)],
     ) -> Vec<Result<(Inspection, Vec<Inspection>)>> {
         let told =
-            |(_, class): &(&Prepared, usize)| Request { class: ClassChoice::Known(*class), ..Request::default() };
+            |(_, class): &(&[Prepared], usize)| Request { class: ClassChoice::Known(*class), ..Request::default() };
         let (told, untold): (Vec<Request>, Request) = (frames.iter().map(told).collect(), Request::default());
-        let requests: Vec<_> = frames.iter().zip(&told).map(|((input, _), request)| (*input, request)).collect();
+        let requests: Vec<_> = frames.iter().zip(&told).map(|((inputs, _), request)| (*inputs, request)).collect();
         self.device().spread(&requests, |some| {
-            let inputs: Vec<&Prepared> = some.iter().map(|(input, _)| *input).collect();
-            let lined: Vec<_> = inputs.iter().map(|input| (*input, &untold)).collect();
+            let inputs: Vec<&[Prepared]> = some.iter().map(|(inputs, _)| *inputs).collect();
+            let lined: Vec<_> = inputs.iter().map(|inputs| (*inputs, &untold)).collect();
             let measured = self.embed(&inputs).and_then(|embeddings| {
                 let chosen =
                     if self.decision == ClassDecision::Only { None } else { Some(self.measure(&embeddings, &lined)?) };
@@ -183,17 +190,16 @@ impl Network {
             };
             let own = self.conclude(own, some, |_, score| score, |found, _| found);
             let chosen = chosen.map(|CellScores(scores)| scores).unwrap_or_default();
-            let each = |scores: Result<FrameScores>, input: &Prepared| -> Result<Vec<Inspection>> {
+            let each = |scores: Result<FrameScores>, inputs: &[Prepared]| -> Result<Vec<Inspection>> {
                 let FrameScores { source, candidates } = scores?;
                 // Where cells of several classes make one map, there is one answer.
                 let split = self.decision != ClassDecision::PixelMinimum;
                 let sets = if split { candidates.into_iter().map(|one| vec![one]).collect() } else { vec![candidates] };
-                let decide = |candidates| {
-                    self.decide(FrameScores { source, candidates }, input.geometry, None, &|_, score| score)
-                };
+                let decide =
+                    |candidates| self.decide(FrameScores { source, candidates }, inputs, None, &|_, score| score);
                 sets.into_iter().map(decide).collect()
             };
-            let mut chosen = chosen.into_iter().zip(&inputs).map(|(scores, input)| each(scores, input));
+            let mut chosen = chosen.into_iter().zip(&inputs).map(|(scores, inputs)| each(scores, inputs));
             own.into_iter().map(|own| Ok((own?, chosen.next().unwrap_or(Ok(Vec::new()))?))).collect()
         })
     }
@@ -213,11 +219,12 @@ impl Network {
     /// When a frame is not of the model's size, or the device fails.
     #[cfg(feature = "train")]
     pub(crate) fn cells(&self, inputs: &[&Prepared], class: usize) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-        let plan = self.plan(None)?;
+        let (branch, reconstructor) = (self.branch(class), self.branch(class).reconstructor());
+        let plan = branch.plan(None)?;
         let some = |inputs: &[&Prepared]| {
-            let features = self.features(inputs)?;
-            let condition = self.reconstructor.condition_class(class);
-            let reconstruction = self.reconstructor.reconstruct(&features, &plan, condition)?;
+            let features = branch.features(inputs)?;
+            let condition = reconstructor.condition_class(class);
+            let reconstruction = reconstructor.reconstruct(&features, &plan, condition)?;
             self.scorer.whitened(&reconstruction.residuals, class)
         };
         let found = self.device().spread(inputs, |inputs| match some(inputs) {
@@ -230,11 +237,11 @@ impl Network {
     /// All phases for frames in groups that suit the device; `conclude` makes the answers of a group.
     pub(super) fn spread<R: Send>(
         &self,
-        frames: &[(&Prepared, &Request)],
-        conclude: impl Fn(CellScores, &[(&Prepared, &Request)]) -> Vec<Result<R>> + Send + Sync,
+        frames: &[Asked<'_>],
+        conclude: impl Fn(CellScores, &[Asked<'_>]) -> Vec<Result<R>> + Send + Sync,
     ) -> Vec<Result<R>> {
         self.device().spread(frames, |some| {
-            let inputs: Vec<&Prepared> = some.iter().map(|(input, _)| *input).collect();
+            let inputs: Vec<&[Prepared]> = some.iter().map(|(inputs, _)| *inputs).collect();
             match self.embed(&inputs).and_then(|embeddings| self.measure(&embeddings, some)) {
                 Ok(scores) => conclude(scores, some),
                 Err(error) => error.for_all(some.len()),
@@ -245,75 +252,102 @@ impl Network {
     /// First phase: sends a batch to the device and starts on its features, without waiting for them.
     ///
     /// # Errors
-    /// When a frame is not of the model's size, or the device fails.
-    pub(crate) fn embed(&self, inputs: &[&Prepared]) -> Result<Embeddings> {
-        self.features(inputs).map(Embeddings)
+    /// When an input is of no shape of the network, or the device fails.
+    pub(crate) fn embed(&self, frames: &[&[Prepared]]) -> Result<Embeddings> {
+        for input in frames.iter().flat_map(|inputs| inputs.iter()) {
+            self.branch_for(input.geometry)?;
+        }
+        let mut all = Vec::with_capacity(self.branches.len());
+        for (shape, branch) in self.branches.iter().enumerate() {
+            let own = |inputs: &[Prepared]| inputs.iter().position(|input| input.geometry.input == branch.input());
+            let own = frames.iter().enumerate().filter_map(|(frame, inputs)| Some((frame, &inputs[own(inputs)?])));
+            let (frames, inputs): (Vec<usize>, Vec<&Prepared>) = own.unzip();
+            if !frames.is_empty() {
+                all.push(Embedded { shape, frames, features: branch.features(&inputs)? });
+            }
+        }
+        Ok(Embeddings(all))
     }
 
     /// Second phase: scores every cell for the classes that the frame may be of. The device is done when this returns.
     ///
     /// # Errors
     /// When the device fails. What is wrong with one request is the answer to that request.
-    pub(crate) fn measure(
-        &self,
-        Embeddings(features): &Embeddings,
-        frames: &[(&Prepared, &Request)],
-    ) -> Result<CellScores> {
-        let candidates = |(mean, (_, request)): (Vec<f32>, &(&Prepared, &Request))| {
-            let distances: Vec<f32> = self.prototypes.iter().map(|p| prototype_distance(p, &mean)).collect();
+    pub(crate) fn measure(&self, Embeddings(all): &Embeddings, frames: &[Asked<'_>]) -> Result<CellScores> {
+        // Of the classes of the shapes that a frame is not tried in nobody knows how near they are.
+        let mut distances = vec![vec![f32::INFINITY; self.prototypes.len()]; frames.len()];
+        for Embedded { shape, frames, features } in all {
+            for (&frame, mean) in frames.iter().zip(means(features)?) {
+                for class in self.shapes.members(*shape) {
+                    distances[frame][class] = prototype_distance(&self.prototypes[class], &mean);
+                }
+            }
+        }
+        let candidates = |(distances, (_, request)): (Vec<f32>, &Asked<'_>)| {
             let (classes, source) = self.decision.candidates(request.class, &distances);
             let candidate = |class: usize| {
                 let unknown = || Error::Internal(format!("detector: class {class} of a model of {}", distances.len()));
                 let prototype_distance = *distances.get(class).ok_or_else(unknown)?;
+                if prototype_distance == f32::INFINITY {
+                    return Err(Error::Internal(format!("detector: no input of the shape of class {class}")));
+                }
                 Ok(Candidate { class, prototype_distance, cells: Vec::new() })
             };
             Ok(FrameScores { source, candidates: classes.into_iter().map(candidate).collect::<Result<_>>()? })
         };
-        let mut scores: Vec<Result<FrameScores>> = means(features)?.into_iter().zip(frames).map(candidates).collect();
-        // Frames with the same number of steps are reconstructed together.
+        let mut scores: Vec<Result<FrameScores>> = distances.into_iter().zip(frames).map(candidates).collect();
+        // Frames of one shape with the same number of steps are reconstructed together.
         let all_steps: BTreeSet<Option<usize>> = frames.iter().map(|(_, request)| request.ddim_steps).collect();
         for steps in all_steps {
-            let (group, mut own): (Vec<u32>, Vec<&mut Result<FrameScores>>) = (0..)
-                .zip(scores.iter_mut().zip(frames))
-                .filter_map(|(i, (scores, (_, request)))| (request.ddim_steps == steps).then_some((i, scores)))
-                .unzip();
-            match self.plan(steps) {
-                Ok(plan) => self.measure_group(&rows(features, &group)?, &plan, &mut own)?,
-                Err(error) => {
-                    own.into_iter().zip(error.for_all(group.len())).for_each(|(scores, failed)| *scores = failed)
+            for Embedded { shape, frames: embedded, features } in all {
+                let asks = |frame: usize| frames[frame].1.ddim_steps == steps;
+                let (group, own): (Vec<u32>, Vec<usize>) =
+                    (0..).zip(embedded).filter_map(|(row, &frame)| asks(frame).then_some((row, frame))).unzip();
+                if group.is_empty() {
+                    continue;
+                }
+                match self.branches[*shape].plan(steps) {
+                    Ok(plan) => self.measure_group(*shape, &rows(features, &group)?, &plan, &own, &mut scores)?,
+                    Err(error) => {
+                        own.iter().zip(error.for_all(own.len())).for_each(|(&frame, failed)| scores[frame] = failed)
+                    }
                 }
             }
         }
         Ok(CellScores(scores))
     }
 
-    /// Scores the cells of frames with `features` `[n, T, D]`, which share a plan.
+    /// Scores the cells of frames with `features` `[n, T, D]` in one shape, which share a plan: `own` are their places in `scores`.
     fn measure_group(
         &self,
+        shape: usize,
         features: &Tensor,
         plan: &SamplerPlan,
-        frames: &mut [&mut Result<FrameScores>],
+        own: &[usize],
+        scores: &mut [Result<FrameScores>],
     ) -> Result<()> {
+        let (reconstructor, tokens) = (self.branches[shape].reconstructor(), features.dim(1)?);
         let mut shared: Option<Reconstruction> = None;
-        for class in 0..self.prototypes.len() {
+        for class in self.shapes.members(shape) {
             let wanted = |frame: &Result<FrameScores>| {
                 frame.as_ref().is_ok_and(|frame| frame.candidates.iter().any(|candidate| candidate.class == class))
             };
-            let some: Vec<u32> = (0..).zip(frames.iter()).filter_map(|(i, f)| wanted(f).then_some(i)).collect();
+            let some: Vec<u32> =
+                (0..).zip(own).filter_map(|(row, &frame)| wanted(&scores[frame]).then_some(row)).collect();
             if some.is_empty() {
                 continue;
             }
-            let condition = self.reconstructor.condition_class(class);
+            let condition = reconstructor.condition_class(class);
             // A denoiser that is not told the class reconstructs every frame once, for all classes.
-            let indices = if condition.is_some() { some } else { (0..frames.len() as u32).collect() };
-            let own = rows(features, &indices)?;
+            let indices = if condition.is_some() { some } else { (0..own.len() as u32).collect() };
+            let features = rows(features, &indices)?;
             let reconstruction = match shared.take() {
                 Some(known) if condition.is_none() => known,
-                _ => self.reconstructor.reconstruct(&own, plan, condition)?,
+                _ => reconstructor.reconstruct(&features, plan, condition)?,
             };
-            let cells = self.scorer.cells(&own, &reconstruction, class)?;
-            for (&i, cells) in indices.iter().zip(cells.chunks_exact(self.config.tokens())) {
-                let frame = frames.get_mut(i as usize).and_then(|frame| frame.as_mut().ok());
+            let cells = self.scorer.cells(&features, &reconstruction, class)?;
+            for (&row, cells) in indices.iter().zip(cells.chunks_exact(tokens)) {
+                let frame = scores.get_mut(own[row as usize]).and_then(|frame| frame.as_mut().ok());
                 let candidates = frame.into_iter().flat_map(|frame| &mut frame.candidates);
                 candidates.filter(|c| c.class == class).for_each(|candidate| candidate.cells = cells.to_vec());
             }
@@ -327,12 +361,12 @@ impl Network {
     pub(super) fn conclude<R: Send>(
         &self,
         scores: CellScores,
-        frames: &[(&Prepared, &Request)],
+        frames: &[Asked<'_>],
         calibrated: impl Fn(usize, f32) -> f32 + Sync,
         finish: impl Fn(Inspection, &Request) -> R + Sync,
     ) -> Vec<Result<R>> {
-        let answer = |(scores, (prepared, request)): (Result<FrameScores>, &(&Prepared, &Request))| {
-            let found = self.decide(scores?, prepared.geometry, request.mask.as_ref(), &calibrated)?;
+        let answer = |(scores, (inputs, request)): (Result<FrameScores>, &Asked<'_>)| {
+            let found = self.decide(scores?, inputs, request.masks.as_deref(), &calibrated)?;
             Ok(finish(found, request))
         };
         scores.0.into_par_iter().zip(frames).map(answer).collect()
@@ -341,16 +375,23 @@ impl Network {
     fn decide(
         &self,
         FrameScores { source, candidates }: FrameScores,
-        geometry: Geometry,
-        mask: Option<&Mask>,
+        inputs: &[Prepared],
+        masks: Option<&[Mask]>,
         calibrated: &impl Fn(usize, f32) -> f32,
     ) -> Result<Inspection> {
+        let map = |class: usize, cells: Vec<f32>| {
+            let (branch, mask) = (self.branch(class), masks.and_then(|masks| masks.get(self.shapes.of(class))));
+            let input = inputs.iter().find(|input| input.geometry.input == branch.input());
+            let lost = || Error::Internal(format!("detector: no input of the shape of class {class}"));
+            Ok::<_, Error>(branch.map(cells, input.ok_or_else(lost)?.geometry, mask))
+        };
+        // All classes have one shape then.
         let lowest = (self.decision == ClassDecision::PixelMinimum && source == ClassSource::Chosen).then(|| {
             let lowest = |t: usize| candidates.iter().map(|c| c.cells[t]).fold(f32::INFINITY, f32::min);
-            (0..self.config.tokens()).map(lowest).collect()
+            (0..candidates.first().map_or(0, |c| c.cells.len())).map(lowest).collect()
         });
-        let map = |cells| self.map(cells, geometry, mask);
-        let scored: Vec<_> = candidates.into_iter().map(|c| (c.class, c.prototype_distance, map(c.cells))).collect();
+        let scored = candidates.into_iter().map(|c| Ok((c.class, c.prototype_distance, map(c.class, c.cells)?)));
+        let scored = scored.collect::<Result<Vec<_>>>()?;
         // Of a class without a score nobody knows whether it is the better one.
         if let Some((_, _, (score, _))) = scored.iter().find(|(_, _, (score, _))| !score.is_finite()) {
             return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
@@ -359,27 +400,11 @@ impl Network {
         let Some((class, prototype_distance, own)) = best else {
             return Err(Error::Internal("detector: a frame of no class".into()));
         };
-        let (score, map) = lowest.map_or(own, map);
+        let (score, map) = lowest.map_or(Ok(own), |cells| map(class, cells))?;
         if !score.is_finite() {
             return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
         }
         Ok(Inspection { class, source, prototype_distance, score, map })
-    }
-
-    /// The plan for a number of steps, the configured one if there is none; made when it is first asked for.
-    ///
-    /// # Errors
-    /// When so many steps are not possible.
-    pub(super) fn plan(&self, steps: Option<usize>) -> Result<Arc<SamplerPlan>> {
-        let steps = steps.unwrap_or(self.config.detection.ddim_steps);
-        let plans = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = plans().get(&steps).cloned(); // no lock while a plan is made: that is work for many threads
-        if let Some(plan) = known {
-            return Ok(plan);
-        }
-        let plan = Arc::new(self.reconstructor.plan(steps)?);
-        plans().insert(steps, plan.clone());
-        Ok(plan)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device as Candle, Tensor};
 
 use super::*;
-use crate::config::{Blocks, Config};
+use crate::config::{Blocks, Config, Shapes};
 use crate::features::FeatureExtractor;
 use crate::model::denoiser::Denoisers;
 use crate::residuals::ResidualSums;
@@ -16,7 +16,7 @@ const DIM: usize = 3;
 
 /// Made-up weights.
 fn weights(config: &Config) -> impl Fn(&str) -> Option<Tensor> {
-    let parameters = Denoisers::parameters(config, 2);
+    let parameters = Denoisers::parameters(config, &Shapes::one(config, 2));
     move |name: &str| {
         let (index, parameter) = parameters.iter().enumerate().find(|(_, p)| p.name == name)?;
         let value = |i: usize| ((i * 7 + index * 13) as f32 * 0.61).sin() * 0.2;
@@ -31,7 +31,8 @@ fn network(set: &[&str]) -> Network {
     let pictures =
         ["input.size=64", "features.space=pixel", "features.grid=8", "denoiser.width=16", "denoiser.blocks=2"];
     config.assign(&pictures.iter().chain(&["denoiser.attention_every=2"]).chain(set).collect::<Vec<_>>()).unwrap();
-    let denoisers = Denoisers::new(&config, 2, weights(&config)).unwrap();
+    let shapes = Shapes::one(&config, 2);
+    let denoisers = Denoisers::new(&config, &shapes, 0, weights(&config)).unwrap();
     let statistics = |seed: usize| {
         let mut sums = ResidualSums::new(Blocks::cells(GRID.into()), DIM, 1);
         sums.add(&(0..30 * GRID * GRID * DIM).map(|i| ((i * i + seed) as f32 * 0.37).sin()).collect::<Vec<_>>());
@@ -45,12 +46,13 @@ fn network(set: &[&str]) -> Network {
     let term_means = [[2.0, 0.5, 0.25, 1.0], [4.0, 1.0, 0.5, 1.0]].map(|means| means[..=levels].to_vec());
     let scorer = scorer.with_term_means(term_means.into()).unwrap();
     let prototypes = vec![vec![3.0; DIM], vec![3.1; DIM]];
-    Network::new(&config, extractor, Arc::new(reconstructor), scorer, prototypes, None).unwrap()
+    let branch = Branch::new(&config, extractor, Arc::new(reconstructor), None).unwrap();
+    Network::new(&config, shapes, vec![branch], scorer, prototypes).unwrap()
 }
 
 fn prepared() -> Prepared {
     let rgb = (0..64 * 64 * 3).map(|i: usize| (i * 31 / 7 % 256) as u8).collect();
-    network(&[]).preprocess().apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
+    network(&[]).preparation().of_class(0).apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
 }
 
 fn features() -> Tensor {
@@ -69,7 +71,11 @@ struct Rebuilt {
 }
 
 fn rebuild(network: &Network, class: Option<usize>) -> Rebuilt {
-    let reconstruction = network.reconstructor().reconstruct(&features(), &network.plan(None).unwrap(), class).unwrap();
+    let reconstruction = network
+        .branch(0)
+        .reconstructor()
+        .reconstruct(&features(), &network.branch(0).plan(None).unwrap(), class)
+        .unwrap();
     let noise_errors = reconstruction.noise_errors.iter().map(list).collect();
     Rebuilt { residuals: list(&reconstruction.residuals), noise_errors, reconstruction }
 }
@@ -82,9 +88,8 @@ fn distance(network: &Network, rebuilt: &Rebuilt, class: usize) -> Vec<f32> {
 fn inspect(set: &[&str], class: ClassChoice, limits: [f32; 2]) -> Inspection {
     let (network, prepared, request) = (network(set), prepared(), Request { class, ..Request::default() });
     let calibrated = |class: usize, score: f32| score / limits[class];
-    let conclude =
-        |scores, some: &[(&Prepared, &Request)]| network.conclude(scores, some, calibrated, |found, _| found);
-    network.spread(&[(&prepared, &request)], conclude).remove(0).unwrap()
+    let conclude = |scores, some: &[Asked<'_>]| network.conclude(scores, some, calibrated, |found, _| found);
+    network.spread(&[(&[prepared], &request)], conclude).remove(0).unwrap()
 }
 
 #[track_caller]
@@ -227,7 +232,7 @@ fn every_distance_is_its_formula() {
 fn a_batch_of_different_requests_is_many_batches_of_one() {
     let frame = |n: usize| {
         let rgb = (0..64 * 64 * 3).map(|i: usize| (i * (29 + n) / 7 % 256) as u8).collect();
-        network(&[]).preprocess().apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
+        network(&[]).preparation().of_class(0).apply(&Frame::new(64, 64, rgb).unwrap()).unwrap()
     };
     let inputs: Vec<Prepared> = (0..6).map(frame).collect();
     for set in [
@@ -241,8 +246,8 @@ fn a_batch_of_different_requests_is_many_batches_of_one() {
         let request =
             |i: usize| Request { class: classes[i % 3], ddim_steps: [None, Some(2)][i / 2 % 2], ..Request::default() };
         let requests: Vec<Request> = (0..6).map(request).collect();
-        let frames: Vec<(&Prepared, &Request)> = inputs.iter().zip(&requests).collect();
-        let embeddings = network.embed(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        let frames: Vec<Asked<'_>> = inputs.iter().map(std::slice::from_ref).zip(&requests).collect();
+        let embeddings = network.embed(&inputs.iter().map(std::slice::from_ref).collect::<Vec<_>>()).unwrap();
         let scores = network.measure(&embeddings, &frames).unwrap();
         let together = network.conclude(scores, &frames, |_, score| score, |found, _| found);
         assert_eq!(together.len(), 6);
@@ -263,8 +268,9 @@ fn a_request_that_cannot_be_is_an_error_of_its_frame_alone() {
         Request { class: ClassChoice::Known(2), ..Request::default() },
         Request::default(),
     ];
-    let frames: Vec<(&Prepared, &Request)> = requests.iter().map(|request| (&prepared, request)).collect();
-    let scores = network.measure(&network.embed(&[&prepared; 3]).unwrap(), &frames).unwrap();
+    let inputs = [prepared];
+    let frames: Vec<Asked<'_>> = requests.iter().map(|request| (&inputs[..], request)).collect();
+    let scores = network.measure(&network.embed(&[&inputs[..]; 3]).unwrap(), &frames).unwrap();
     let answers = network.conclude(scores, &frames, |_, score| score, |found, _| found);
     let [no_steps, no_class, good] = <[_; 3]>::try_from(answers).unwrap();
     assert!(no_steps.unwrap_err().to_string().contains("at least 1, got 0"));
@@ -284,26 +290,29 @@ fn steps_and_starts_use_the_noise_of_the_seed_and_no_other() {
     assert_ne!(fresh("detection.noise_seed=1"), fresh("detection.noise_seed=2"));
     // A model without the noise that it needs cannot be made.
     let network = network(&["detection.start=noised", ddim]);
-    let denoisers = Denoisers::new(network.config(), 2, weights(network.config())).unwrap();
+    let denoisers = Denoisers::new(network.config(), network.shapes(), 0, weights(network.config())).unwrap();
     assert!(Reconstructor::new(network.config(), &Device::cpu(), denoisers, None).is_err());
 }
 
 #[test]
 fn samples_need_what_the_model_goes_by() {
     let sampling = Sampling { class: None, like: None, steps: 2, eta: 0.0, guidance: 1.0, seed: 1 };
-    assert_eq!(network(&[]).reconstructor().sample(&sampling).unwrap().len(), GRID * GRID * DIM);
+    assert_eq!(network(&[]).branch(0).reconstructor().sample(&sampling).unwrap().len(), GRID * GRID * DIM);
     let told = network(&["training.class_drop=0", "detection.condition=class"]);
-    assert!(told.reconstructor().sample(&sampling).is_err(), "it has never been told nothing");
-    told.reconstructor().sample(&Sampling { class: Some(1), ..sampling }).unwrap();
+    assert!(told.branch(0).reconstructor().sample(&sampling).is_err(), "it has never been told nothing");
+    told.branch(0).reconstructor().sample(&Sampling { class: Some(1), ..sampling }).unwrap();
     let guided = network(&["denoiser.guide=2"]);
-    assert!(guided.reconstructor().sample(&sampling).is_err(), "something to go by");
+    assert!(guided.branch(0).reconstructor().sample(&sampling).is_err(), "something to go by");
     let like = list(&features());
-    guided.reconstructor().sample(&Sampling { like: Some(&like), ..sampling }).unwrap();
+    guided.branch(0).reconstructor().sample(&Sampling { like: Some(&like), ..sampling }).unwrap();
     for classes in ["denoiser.classes=heads", "denoiser.classes=separate"] {
         let network = network(&[classes]);
-        assert!(network.reconstructor().sample(&sampling).is_err(), "a class");
-        let of = |class| network.reconstructor().sample(&Sampling { class: Some(class), ..sampling }).unwrap();
+        assert!(network.branch(0).reconstructor().sample(&sampling).is_err(), "a class");
+        let of =
+            |class| network.branch(0).reconstructor().sample(&Sampling { class: Some(class), ..sampling }).unwrap();
         assert_ne!(of(0), of(1));
-        assert!(network.reconstructor().sample(&Sampling { class: Some(0), guidance: 2.0, ..sampling }).is_err());
+        assert!(
+            network.branch(0).reconstructor().sample(&Sampling { class: Some(0), guidance: 2.0, ..sampling }).is_err()
+        );
     }
 }

@@ -4,6 +4,8 @@
 //! `features.space = "feature"` they are the taps of a frozen backbone, normalised by a transform that was fitted to good parts;
 //! with `"pixel"` a cell holds the colour of its pixels.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 
 use crate::config::Size;
@@ -21,7 +23,7 @@ pub use transform::FeatureTransform;
 pub struct FeatureExtractor {
     device: Device,
     grid: Size,
-    source: Source,
+    source: Arc<Source>,
 }
 
 enum Source {
@@ -41,12 +43,17 @@ impl FeatureExtractor {
         transform: FeatureTransform,
     ) -> Result<Self> {
         let transform = transform.on(device.candle())?;
-        Ok(Self { device, grid, source: Source::Backbone(backbone, transform) })
+        Ok(Self { device, grid, source: Source::Backbone(backbone, transform).into() })
     }
 
     /// RGB in -1..=1, averaged over the cells of a grid whose sides divide those of the frames.
     pub fn of_pixels(device: Device, grid: Size) -> Self {
-        Self { device, grid, source: Source::Pixels }
+        Self { device, grid, source: Source::Pixels.into() }
+    }
+
+    /// The same on another grid, with the same backbone.
+    pub fn on_grid(&self, grid: Size) -> Self {
+        Self { device: self.device.clone(), grid, source: self.source.clone() }
     }
 
     /// The device of the features.
@@ -67,7 +74,7 @@ impl FeatureExtractor {
     /// # Errors
     /// When the device fails, or the size of the frames does not fit.
     pub fn raw(&self, frames: &[&Frame]) -> Result<Tensor> {
-        match &self.source {
+        match &*self.source {
             Source::Backbone(backbone, _) => backbone_features(backbone.as_ref(), &self.device, self.grid, frames),
             Source::Pixels => {
                 let colours = frames.iter().map(|frame| mean_colours(frame, self.grid)).collect::<Result<Vec<_>>>()?;
@@ -82,7 +89,7 @@ impl FeatureExtractor {
     /// # Errors
     /// When the device fails.
     pub fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
-        match &self.source {
+        match &*self.source {
             Source::Backbone(_, transform) => transform.normalise(raw),
             Source::Pixels => Ok(((raw / 127.5)? - 1.0)?),
         }
@@ -91,7 +98,7 @@ impl FeatureExtractor {
     /// Features `[T, D]` as raw ones `[T, C]`: the inverse of [`FeatureExtractor::normalise`], or the nearest there is to it
     /// where D is less than C.
     pub fn denormalise(&self, features: &[f32]) -> Vec<f32> {
-        match &self.source {
+        match &*self.source {
             Source::Backbone(_, transform) => transform.invert(features),
             Source::Pixels => features.iter().map(|v| (v + 1.0) * 127.5).collect(),
         }
@@ -99,7 +106,7 @@ impl FeatureExtractor {
 
     /// Raw channels of each scale of the backbone, C together.
     pub fn scales(&self) -> Vec<usize> {
-        match &self.source {
+        match &*self.source {
             Source::Backbone(backbone, _) => backbone.taps().iter().map(|tap| tap.channels).collect(),
             Source::Pixels => vec![3],
         }
@@ -107,7 +114,7 @@ impl FeatureExtractor {
 
     /// The transform, where one was fitted.
     pub fn transform(&self) -> Option<&FeatureTransform> {
-        match &self.source {
+        match &*self.source {
             Source::Backbone(_, transform) => Some(transform),
             Source::Pixels => None,
         }

@@ -5,10 +5,12 @@ use sha2::{Digest, Sha256};
 use crate::config::{Fit, InputConfig, Size};
 use crate::error::{Error, Result};
 
+mod preparation;
 pub mod read;
 mod view;
 
-pub use read::{Decoded, decode_frame, decode_image, read_bytes, read_frame, read_image, read_mask};
+pub use preparation::Preparation;
+pub use read::{Decoded, decode_frame, decode_image, read_bytes, read_frame, read_image, read_mask, read_size};
 pub use view::{Plane, View, Yuv};
 
 /// An owned 8-bit RGB image, rows without padding.

@@ -9,6 +9,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tiff::tags::{PhotometricInterpretation as Colours, SampleFormat, Tag};
 
 use super::Frame;
+use crate::config::Size;
 use crate::error::{Error, Result, catch_panic};
 use crate::files::read_regular;
 
@@ -116,6 +117,24 @@ pub fn read_mask(path: &Path, width: usize, height: usize) -> Result<Vec<bool>> 
     Ok(out)
 }
 
+/// Columns and rows of an image, upright, without decoding it.
+///
+/// # Errors
+/// As for [`read_frame`], as far as the head of the file tells.
+pub fn read_size(path: &Path) -> Result<Size> {
+    let bytes = read_bytes(path)?;
+    let size = || {
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        let (decoder, orientation) = upright_decoder(&bytes)?;
+        let (width, height) = decoder.dimensions();
+        let lies = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+        let [width, height] = if lies { [height, width] } else { [width, height] }.map(|side| side as usize);
+        Ok(Size { width, height })
+    };
+    let failed = |_| Err("the image is damaged (its decoder gave up)".into());
+    catch_panic(size).unwrap_or_else(failed).map_err(|reason: String| Error::image(path, reason))
+}
+
 /// The content of an image file.
 ///
 /// # Errors
@@ -149,7 +168,8 @@ fn chunks_fit(bytes: &[u8]) -> bool {
     true
 }
 
-fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
+/// A decoder within the limits, and how to turn its image upright.
+fn upright_decoder(bytes: &[u8]) -> Result<(impl ImageDecoder + '_, Orientation), String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
@@ -177,11 +197,16 @@ fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
         let needed = decoder.total_bytes() >> 20;
         return Err(format!("{width}x{height} pixels need {needed} MiB; the limit is {} MiB", MAX_BYTES >> 20));
     }
+    // Unreadable EXIF says nothing about the pixels.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, orientation))
+}
+
+fn decode_upright(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let (decoder, orientation) = upright_decoder(bytes)?;
     if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(bytes) {
         return Err("the JPEG ends before its end marker: the file is cut off".into());
     }
-    // Unreadable EXIF says nothing about the pixels.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(describe)?;
     image.apply_orientation(orientation);
     Ok(image)

@@ -8,13 +8,15 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::cache::FeatureCache;
-use crate::config::{ClassStrategy, Config, DiffusionConfig, Size, Weighting};
+use crate::config::{ClassStrategy, Config, DiffusionConfig, Shapes, Size, Weighting};
 use crate::diffusion::{NoiseLevel, Prediction, Process, min_snr_weight};
 use crate::error::Result;
 use crate::model::denoiser::{normal, pooled};
 
-/// One training batch.
+/// One training batch, or those of its samples that are looked at in one shape.
 pub(super) struct Batch {
+    /// Number of the shape.
+    pub(super) shape: usize,
     /// The noisy features and, as the last value of each cell, whether it is masked (1) or not (0), `[B, T, D + 1]`.
     pub(super) input: Tensor,
     /// The output that the network is to learn, `[B, T, D]`.
@@ -41,6 +43,7 @@ impl Batch {
         let cells = self.cells.as_ref().map(there).transpose()?;
         let (log_snr, class, weight) = (self.log_snr.clone(), self.class.clone(), self.weight.clone());
         Ok(Self {
+            shape: self.shape,
             input: there(&self.input)?,
             target: there(&self.target)?,
             guide,
@@ -54,6 +57,8 @@ impl Batch {
 }
 
 struct Draw {
+    /// Number of the shape of the class.
+    shape: usize,
     image: usize,
     other: usize,
     class: u32,
@@ -61,15 +66,17 @@ struct Draw {
     rng: ChaCha8Rng,
 }
 
-/// Draws the batch of a step: for each sample a class, all with the same probability, and an image of that class. `images[c]`
-/// are the indices of class c in `cache`; `process` is that of the configuration.
+/// Draws the batch of a step, in a part for each shape that is in it: for each sample a class, all with the same probability, and an
+/// image of that class. `images[c]` are the indices of class c in `cache`, `shapes` those of these classes; `process` is that of the
+/// configuration.
 pub(super) fn sample_batch(
     config: &Config,
     process: &Process,
+    shapes: &Shapes,
     cache: &FeatureCache,
     images: &[Vec<usize>],
     step: usize,
-) -> Result<Batch> {
+) -> Result<Vec<Batch>> {
     let (training, diffusion) = (&config.training, &config.diffusion);
     let mut rng = ChaCha8Rng::seed_from_u64(training.seed);
     rng.set_stream(step as u64 + 1);
@@ -78,7 +85,10 @@ pub(super) fn sample_batch(
         .map(|i| {
             let class = rng.random_range(0..images.len());
             let image = images[class][rng.random_range(0..images[class].len())];
-            let from = &images[rng.random_range(0..images.len())];
+            let shape = shapes.of(class);
+            // Cells can be taken from an image of the same grid.
+            let alike: Vec<usize> = shapes.members(shape).collect();
+            let from = &images[alike[rng.random_range(0..alike.len())]];
             let other = from[rng.random_range(0..from.len())];
             let dropped = rng.random::<f64>() < training.class_drop;
             let shown = match config.denoiser.classes {
@@ -88,13 +98,26 @@ pub(super) fn sample_batch(
             };
             let level = level(diffusion, process, i < count / 2, &mut rng)?;
             let rng = ChaCha8Rng::seed_from_u64(rng.next_u64());
-            Ok(Draw { image, other, class: shown as u32, level, rng })
+            Ok(Draw { shape, image, other, class: shown as u32, level, rng })
         })
         .collect::<Result<_>>()?;
     let seed = rng.next_u64();
+    let mut parts: Vec<Vec<Draw>> = shapes.distinct().iter().map(|_| Vec::new()).collect();
+    draws.into_iter().for_each(|draw| parts[draw.shape].push(draw));
+    let mut batches = Vec::new();
+    for (own, draws) in shapes.configs(config).iter().zip(parts).filter(|(_, draws)| !draws.is_empty()) {
+        batches.push(part(own, cache, draws, seed, &mut rng)?);
+    }
+    Ok(batches)
+}
+
+/// The part of a batch that is looked at in one shape, `config` is that of this shape.
+fn part(config: &Config, cache: &FeatureCache, draws: Vec<Draw>, seed: u64, rng: &mut ChaCha8Rng) -> Result<Batch> {
+    let diffusion = &config.diffusion;
+    let (count, shape) = (draws.len(), draws.first().map_or(0, |draw| draw.shape));
     let (grid, view, dim, guide_cells) = (config.grid(), config.training_window(), config.dim(), config.denoiser.guide);
     let tokens = view.area();
-    let cells = (view != grid).then(|| window(grid, view, &mut rng));
+    let cells = (view != grid).then(|| window(grid, view, rng));
     let seen = |values: Vec<f32>| match &cells {
         Some(cells) => cells.iter().flat_map(|&cell| &values[cell as usize * dim..][..dim]).copied().collect(),
         None => values,
@@ -129,7 +152,7 @@ pub(super) fn sample_batch(
         other => Prediction::X0.convert(&clean, other, &input.narrow(2, 0, dim)?, &levels)?,
     };
     let cells = cells.map(|cells| Tensor::new(cells.as_slice(), &Device::Cpu)).transpose()?;
-    Ok(Batch { input, target, guide, cells, weight, log_snr, class, seed })
+    Ok(Batch { shape, input, target, guide, cells, weight, log_snr, class, seed })
 }
 
 /// The cells of a window of the grid, at random; those at the edge of the grid are in it about as often as others.
@@ -223,11 +246,21 @@ mod tests {
 
     /// Six images of 4x4 cells, three of each class.
     fn images(folder: &std::path::Path) -> (FeatureCache, [Vec<usize>; 2]) {
-        let mut cache = FeatureCache::new(16 * DIM, 16, folder);
+        let mut cache = FeatureCache::new(16, folder);
         for i in 0..6 {
             cache.push(&(0..16 * DIM).map(|j| ((i * 128 + j) as f32).sin()).collect::<Vec<_>>()).unwrap();
         }
         (cache, [vec![0, 1, 2], vec![3, 4, 5]])
+    }
+
+    fn shapes(config: &Config, classes: usize) -> Shapes {
+        Shapes::one(config, classes)
+    }
+
+    /// The one part of a batch in one shape.
+    fn one(mut parts: Vec<Batch>) -> Batch {
+        assert_eq!(parts.len(), 1);
+        parts.remove(0)
     }
 
     fn config(set: &[&str]) -> Config {
@@ -254,7 +287,7 @@ mod tests {
             let plain = ["training.mask=0", "training.shuffle=0", "diffusion.min_snr_floor=0", &set[0], &set[1]];
             let config = config(&plain);
             let process = config.diffusion.process().unwrap();
-            let batch = sample_batch(&config, &process, &cache, &images, 1).unwrap();
+            let batch = one(sample_batch(&config, &process, &shapes(&config, 2), &cache, &images, 1).unwrap());
             let (input, target) = (list(&batch.input), list(&batch.target));
             let mut noise = Vec::new();
             for (i, log_snr) in batch.log_snr.iter().enumerate() {
@@ -298,7 +331,7 @@ mod tests {
         let config = config(&["diffusion.log_snr_spread=0.1"]);
         let process = config.diffusion.process().unwrap();
         for step in 0..40 {
-            let batch = sample_batch(&config, &process, &cache, &images, step).unwrap();
+            let batch = one(sample_batch(&config, &process, &shapes(&config, 2), &cache, &images, step).unwrap());
             for (log_snr, weight) in batch.log_snr.iter().zip(&batch.weight) {
                 let snr = f64::from(*log_snr).exp();
                 assert!((f64::from(*weight) - snr.clamp(0.3, 5.0)).abs() < 1e-5 * snr.max(1.0), "{log_snr} {weight}");
@@ -316,18 +349,56 @@ mod tests {
         assert!((none - 0.15).abs() < 0.03 && (a - b).abs() < 0.05, "{classes:?}");
     }
 
+    /// Classes of two shapes share a batch, in two parts; cells come from images of the same grid.
+    #[test]
+    fn a_batch_has_a_part_for_each_shape() {
+        let config = config(&[
+            "training.window=0",
+            "training.mask=0",
+            "detection.condition=class",
+            "training.class_drop=0",
+            "training.shuffle=0.9",
+        ]);
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = FeatureCache::new(16, folder.path());
+        // Images 0 and 2 of 4x4 cells, image 1 of 8x4; each holds its number.
+        for (n, cells) in [(0, 16), (1, 32), (2, 16)] {
+            cache.push(&vec![n as f32; cells * DIM]).unwrap();
+        }
+        let shape = |input: Size, grid: Size| crate::config::Shape { input, grid, ..config.shape() };
+        let (small, wide) = (shape(Size::square(64), Size::square(4)), shape(Size::new(128, 64), Size::new(8, 4)));
+        let shapes = Shapes::new(vec![small, wide, small]);
+        let process = config.diffusion.process().unwrap();
+        let images = [vec![0], vec![1], vec![2]];
+        let (mut seen, mut all) = ([0; 2], [0; 3]);
+        for step in 0..20 {
+            for batch in sample_batch(&config, &process, &shapes, &cache, &images, step).unwrap() {
+                let tokens = [16, 32][batch.shape];
+                assert_eq!(batch.target.dims(), [batch.weight.len(), tokens, DIM]);
+                assert_eq!(batch.class.iter().all(|&class| class == 1), batch.shape == 1);
+                seen[batch.shape] += batch.weight.len();
+                for (target, class) in list(&batch.target).chunks(tokens * DIM).zip(&batch.class) {
+                    assert!(target.iter().all(|&value| value == f64::from(*class)), "what is taught is its own image");
+                }
+                batch.class.iter().for_each(|&class| all[class as usize] += 1);
+            }
+        }
+        assert_eq!(seen.iter().sum::<usize>(), 20 * 64, "all samples of a batch are there");
+        assert!(all.iter().all(|&often| often > 300) && seen[1] == all[1], "{seen:?} {all:?}");
+    }
+
     /// A step shows a window of a grid that is larger, and says which cells these are; all of the grid has its turn.
     #[test]
     fn a_step_looks_at_a_window() {
         let config = config(&["training.window=2", "training.mask=0", "training.shuffle=0"]);
         let folder = tempfile::tempdir().unwrap();
-        let mut cache = FeatureCache::new(16 * DIM, 16, folder.path());
+        let mut cache = FeatureCache::new(16, folder.path());
         // Cell t holds t in all of its channels.
         cache.push(&(0..16 * DIM).map(|i| (i / DIM) as f32).collect::<Vec<_>>()).unwrap();
         let process = config.diffusion.process().unwrap();
         let mut often = [0; 16];
         for step in 0..400 {
-            let batch = sample_batch(&config, &process, &cache, &[vec![0]], step).unwrap();
+            let batch = one(sample_batch(&config, &process, &shapes(&config, 1), &cache, &[vec![0]], step).unwrap());
             let cells = batch.cells.unwrap().to_vec1::<u32>().unwrap();
             assert_eq!((batch.input.dims(), batch.target.dims()), (&[64, 4, DIM + 1][..], &[64, 4, DIM][..]));
             let shown: Vec<u32> = batch
@@ -355,7 +426,7 @@ mod tests {
         let (cache, images) = images(folder.path());
         let process = config.diffusion.process().unwrap();
         let values = |step| {
-            let batch = sample_batch(&config, &process, &cache, &images, step).unwrap();
+            let batch = one(sample_batch(&config, &process, &shapes(&config, 2), &cache, &images, step).unwrap());
             batch.input.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let third = values(3);

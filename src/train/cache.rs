@@ -8,33 +8,46 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-use crate::config::Size;
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Geometry, Prepared};
 
-/// Records of one size by index, each with a note that stays in memory.
+/// Records by index, each with a note that stays in memory.
 pub(super) struct Cache<T> {
-    size: usize,      // bytes
-    in_memory: usize, // records
+    /// Bytes that stay in memory.
+    limit: usize,
     memory: Vec<u8>,
     file: Option<File>,
+    in_file: u64, // bytes
     folder: PathBuf,
-    notes: Vec<T>,
+    records: Vec<Record<T>>,
+}
+
+struct Record<T> {
+    size: usize,
+    place: Place,
+    note: T,
+}
+
+/// Where the first byte of a record is.
+enum Place {
+    Memory(usize),
+    File(u64),
 }
 
 /// Features of images, in half precision.
 pub(super) type FeatureCache = Cache<()>;
-/// Prepared frames of one side.
+/// Prepared frames.
 pub(super) type FrameCache = Cache<Geometry>;
 
 impl<T> Cache<T> {
-    fn of_size(size: usize, limit_mib: usize, folder: &Path) -> Self {
-        let in_memory = limit_mib * 1024 * 1024 / size;
-        Self { size, in_memory, memory: Vec::new(), file: None, folder: folder.to_path_buf(), notes: Vec::new() }
+    /// What exceeds `limit_mib` goes to a file in `folder`, which vanishes by itself.
+    pub(super) fn new(limit_mib: usize, folder: &Path) -> Self {
+        let (memory, records, folder) = (Vec::new(), Vec::new(), folder.to_path_buf());
+        Self { limit: limit_mib * 1024 * 1024, memory, file: None, in_file: 0, folder, records }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.notes.len()
+        self.records.len()
     }
 
     /// Whether a part lies in a file.
@@ -42,53 +55,43 @@ impl<T> Cache<T> {
         self.file.is_some()
     }
 
-    fn add(&mut self, record: &[u8], note: T) -> Result<()> {
-        debug_assert_eq!(record.len(), self.size);
-        if self.len() < self.in_memory {
-            self.memory.extend_from_slice(record);
+    fn add(&mut self, bytes: &[u8], note: T) -> Result<()> {
+        let size = bytes.len();
+        let place = if self.file.is_none() && self.memory.len() + size <= self.limit {
+            self.memory.extend_from_slice(bytes);
+            Place::Memory(self.memory.len() - size)
         } else {
             let failed = |e| Error::io(&self.folder, "cannot put images into a temporary file here", e);
-            let offset = self.offset(self.len());
             let file = match &mut self.file {
                 Some(file) => file,
                 none => none.insert(tempfile::tempfile_in(&self.folder).map_err(failed)?),
             };
-            file.write_all_at(record, offset).map_err(failed)?;
-        }
-        self.notes.push(note);
+            file.write_all_at(bytes, self.in_file).map_err(failed)?;
+            self.in_file += size as u64;
+            Place::File(self.in_file - size as u64)
+        };
+        self.records.push(Record { size, place, note });
         Ok(())
     }
 
-    fn offset(&self, index: usize) -> u64 {
-        ((index - self.in_memory) * self.size) as u64
-    }
-
     fn record(&self, index: usize) -> Result<Cow<'_, [u8]>> {
-        match &self.file {
-            Some(file) if index >= self.in_memory => {
-                let mut bytes = vec![0; self.size];
-                file.read_exact_at(&mut bytes, self.offset(index))
+        let Record { size, place, .. } = &self.records[index];
+        match (place, &self.file) {
+            (Place::Memory(at), _) => Ok(self.memory[*at..][..*size].into()),
+            (Place::File(at), Some(file)) => {
+                let mut bytes = vec![0; *size];
+                file.read_exact_at(&mut bytes, *at)
                     .map_err(|e| Error::io(&self.folder, "cannot read the temporary file of images", e))?;
                 Ok(bytes.into())
             }
-            _ => Ok(self.memory[index * self.size..][..self.size].into()),
+            (Place::File(_), None) => Err(Error::Internal("training: the temporary file of images is gone".into())),
         }
     }
 }
 
-impl Cache<()> {
-    /// For images of `values` numbers each. What exceeds `limit_mib` goes to a file in `folder`, which vanishes by itself.
-    pub(super) fn new(values: usize, limit_mib: usize, folder: &Path) -> Self {
-        Self::of_size(2 * values, limit_mib, folder)
-    }
-
+impl FeatureCache {
     pub(super) fn push(&mut self, values: &[f32]) -> Result<()> {
         self.add(&values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>(), ())
-    }
-
-    /// Numbers of one image.
-    pub(super) fn values(&self) -> usize {
-        self.size / 2
     }
 
     /// The features of one image.
@@ -98,19 +101,14 @@ impl Cache<()> {
     }
 }
 
-impl Cache<Geometry> {
-    /// For frames of one size; limit and folder as for [`FeatureCache`].
-    pub(super) fn new(size: Size, limit_mib: usize, folder: &Path) -> Self {
-        Self::of_size(size.area() * 3, limit_mib, folder)
-    }
-
+impl FrameCache {
     pub(super) fn push(&mut self, prepared: &Prepared) -> Result<()> {
         self.add(prepared.frame.rgb(), prepared.geometry)
     }
 
     /// One frame.
     pub(super) fn get(&self, index: usize) -> Result<Prepared> {
-        let geometry = self.notes[index];
+        let geometry = self.records[index].note;
         let frame = Frame::new(geometry.input.width, geometry.input.height, self.record(index)?.into_owned())?;
         Ok(Prepared { frame, geometry })
     }
@@ -119,20 +117,21 @@ impl Cache<Geometry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Size;
 
     #[test]
     fn features_in_a_file_equal_those_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let per_image = 64 * 1024; // 128 KiB: 8 images per MiB
-        let image = |i: usize| vec![i as f32 + 0.5; per_image];
-        let (mut small, mut large) =
-            (FeatureCache::new(per_image, 1, folder.path()), FeatureCache::new(per_image, 64, folder.path()));
+        // Of two sizes in turn: images of two classes.
+        let image = |i: usize| vec![i as f32 + 0.5; per_image / (1 + i % 2)];
+        let (mut small, mut large) = (FeatureCache::new(1, folder.path()), FeatureCache::new(64, folder.path()));
         for i in 0..20 {
             small.push(&image(i)).unwrap();
             large.push(&image(i)).unwrap();
         }
         assert!(small.spilled() && !large.spilled());
-        for i in [0, 7, 8, 19] {
+        for i in [0, 9, 10, 11, 18, 19] {
             assert_eq!(small.get(i).unwrap(), image(i));
             assert_eq!(large.get(i).unwrap(), image(i));
         }
@@ -149,7 +148,7 @@ mod tests {
             let geometry = Geometry { original: [640, 480], input: size, valid: [170.0, 0.0, 171.0, 128.0], shown };
             Prepared { frame: Frame::new(size.width, size.height, rgb).unwrap(), geometry }
         };
-        let mut cache = FrameCache::new(size, 1, folder.path());
+        let mut cache = FrameCache::new(1, folder.path());
         (0..8).for_each(|i| cache.push(&frame(i)).unwrap());
         assert!(cache.spilled());
         for i in [0, 4, 5, 7] {

@@ -7,11 +7,13 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
+use super::batch::{self, Batch};
 use super::optimizer::Optimizer;
-use super::{Context, Event, TrainingSet, batch, checkpoint};
-use crate::config::{Config, TrainingConfig};
+use super::training_set::Features;
+use super::{Context, Event, TrainingSet, checkpoint};
+use crate::config::{Config, Shapes, TrainingConfig};
 use crate::error::{Error, Result};
-use crate::model::denoiser::{Denoiser, DenoiserShape, Denoisers, Parameter};
+use crate::model::denoiser::{Denoiser, Denoisers, Parameter};
 use crate::text::hex;
 
 /// The result of training the denoiser.
@@ -129,7 +131,7 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
     let device = set.device.candle();
     let parameters = |role: &Role| {
         let prefix = role.prefix();
-        let own = Denoisers::parameters(config, classes).into_iter();
+        let own = Denoisers::parameters(config, &set.shapes).into_iter();
         own.map(move |p| Parameter { name: format!("{prefix}{}", p.name), ..p }).collect::<Vec<_>>()
     };
     let roles = Role::all(config);
@@ -141,7 +143,6 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
     let process = config.diffusion.process()?;
     let networks = Denoisers::count(config, classes);
     let steps = total_steps(config, classes);
-    let shape = DenoiserShape::of(config, classes).looking_at(config.training_window());
     let started = Instant::now();
     let (mut losses, mut current) = (Vec::new(), None);
     for step in first + 1..=steps {
@@ -152,22 +153,32 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
         let (index, own_step) = ((step - 1) / training.steps, (step - 1) % training.steps + 1);
         let (role, network) = (roles[index / networks], index % networks);
         let prefix = format!("{}{}", role.prefix(), Denoisers::prefix(config, network));
-        let (images, features, denoiser) = match current.take() {
-            Some((at, images, features, denoiser)) if at == index => (images, features, denoiser),
+        let network_of_run = match current.take() {
+            Some((at, known)) if at == index => known,
             _ => {
                 let tensor = |name: &str| optimizer.var(&format!("{prefix}{name}"));
-                let all = set.images.teaching(|part| role.leaves_out(config, part));
-                (all, set.features(config, role)?, Denoiser::new(shape.clone(), tensor)?)
+                let own = (networks > 1).then_some(network);
+                Learner::new(config, set, role, own, tensor)?
             }
         };
-        let own = if networks > 1 { &images[network..=network] } else { images.as_slice() };
-        let batch = batch::sample_batch(config, &process, &features.cache, own, step)?.to_device(device)?;
-        let condition = denoiser.condition(&batch.log_snr, &batch.class)?;
-        let predicted =
-            denoiser.forward_train(&batch.input, &condition, batch.guide.as_ref(), batch.cells.as_ref(), batch.seed)?;
-        let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
-        let weight = Tensor::new(batch.weight.as_slice(), device)?;
-        let loss = (error * weight)?.mean_all()?;
+        let Learner { images, shapes, features, denoisers } = &network_of_run;
+        let batches = batch::sample_batch(config, &process, shapes, &features.cache, images, step)?;
+        let mut loss: Option<Tensor> = None;
+        for batch in batches {
+            let (denoiser, batch) = (&denoisers[batch.shape], batch.to_device(device)?);
+            let condition = denoiser.condition(&batch.log_snr, &batch.class)?;
+            let Batch { input, guide, cells, .. } = &batch;
+            let predicted = denoiser.forward_train(input, &condition, guide.as_ref(), cells.as_ref(), batch.seed)?;
+            let error = (predicted - &batch.target)?.sqr()?.mean((1, 2))?; // [B]
+            let weight = Tensor::new(batch.weight.as_slice(), device)?;
+            let share = batch.weight.len() as f64 / training.batch_size as f64;
+            let own = ((error * weight)?.mean_all()? * share)?;
+            loss = Some(match loss {
+                None => own,
+                Some(others) => (others + own)?,
+            });
+        }
+        let loss = loss.ok_or_else(|| Error::Internal("training: a batch of nothing".into()))?;
         let rate = learning_rate(training, own_step);
         let of_role = |name: &str| name.starts_with(&prefix) && (role != Role::Final || !name.starts_with("fold."));
         let norm = optimizer.step(of_role, &loss.backward()?, own_step, rate, training)?;
@@ -186,11 +197,47 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
             checkpoint::save(path, &optimizer, step, &run)?;
             context.observer.event(&Event::Checkpoint { path });
         }
-        current = Some((index, images, features, denoiser));
+        current = Some((index, network_of_run));
     }
     let seconds = started.elapsed().as_secs_f64();
     let images_per_second = (losses.len() * training.batch_size) as f64 / seconds.max(1e-9);
     Ok(Fit { averages: optimizer.averages()?, losses, seconds, images_per_second })
+}
+
+/// A network that is being trained.
+struct Learner {
+    /// By class that it learns, where the features are that teach it.
+    images: Vec<Vec<usize>>,
+    /// The shapes of these classes.
+    shapes: Shapes,
+    features: Features,
+    /// The network in each of these shapes; all have the same weights.
+    denoisers: Vec<Denoiser>,
+}
+
+impl Learner {
+    /// The network of a role, for one class or for all.
+    fn new(
+        config: &Config,
+        set: &TrainingSet,
+        role: Role,
+        class: Option<usize>,
+        tensor: impl Fn(&str) -> Option<Tensor>,
+    ) -> Result<Self> {
+        let mut images = set.images.teaching(|part| role.leaves_out(config, part));
+        let mut numbers: Vec<usize> = (0..set.shapes.distinct().len()).collect();
+        let mut shapes = set.shapes.clone();
+        if let Some(class) = class {
+            (images, numbers) = (vec![images.swap_remove(class)], vec![shapes.of(class)]);
+            shapes = Shapes::new(vec![shapes.distinct()[shapes.of(class)]]);
+        }
+        let denoiser = |number: usize| {
+            let view = config.in_shape(&set.shapes.distinct()[number]).training_window();
+            Denoiser::new(Denoisers::shape(config, &set.shapes, number).looking_at(view), &tensor)
+        };
+        let denoisers = numbers.into_iter().map(denoiser).collect::<Result<_>>()?;
+        Ok(Self { images, shapes, features: set.features(config, role)?, denoisers })
+    }
 }
 
 /// Linear warm-up, then half a cosine down to `final_rate`.
@@ -208,6 +255,7 @@ fn run_digest(config: &Config, set: &TrainingSet) -> Result<String> {
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(text);
     hasher.update(&set.data_sha256);
+    hasher.update(format!("{:?}", set.shapes));
     for class in &set.images.classes {
         class.folds.iter().for_each(|&fold| hasher.update((fold as u64).to_le_bytes()));
     }

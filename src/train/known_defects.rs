@@ -16,7 +16,7 @@ use crate::config::{Config, Distance, ScoreKind, Size};
 use crate::data::{Input, Sample, SampleDepth};
 use crate::detector::{DefectTerm, Network};
 use crate::error::{Error, Result};
-use crate::frame::{Geometry, Prepared, Preprocess, read_mask};
+use crate::frame::{Geometry, Preparation, Prepared, read_mask};
 use crate::metrics::Ranking;
 
 /// Fewer defects of a class than this teach nothing: what they have in common could not be told from what they have not.
@@ -50,13 +50,14 @@ impl KnownDefect {
     ///
     /// # Errors
     /// When one of them cannot be read.
-    pub fn read(sample: &Sample, config: &Config, depth: &SampleDepth) -> Result<Self> {
-        let read = Input::read(&sample.path, &Preprocess::of(&config.input), depth)?;
-        let (digests, input) = (read.digests(), read.prepared);
+    pub fn read(sample: &Sample, preparation: &Preparation, class: usize, depth: &SampleDepth) -> Result<Self> {
+        let mut read = Input::read(&sample.path, preparation, class, depth)?;
+        let (digests, input) = (read.digests(), read.inputs.swap_remove(0));
+        let shape = preparation.shapes().distinct()[preparation.shapes().of(class)];
         let mark = |mask: &PathBuf| -> Result<Vec<bool>> {
             let [width, height] = input.geometry.original;
             let on_input = input.geometry.onto_input(&read_mask(mask, width, height)?);
-            Ok(marked_cells(&on_input, config.input.size, config.grid()))
+            Ok(marked_cells(&on_input, shape.input, shape.grid))
         };
         let marked = sample.mask.as_ref().map(mark).transpose()?.filter(|cells| cells.contains(&true));
         Ok(Self { path: sample.path.clone(), digests, input, marked })
@@ -131,18 +132,18 @@ impl Cells {
     }
 
     /// The image score, with a term or without.
-    fn score(&self, network: &Network, weights: Option<&[f32]>) -> f32 {
-        self.found(network, weights)[0]
+    fn score(&self, network: &Network, weights: Option<&[f32]>) -> Result<f32> {
+        Ok(self.found(network, weights)?[0])
     }
 
     /// The image score and the highest value of the map.
-    fn found(&self, network: &Network, weights: Option<&[f32]>) -> [f32; 2] {
+    fn found(&self, network: &Network, weights: Option<&[f32]>) -> Result<[f32; 2]> {
         let cells = match weights {
             None => self.distances.clone(),
             Some(weights) => self.vectors().map(|(u, d)| DefectTerm::score(weights, u, d)).collect(),
         };
-        let (score, map) = network.map(cells, self.geometry, None);
-        [score, map.peak()]
+        let (score, map) = network.map(cells, self.geometry, None)?;
+        Ok([score, map.peak()])
     }
 
     fn vectors(&self) -> impl Iterator<Item = (&[f32], f32)> {
@@ -205,7 +206,7 @@ impl FreshParts {
             self.0.into_iter().zip(folds).map(|(cells, fold)| GoodPart { cells, fold }).collect();
         let seen = seen_by(network, defects, class)?;
         let learned = Learned::of(network, &parts, defects, &seen)?;
-        let plain: Vec<[f32; 2]> = parts.par_iter().map(|part| part.cells.found(network, None)).collect();
+        let plain = parts.par_iter().map(|part| part.cells.found(network, None)).collect::<Result<Vec<[f32; 2]>>>()?;
         let mut with = plain.clone();
         if learned.weights.is_some() {
             for fold in 0..FOLDS {
@@ -214,7 +215,9 @@ impl FreshParts {
                     continue;
                 }
                 let weights = fit(&parts, |part| part.fold != fold, defects, &seen, |_| true)?;
-                own.into_iter().for_each(|i| with[i] = parts[i].cells.found(network, Some(&weights)));
+                for i in own {
+                    with[i] = parts[i].cells.found(network, Some(&weights))?;
+                }
             }
         }
         let scores = |found: &[[f32; 2]]| found.iter().map(|found| found[0]).collect::<Vec<f32>>();
@@ -237,7 +240,7 @@ pub(super) struct Learned {
 impl Learned {
     /// Fits a term: `good` and `seen` (of `defects`) are what the network sees.
     pub(super) fn of(network: &Network, good: &[GoodPart], defects: &[KnownDefect], seen: &[Cells]) -> Result<Self> {
-        let plain: Vec<f32> = seen.par_iter().map(|cells| cells.score(network, None)).collect();
+        let plain = seen.par_iter().map(|cells| cells.score(network, None)).collect::<Result<Vec<f32>>>()?;
         if defects.len() < FEWEST_DEFECTS {
             return Ok(Self { weights: None, scores: [plain.clone(), plain] });
         }
@@ -245,8 +248,9 @@ impl Learned {
         let folds = FOLDS.min(defects.len());
         for fold in 0..folds {
             let weights = fit(good, |_| true, defects, seen, |i| i % folds != fold)?;
-            let own = (0..defects.len()).filter(|i| i % folds == fold);
-            own.for_each(|i| with[i] = seen[i].score(network, Some(&weights)));
+            for i in (0..defects.len()).filter(|i| i % folds == fold) {
+                with[i] = seen[i].score(network, Some(&weights))?;
+            }
         }
         let weights = Some(fit(good, |_| true, defects, seen, |_| true)?);
         Ok(Self { weights, scores: [plain, with] })

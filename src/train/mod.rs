@@ -11,6 +11,7 @@ use crate::data::{self, Dataset, GroupBy, Groups, Sample, SampleDepth, groups};
 use crate::detector::Detector;
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
+use crate::frame::Preparation;
 
 mod augment;
 mod batch;
@@ -204,8 +205,8 @@ pub fn train(
     let started = Instant::now();
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (backbone, group_by) = (options.backbone.as_deref(), options.group_by.as_ref());
-    let defects = read_defects(config, &options.defects, context)?;
     let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
+    let defects = read_defects(&Preparation::new(&config.input, set.shapes.clone()), &options.defects, context)?;
     for (class, defects) in set.images.classes.iter().zip(&defects) {
         check_not_good(defects, class.images.iter().map(|image| (image.path.as_path(), &image.digests)))?;
     }
@@ -233,13 +234,18 @@ pub fn train(
 }
 
 /// Reads the images of known defects, by class. Each is needed: there are few.
-fn read_defects(config: &Config, samples: &[Vec<Sample>], context: Context<'_>) -> Result<Vec<Vec<KnownDefect>>> {
+fn read_defects(
+    preparation: &Preparation,
+    samples: &[Vec<Sample>],
+    context: Context<'_>,
+) -> Result<Vec<Vec<KnownDefect>>> {
     let depth = SampleDepth::default();
-    let read = |sample: &Sample| {
+    let read = |class: usize, sample: &Sample| {
         context.stop.check()?;
-        KnownDefect::read(sample, config, &depth)
+        KnownDefect::read(sample, preparation, class, &depth)
     };
-    let defects = samples.iter().map(|class| class.iter().map(read).collect()).collect();
+    let all = samples.iter().enumerate();
+    let defects = all.map(|(class, samples)| samples.iter().map(|sample| read(class, sample)).collect()).collect();
     context.observer.event(&Event::SampleDepth { depth: &depth });
     defects
 }

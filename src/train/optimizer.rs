@@ -30,6 +30,9 @@ impl Slot {
     }
 }
 
+/// In the names of parameters that a network has for each of several shapes.
+const OF_A_SHAPE: &str = "input.position.";
+
 /// All trainable tensors.
 pub(super) struct Optimizer {
     pub(super) slots: Vec<Slot>,
@@ -75,9 +78,12 @@ impl Optimizer {
             .iter()
             .map(|slot| {
                 let name = &slot.parameter.name;
-                let grad =
-                    grads.get(&slot.var).ok_or_else(|| Error::Internal(format!("training: no gradient for {name}")))?;
-                Ok(grad.flatten_all()?.to_vec1::<f32>()?)
+                match grads.get(&slot.var) {
+                    Some(grad) => Ok(grad.flatten_all()?.to_vec1::<f32>()?),
+                    // Where cells of another shape lie: no class of it is in this batch.
+                    None if name.contains(OF_A_SHAPE) => Ok(vec![0.0; slot.value.len()]),
+                    None => Err(Error::Internal(format!("training: no gradient for {name}"))),
+                }
             })
             .collect::<Result<Vec<_>>>()?;
         let norm = grads.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();

@@ -2,6 +2,7 @@
 //! statistics that have not seen the image.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,11 +17,12 @@ use crate::bundle::{
 };
 use crate::config::{Config, DEFAULT_TARGET_FPR, ScoreKind};
 use crate::detector::{
-    self, Inspection, Network, Reconstruction, Reconstructor, SamplerPlan, Scorer, mean_over_cells, prototype_distance,
-    stored_noise,
+    self, Branch, Inspection, Mask, Network, Reconstruction, Reconstructor, Scorer, mean_over_cells,
+    prototype_distance, stored_noise,
 };
 use crate::error::Result;
 use crate::features::FeatureExtractor;
+use crate::frame::Prepared;
 use crate::model::denoiser::Denoisers;
 use crate::residuals::ResidualSums;
 
@@ -112,6 +114,13 @@ struct Maker<'a> {
     config: &'a Config,
     set: &'a TrainingSet,
     features: Features,
+    /// By the number of the shape.
+    shapes: Vec<InShape>,
+}
+
+/// What networks of one maker share in a shape of their input.
+struct InShape {
+    config: Config,
     extractor: Arc<FeatureExtractor>,
     reconstructor: Arc<Reconstructor>,
 }
@@ -122,21 +131,31 @@ impl<'a> Maker<'a> {
         let own = role.own(averages).into_iter();
         let weights = own.map(|(name, tensor)| Ok((name, set.device.weight(&tensor)?)));
         let weights = weights.collect::<Result<BTreeMap<String, Tensor>>>()?;
-        let denoisers = Denoisers::new(config, set.names.len(), |name| weights.get(name).cloned())?;
-        let reconstructor = Arc::new(Reconstructor::new(config, &set.device, denoisers, stored_noise(config))?);
         let features = set.features(config, role)?;
         let extractor = set.extractor(config, &features)?;
-        Ok(Self { config, set, features, extractor, reconstructor })
+        let in_shape = |(number, own): (usize, Config)| {
+            let denoisers = Denoisers::new(config, &set.shapes, number, |name| weights.get(name).cloned())?;
+            let reconstructor = Reconstructor::new(&own, &set.device, denoisers, stored_noise(&own))?;
+            let extractor = Arc::new(extractor.on_grid(own.grid()));
+            Ok(InShape { config: own, extractor, reconstructor: Arc::new(reconstructor) })
+        };
+        let shapes = set.shapes.configs(config).into_iter().enumerate().map(in_shape).collect::<Result<_>>()?;
+        Ok(Self { config, set, features, shapes })
+    }
+
+    fn of_class(&self, class: usize) -> &InShape {
+        &self.shapes[self.set.shapes.of(class)]
     }
 
     /// What some images (by class, where their features are) add up to.
     fn sums(&self, images: &[Vec<usize>], progress: &mut Progress<'_>) -> Result<Vec<ClassSums>> {
-        let (tokens, dim) = (self.config.tokens(), self.config.dim());
-        let plan = self.reconstructor.plan(self.config.detection.ddim_steps)?;
+        let dim = self.config.dim();
         let class = |(class, indices): (usize, &Vec<usize>)| {
-            let mut residuals = ResidualSums::new(self.config.covariances(), dim, self.config.detection.context);
+            let config = &self.of_class(class).config;
+            let tokens = config.tokens();
+            let mut residuals = ResidualSums::new(config.covariances(), dim, config.detection.context);
             let mut means = Vec::new();
-            self.each_reconstruction(indices, &plan, class, progress, |features, reconstruction| {
+            self.each_reconstruction(indices, class, progress, |features, reconstruction| {
                 means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));
                 residuals.add(&reconstruction.residuals.flatten_all()?.to_vec1::<f32>()?);
                 Ok(())
@@ -168,14 +187,17 @@ impl<'a> Maker<'a> {
             farthest.push(distances.fold(0.0f32, f32::max));
             prototypes.push(prototype);
         }
-        let mut scorer = Scorer::new(self.config, residuals, &self.extractor)?;
+        let mut scorer = Scorer::new(self.config, residuals, &self.shapes[0].extractor)?;
         if needs_term_means(self.config) {
             let means = self.term_means(images, &scorer, progress)?;
             scorer = scorer.with_term_means(means)?;
         }
-        let (extractor, reconstructor) = (self.extractor.clone(), self.reconstructor.clone());
-        let network = Network::new(self.config, extractor, reconstructor, scorer, prototypes, self.set.mask.clone())?;
-        Ok((network, farthest))
+        let masks = self.set.masks.iter().flatten().cloned().map(Some).chain(std::iter::repeat(None));
+        let branch = |(InShape { config, extractor, reconstructor }, mask): (&InShape, Option<Mask>)| {
+            Branch::new(config, extractor.clone(), reconstructor.clone(), mask)
+        };
+        let branches = self.shapes.iter().zip(masks).map(branch).collect::<Result<_>>()?;
+        Ok((Network::new(self.config, self.set.shapes.clone(), branches, scorer, prototypes)?, farthest))
     }
 
     /// A network with the statistics of all images but those in one part of the folds; `whole` are the sums over all.
@@ -188,13 +210,12 @@ impl<'a> Maker<'a> {
 
     /// By class, the means of the terms of the score over some images.
     fn term_means(&self, images: &[Vec<usize>], scorer: &Scorer, progress: &mut Progress<'_>) -> Result<Vec<Vec<f32>>> {
-        let Self { config, reconstructor, .. } = self;
-        let plan = reconstructor.plan(config.detection.ddim_steps)?;
         let mut term_means = Vec::new();
         for (class, indices) in images.iter().enumerate() {
+            let InShape { config, reconstructor, .. } = self.of_class(class);
             let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
             let weight = 1.0 / (indices.len() * config.tokens()) as f64;
-            self.each_reconstruction(indices, &plan, class, progress, |features, reconstruction| {
+            self.each_reconstruction(indices, class, progress, |features, reconstruction| {
                 let features = reconstructor.tensor(features)?;
                 let distances = scorer.distances(&features, &reconstruction.residuals, class)?;
                 means[0] += distances.iter().copied().map(f64::from).sum::<f64>() * weight;
@@ -213,12 +234,12 @@ impl<'a> Maker<'a> {
     fn each_reconstruction(
         &self,
         images: &[usize],
-        plan: &SamplerPlan,
         class: usize,
         progress: &mut Progress<'_>,
         mut f: impl FnMut(&[f32], &Reconstruction) -> Result<()>,
     ) -> Result<()> {
-        let reconstructor = &self.reconstructor;
+        let InShape { config, reconstructor, .. } = self.of_class(class);
+        let plan = reconstructor.plan(config.detection.ddim_steps)?;
         for group in images.chunks(STATISTICS_BATCH) {
             progress.context.stop.check()?;
             let mut features = Vec::new();
@@ -226,7 +247,7 @@ impl<'a> Maker<'a> {
                 features.extend(self.features.cache.get(index)?);
             }
             let class = reconstructor.condition_class(class);
-            f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, plan, class)?)?;
+            f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, &plan, class)?)?;
             progress.set(progress.done + group.len());
         }
         Ok(())
@@ -264,7 +285,7 @@ impl<'a> GoodParts<'a> {
     fn look(&mut self, network: &Network, wanted: impl Fn(usize) -> bool, progress: &mut Progress<'_>) -> Result<()> {
         for ((class, images), good) in self.set.images.classes.iter().enumerate().zip(&mut self.of) {
             let own = images.images.iter().zip(&images.folds).filter(|(_, fold)| wanted(**fold));
-            let own: Vec<_> = own.filter_map(|(image, fold)| Some((image.frame?, *fold))).collect();
+            let own: Vec<_> = own.filter_map(|(image, fold)| Some((image.frame()?, *fold))).collect();
             for group in own.chunks(STATISTICS_BATCH) {
                 progress.context.stop.check()?;
                 let inputs = group.iter().map(|&(frame, _)| self.set.images.frames.get(frame));
@@ -446,12 +467,14 @@ fn score(
 ) -> Result<()> {
     for ((class, images), scored) in set.images.classes.iter().enumerate().zip(scored) {
         let places = images.images.iter().zip(&images.folds).enumerate();
-        let places =
-            places.filter(|(_, (_, fold))| wanted(**fold)).filter_map(|(i, (image, _))| Some((i, image.frame?)));
-        for group in places.collect::<Vec<_>>().chunks(STATISTICS_BATCH) {
+        let places = places.filter(|(_, (image, fold))| wanted(**fold) && !image.frames.is_empty());
+        let places: Vec<_> = places.map(|(i, (image, _))| (i, image.frames.clone())).collect();
+        for group in places.chunks(STATISTICS_BATCH) {
             progress.context.stop.check()?;
-            let inputs = group.iter().map(|&(_, frame)| set.images.frames.get(frame)).collect::<Result<Vec<_>>>()?;
-            let frames: Vec<_> = inputs.iter().map(|input| (input, class)).collect();
+            let inputs =
+                |(_, frames): &(usize, Range<usize>)| frames.clone().map(|i| set.images.frames.get(i)).collect();
+            let inputs = group.iter().map(inputs).collect::<Result<Vec<Vec<Prepared>>>>()?;
+            let frames: Vec<_> = inputs.iter().map(|inputs| (inputs.as_slice(), class)).collect();
             for (&(image, _), found) in group.iter().zip(network.inspect_candidates(&frames)) {
                 let (own, candidates) = found?;
                 let candidates = candidates.into_iter().map(Finding::from).collect();
@@ -522,7 +545,8 @@ fn class_cards(
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
         let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
-        Ok(ClassCard { train_images: teaching, images, ..card })
+        let shape = config.input.scale.map(|_| set.shapes.distinct()[set.shapes.of(class)]);
+        Ok(ClassCard { shape, train_images: teaching, images, ..card })
     };
     let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;
     cards.iter_mut().zip(known).for_each(|(card, known)| card.known_defects = known);

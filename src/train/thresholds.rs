@@ -61,6 +61,7 @@ pub fn class_card(
     let pixel_threshold = source.source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
     Ok(ClassCard {
         name: name.to_owned(),
+        shape: None,
         train_images: 0,
         ng: good.threshold(target).map_err(refuse)?,
         warn: good.threshold(warn_target).map_err(refuse)?,

@@ -3,6 +3,7 @@
 //! several configurations can be trained from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use super::thresholds::check_rate;
 use super::{Context, Event, GroupProblem};
 use crate::bundle::BackboneCard;
 use crate::calibrate;
-use crate::config::{Augment, Config, Grouping, SpaceKind};
+use crate::config::{Augment, Config, Decision, Grouping, Shapes, Size, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
 use crate::data::{
     self, Category, Dataset, GroupBy, Groups, Input, ReadAhead, SampleDepth, Split, check_unreadable, groups,
@@ -27,7 +28,7 @@ use crate::detector::Mask;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
-use crate::frame::{Frame, Prepared, Preprocess, decode_frame, read_bytes};
+use crate::frame::{Frame, Geometry, Preparation, Prepared, Preprocess, decode_frame, read_bytes, read_size};
 use crate::model::{self, Weights};
 use crate::text::hex;
 
@@ -47,7 +48,10 @@ pub struct TrainingSet {
     whole: Features,
     /// Where caches go that outgrow the memory.
     folder: PathBuf,
-    pub(super) mask: Option<Mask>,
+    /// The shapes that the classes are looked at in.
+    pub(super) shapes: Shapes,
+    /// What counts, by the number of the shape, where not all does.
+    pub(super) masks: Option<Vec<Mask>>,
     pub(super) data_sha256: String,
     /// Images that were left out, with the reason.
     pub unreadable: Vec<(PathBuf, String)>,
@@ -89,14 +93,21 @@ pub(super) struct Image {
     pub(super) features: Option<usize>,
     /// Where those of its changed copy are, which only the statistics are told of.
     pub(super) copy: Option<usize>,
+    /// Where its inputs are, if it is scored: that of its class, then those of other shapes that it would be tried in.
+    pub(super) frames: Range<usize>,
+}
+
+impl Image {
     /// Where its input is, if it is scored.
-    pub(super) frame: Option<usize>,
+    pub(super) fn frame(&self) -> Option<usize> {
+        self.frames.clone().next()
+    }
 }
 
 impl ClassImages {
     /// Number of parts of which an image is scored.
     pub(super) fn scored_parts(&self) -> usize {
-        let scored = self.images.iter().zip(&self.groups.of).filter(|(image, _)| image.frame.is_some());
+        let scored = self.images.iter().zip(&self.groups.of).filter(|(image, _)| image.frame().is_some());
         scored.map(|(_, group)| group).collect::<BTreeSet<_>>().len()
     }
 }
@@ -144,34 +155,37 @@ impl TrainingSet {
         device: &Device,
         context: Context<'_>,
     ) -> Result<Self> {
-        let grid = config.grid();
-        let mask = mask(config)?;
-        let mut reader =
-            Reader { config, data, folder, device, context, digest: Sha256::new(), unreadable: Vec::new() };
+        let shapes = shapes(config, data, context)?;
+        let preparation = Preparation::new(&config.input, shapes.clone());
+        let grids: Vec<Size> = shapes.distinct().iter().map(|shape| shape.grid).collect();
+        let mask = mask(config, &preparation)?;
+        let (digest, unreadable) = (Sha256::new(), Vec::new());
+        let mut reader = Reader { config, data, preparation, folder, device, context, digest, unreadable };
         let (weights, images) = match config.features.space {
             SpaceKind::Pixel => {
-                let extractor = FeatureExtractor::of_pixels(device.clone(), grid);
-                (Weights::new(), reader.read(3, &|frames| extractor.extract(frames))?)
+                let extractor = FeatureExtractor::of_pixels(device.clone(), grids[0]);
+                let raw = |frames: &[&Frame], shape: usize| extractor.on_grid(grids[shape]).extract(frames);
+                (Weights::new(), reader.read(&raw)?)
             }
             SpaceKind::Feature => {
                 let weights = backbone_weights(config, backbone)?;
                 let backbone = model::configured(&config.features, &weights, device)?;
-                let channels = model::channels(&config.features)?;
-                let raw = |frames: &[&Frame]| backbone_features(backbone.as_ref(), device, grid, frames);
-                let images = reader.read(channels, &raw)?;
+                let raw = |frames: &[&Frame], shape: usize| {
+                    backbone_features(backbone.as_ref(), device, grids[shape], frames)
+                };
+                let images = reader.read(&raw)?;
                 (weights, images)
             }
         };
         let names = data.categories.iter().map(|c| c.name.clone()).collect();
-        let mask = mask.map(|(mask, digest)| {
+        let masks = mask.map(|(masks, digest)| {
             reader.digest.update(digest);
-            mask
+            masks
         });
         let (data_sha256, unreadable) = (hex(&reader.digest.finalize()), reader.unreadable);
-        let whole = features(config, &images, &images.teaching(|_| false), folder)?;
-        let folder = folder.to_owned();
-        let mut set =
-            Self { device: device.clone(), names, images, weights, whole, folder, mask, data_sha256, unreadable };
+        let whole = features(config, &shapes, &images, &images.teaching(|_| false), folder)?;
+        let (device, folder) = (device.clone(), folder.to_owned());
+        let mut set = Self { device, names, images, weights, whole, folder, shapes, masks, data_sha256, unreadable };
         for (class, category) in data.categories.iter().enumerate() {
             set.group(config, class, category, group_by, context)?;
         }
@@ -249,14 +263,14 @@ impl TrainingSet {
             Role::Final => Ok(self.whole.clone()),
             Role::Fold(_) => {
                 let seen = self.images.teaching(|part| role.leaves_out(config, part));
-                features(config, &self.images, &seen, &self.folder)
+                features(config, &self.shapes, &self.images, &seen, &self.folder)
             }
         }
     }
 
-    /// The feature extractor of a model that is trained on these features.
+    /// The feature extractor of a model that is trained on these features, on the grid of its first shape.
     pub(super) fn extractor(&self, config: &Config, features: &Features) -> Result<Arc<FeatureExtractor>> {
-        let grid = config.grid();
+        let grid = self.shapes.distinct()[0].grid;
         Ok(Arc::new(match &features.transform {
             None => FeatureExtractor::of_pixels(self.device.clone(), grid),
             Some(transform) => {
@@ -278,6 +292,7 @@ impl TrainingSet {
 struct Reader<'a> {
     config: &'a Config,
     data: &'a Dataset,
+    preparation: Preparation,
     folder: &'a Path,
     device: &'a Device,
     context: Context<'a>,
@@ -287,21 +302,23 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads every image once: of those to train on keeps what `extract` makes of them, `channels` values per cell; of those
-    /// to hold out the frames.
-    fn read(&mut self, channels: usize, extract: &(dyn Fn(&[&Frame]) -> Result<Tensor> + Sync)) -> Result<Images> {
+    /// Reads every image once: of those to train on keeps what `extract` makes of them in a shape; of those to hold out the
+    /// frames.
+    fn read(&mut self, extract: &(dyn Fn(&[&Frame], usize) -> Result<Tensor> + Sync)) -> Result<Images> {
         let (config, device, context) = (self.config, self.device, self.context);
-        let (preprocess, training) = (Preprocess::of(&config.input), &config.training);
+        let (preparation, training) = (&self.preparation, &config.training);
         let depth = SampleDepth::default();
-        let read = |path: &Path| Input::read(path, &preprocess, &depth);
-        let features = |some: &[Prepared]| extract(&some.iter().map(|input| &input.frame).collect::<Vec<_>>());
-        let mut raw = FeatureCache::new(config.tokens() * channels, training.cache_mib, self.folder);
-        let mut frames = FrameCache::new(config.input.size, training.cache_mib, self.folder);
+        let mut raw = FeatureCache::new(training.cache_mib, self.folder);
+        let mut frames = FrameCache::new(training.cache_mib, self.folder);
         let mut classes = Vec::new();
         let total = self.data.categories.iter().map(|category| category.train.len()).sum();
         let (mut done, mut spilled) = (0, false);
         let held_out = config.calibration.folds == 1;
-        for category in &self.data.categories {
+        for (number, category) in self.data.categories.iter().enumerate() {
+            let (read, shape) =
+                (|path: &Path| Input::read(path, preparation, number, &depth), preparation.shapes().of(number));
+            let features =
+                |some: &[Prepared]| extract(&some.iter().map(|input| &input.frame).collect::<Vec<_>>(), shape);
             let split = if held_out {
                 data::hold_out(&category.train, training.calibration_fraction, training.seed)
             } else {
@@ -319,16 +336,20 @@ impl Reader<'_> {
                         let path = paths[index].as_path();
                         match file {
                             Ok(input) => {
-                                if is_empty(&input.prepared.frame) {
+                                if is_empty(&input.own().frame) {
                                     empty += 1;
                                     context.observer.event(&Event::Empty { path });
                                 }
                                 let features = teaches.then(|| raw.len() + inputs.len());
-                                let frame = scored.then(|| frames.len() + inputs.len());
-                                let (path_of, hex) = (path.to_owned(), input.digests());
-                                class.push(Image { path: path_of, digests: hex, features, copy: None, frame });
+                                let first = frames.len();
+                                if scored {
+                                    input.inputs.iter().try_for_each(|input| frames.push(input))?;
+                                }
+                                let (path_of, digests_of) = (path.to_owned(), input.digests());
+                                let frames = first..frames.len();
+                                class.push(Image { path: path_of, digests: digests_of, features, copy: None, frames });
                                 digests.push((path, input.file));
-                                inputs.push(input.prepared);
+                                inputs.extend(input.inputs.into_iter().take(1));
                             }
                             Err(error) => context.observer.event(&Event::Skipped { path, reason: error.to_string() }),
                         }
@@ -349,9 +370,6 @@ impl Reader<'_> {
                             raw.push(&row?)?;
                         }
                     }
-                    if scored {
-                        inputs.iter().try_for_each(|input| frames.push(input))?;
-                    }
                     if (raw.spilled() || frames.spilled()) && !std::mem::replace(&mut spilled, true) {
                         context.observer.event(&Event::Spilled);
                     }
@@ -365,7 +383,7 @@ impl Reader<'_> {
                 let reason = "every image is of one colour or almost black: expected pictures of good parts";
                 return Err(Error::data(&category.root, reason));
             }
-            check_scored(category, class.iter().filter(|image| image.frame.is_some()).count())?;
+            check_scored(category, class.iter().filter(|image| image.frame().is_some()).count())?;
             let groups = Groups::none(class.len()); // until they are looked for
             classes.push(ClassImages { folds: vec![0; class.len()], images: class, groups });
             self.unreadable.append(&mut files.unreadable);
@@ -376,16 +394,17 @@ impl Reader<'_> {
 }
 
 /// Fits the feature transform to an even sample of the classes, `seen` by class, and transforms all images.
-fn features(config: &Config, images: &Images, seen: &[Vec<usize>], folder: &Path) -> Result<Features> {
+fn features(config: &Config, shapes: &Shapes, images: &Images, seen: &[Vec<usize>], folder: &Path) -> Result<Features> {
     let raw = &images.raw;
     if config.features.space == SpaceKind::Pixel {
         return Ok(Features { transform: None, cache: raw.clone() });
     }
     let features = &config.features;
-    let (tokens, channels) = (config.tokens(), raw.values() / config.tokens());
+    let channels = model::channels(features)?;
     let per_class = FIT_ROWS / seen.len().max(1);
     let mut rows = Vec::new();
-    for indices in seen {
+    for (class, indices) in seen.iter().enumerate() {
+        let tokens = shapes.distinct()[shapes.of(class)].grid.area();
         // An even share of each class, spread over its images and over the grid.
         let total = indices.len() * tokens;
         let take = per_class.min(total);
@@ -403,7 +422,7 @@ fn features(config: &Config, images: &Images, seen: &[Vec<usize>], folder: &Path
     }
     let transform = FeatureTransform::fit(&rows, channels, features.dim, features.whitening, features.clamp)?;
     drop(rows);
-    let mut cache = FeatureCache::new(tokens * features.dim, config.training.cache_mib, folder);
+    let mut cache = FeatureCache::new(config.training.cache_mib, folder);
     let indices = (0..raw.len()).collect::<Vec<_>>();
     for group in indices.chunks(64) {
         let transformed = group.par_iter().map(|&i| Ok(transform.apply(&raw.get(i)?))).collect::<Result<Vec<_>>>()?;
@@ -414,14 +433,46 @@ fn features(config: &Config, images: &Images, seen: &[Vec<usize>], folder: &Path
     Ok(Features { transform: Some(transform), cache: Arc::new(cache) })
 }
 
-/// The mask that the configuration names, with the digest of its file.
-fn mask(config: &Config) -> Result<Option<(Mask, String)>> {
+/// The shape of each class: with `input.scale` that of its median frame, of which only the sizes are read.
+fn shapes(config: &Config, data: &Dataset, context: Context<'_>) -> Result<Shapes> {
+    if config.input.scale.is_none() {
+        return Ok(Shapes::one(config, data.categories.len()));
+    }
+    let whole = Preprocess::of(&config.input);
+    let shape = |category: &Category| {
+        context.stop.check()?;
+        let shown = |path: &PathBuf| {
+            let Size { width, height } = read_size(path).ok()?; // whoever reads the image says what is wrong with it
+            whole.geometry(width, height).ok().map(|Geometry { shown: [_, _, width, height], .. }| [width, height])
+        };
+        let sizes: Vec<[f64; 2]> = category.train.par_iter().filter_map(shown).collect();
+        if sizes.is_empty() {
+            return Err(Error::data(&category.root, "no image has a size that can be read"));
+        }
+        let shape = config.shape_of(&sizes);
+        let what = format!("class {}, input.scale = {}", category.name, config.input.scale.unwrap_or_default());
+        config.in_shape(&shape).check(&what)?;
+        Ok(shape)
+    };
+    let shapes = Shapes::new(data.categories.iter().map(shape).collect::<Result<_>>()?);
+    if shapes.distinct().len() > 1 && config.detection.decision == Decision::PixelMinimum {
+        return Err(Error::Usage(format!(
+            "detection.decision = {}: expected {} where classes have several shapes (input.scale)",
+            Decision::PixelMinimum,
+            Decision::Class
+        )));
+    }
+    Ok(shapes)
+}
+
+/// The mask that the configuration names in each shape, with the digest of its file.
+fn mask(config: &Config, preparation: &Preparation) -> Result<Option<(Vec<Mask>, String)>> {
     let Some(path) = &config.input.mask else { return Ok(None) };
     let file = Path::new(path);
     let bytes = read_bytes(file)?;
-    let mask = Mask::new(&decode_frame(&bytes, file)?, &Preprocess::of(&config.input), config.grid())
+    let masks = Mask::in_shapes(&decode_frame(&bytes, file)?, preparation)
         .map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))?;
-    Ok(Some((mask, data::data_sha256([(file, Sha256::digest(&bytes).into())]))))
+    Ok(Some((masks, data::data_sha256([(file, Sha256::digest(&bytes).into())]))))
 }
 
 /// Whether a picture shows nothing: its values (0 to 255) hardly differ, or nearly all are black. A lamp that was off, a lens with its

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::config::{Config, SpaceKind};
-use crate::detector::{Network, Reconstructor, Scorer, stored_noise};
+use crate::config::{Config, Shapes, SpaceKind};
+use crate::detector::{Branch, Network, Reconstructor, Scorer, stored_noise};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
@@ -21,7 +21,7 @@ use crate::residuals::ResidualSums;
 /// # Errors
 /// When the input is not of the configured size, the backbone is not part of the program, or the device fails.
 pub fn untrained(config: &Config, input: &Prepared, device: &Device) -> Result<Network> {
-    let (grid, dim) = (config.grid(), config.dim());
+    let (grid, dim, shapes) = (config.grid(), config.dim(), Shapes::one(config, 1));
     let extractor = match config.features.space {
         SpaceKind::Pixel => FeatureExtractor::of_pixels(device.clone(), grid),
         SpaceKind::Feature => {
@@ -43,20 +43,21 @@ pub fn untrained(config: &Config, input: &Prepared, device: &Device) -> Result<N
             FeatureExtractor::of_backbone(device.clone(), grid, backbone, transform)?
         }
     };
-    let start = Denoisers::parameters(config, 1).into_iter().map(|parameter| {
+    let start = Denoisers::parameters(config, &shapes).into_iter().map(|parameter| {
         let values = parameter.start(config.training.seed);
         let tensor = Tensor::from_vec(values, parameter.shape.as_slice(), &candle_core::Device::Cpu)?;
         Ok((parameter.name, device.weight(&tensor)?))
     });
     let start = start.collect::<Result<BTreeMap<String, Tensor>>>()?;
-    let denoisers = Denoisers::new(config, 1, |name| start.get(name).cloned())?;
+    let denoisers = Denoisers::new(config, &shapes, 0, |name| start.get(name).cloned())?;
     let (extractor, noise) = (Arc::new(extractor), stored_noise(config));
     let reconstructor = Arc::new(Reconstructor::new(config, device, denoisers, noise)?);
     let features = extractor.extract(&[&input.frame])?.flatten_all()?.to_vec1::<f32>()?;
     let mut sums = ResidualSums::new(config.covariances(), dim, config.detection.context);
     sums.add(&features);
     let scorer = Scorer::new(config, vec![sums.finish()?], &extractor)?;
-    Network::new(config, extractor, reconstructor, scorer, vec![vec![0.0; dim]], None)
+    let branch = Branch::new(config, extractor, reconstructor, None)?;
+    Network::new(config, shapes, vec![branch], scorer, vec![vec![0.0; dim]])
 }
 
 #[cfg(test)]
@@ -72,7 +73,7 @@ mod tests {
         let frame = Frame::new(128, 128, (0..128 * 128 * 3u64).map(|i| (i * i % 251) as u8).collect()).unwrap();
         let input = Preprocess::of(&config.input).apply(&frame).unwrap();
         let network = untrained(&config, &input, &Device::cpu()).unwrap();
-        let found = network.inspect(&[(&input, &Request::default())]).remove(0).unwrap();
+        let found = network.inspect(&[(std::slice::from_ref(&input), &Request::default())]).remove(0).unwrap();
         assert!(found.score.is_finite() && found.map.size.sides() == [32, 48]);
         config.assign(&["features.backbone=resnet18"]).unwrap();
         assert!(untrained(&config, &input, &Device::cpu()).err().unwrap().to_string().contains("resnet18"));

@@ -85,8 +85,8 @@ pub trait Detect: Send {
 /// A frame to be inspected, and how.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The model's input.
-    pub prepared: Prepared,
+    /// The model's inputs, one for each shape that the frame is tried in.
+    pub inputs: Vec<Prepared>,
     /// Class, steps, thresholds, mask.
     pub request: Arc<Request>,
 }

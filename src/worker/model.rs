@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Detect, Job, Open};
 use crate::bundle::{self, Card};
+use crate::config::Size;
 use crate::detector::{CellScores, Detection, Detector, Embeddings, Request};
 use crate::device::DeviceSpec;
 use crate::error::Result;
@@ -21,8 +22,8 @@ pub fn open(path: &Path, device: DeviceSpec) -> Result<(Card, Open)> {
     Ok((card, Box::new(open)))
 }
 
-fn frames<'a>(jobs: &[&'a Job]) -> Vec<(&'a Prepared, &'a Request)> {
-    jobs.iter().map(|job| (&job.prepared, job.request.as_ref())).collect()
+fn frames<'a>(jobs: &[&'a Job]) -> Vec<(&'a [Prepared], &'a Request)> {
+    jobs.iter().map(|job| (job.inputs.as_slice(), job.request.as_ref())).collect()
 }
 
 impl Detect for Detector {
@@ -38,7 +39,7 @@ impl Detect for Detector {
         if self.network().device().candle().is_cpu() {
             return Ok(None); // a CPU would compute now, and each frame in parallel with the others
         }
-        self.network().embed(&jobs.iter().map(|job| &job.prepared).collect::<Vec<_>>()).map(Some)
+        self.network().embed(&jobs.iter().map(|job| job.inputs.as_slice()).collect::<Vec<_>>()).map(Some)
     }
 
     fn measure(&mut self, jobs: &[&Job], embeddings: Embeddings) -> Result<CellScores> {
@@ -50,9 +51,13 @@ impl Detect for Detector {
     }
 
     fn warm_up(&self, size: usize) -> Result<Vec<Job>> {
-        let preprocess = Preprocess { roi: None, ..self.network().preprocess() };
-        let input = preprocess.size;
-        let prepared = preprocess.apply(&Frame::new(input.width, input.height, vec![127; input.area() * 3])?)?;
-        Ok(vec![Job { prepared, request: Arc::default() }; size])
+        // In every shape: nothing that a frame may need is done for the first time with one.
+        let preparation = self.preparation().clone().with_roi(None);
+        let input = |way: &Preprocess| {
+            let Size { width, height } = way.size;
+            way.apply(&Frame::new(width, height, vec![127; way.size.area() * 3])?)
+        };
+        let inputs = preparation.ways().iter().map(input).collect::<Result<Vec<_>>>()?;
+        Ok(vec![Job { inputs, request: Arc::default() }; size])
     }
 }

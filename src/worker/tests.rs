@@ -1,6 +1,5 @@
 //! A scripted model behind a gate: the tests decide when a batch ends, so nothing depends on time.
 
-use candle_core::{DType, Tensor};
 use proptest::prelude::*;
 
 use super::*;
@@ -20,7 +19,7 @@ fn job(pixel: u8) -> Job {
     let frame = Frame::new(1, 1, vec![pixel; 3]).unwrap();
     let geometry =
         Geometry { original: [1, 1], input: Size::square(1), valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
-    Job { prepared: Prepared { frame, geometry }, request: Arc::default() }
+    Job { inputs: vec![Prepared { frame, geometry }], request: Arc::default() }
 }
 
 const PANIC: u8 = 250;
@@ -59,15 +58,14 @@ impl Detect for Scripted {
         if !self.ahead || jobs.is_empty() {
             return Ok(None);
         }
-        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.inputs[0].frame.rgb()[0]).collect();
         let _ = self.began.send([&[BEGUN], &pixels[..]].concat());
         assert!(!pixels.contains(&PANIC_EARLY), "told to panic");
-        let features = Tensor::zeros((jobs.len(), 1, 1), DType::F32, &candle_core::Device::Cpu)?;
-        Ok(Some(Embeddings(features)))
+        Ok(Some(Embeddings::default()))
     }
 
     fn measure(&mut self, jobs: &[&Job], _: Embeddings) -> Result<CellScores> {
-        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.inputs[0].frame.rgb()[0]).collect();
         let _ = self.began.send([&[MEASURED], &pixels[..]].concat());
         assert!(!pixels.contains(&PANIC_LATE), "told to panic");
         Ok(CellScores::default())
@@ -91,7 +89,7 @@ impl Drop for Scripted {
 
 impl Scripted {
     fn answer(&mut self, jobs: &[&Job]) -> Vec<Result<Detection>> {
-        let pixels: Vec<u8> = jobs.iter().map(|job| job.prepared.frame.rgb()[0]).collect();
+        let pixels: Vec<u8> = jobs.iter().map(|job| job.inputs[0].frame.rgb()[0]).collect();
         let _ = self.began.send(pixels.clone());
         let _ = self.gate.recv();
         self.doomed = pixels.contains(&END);
@@ -109,7 +107,7 @@ impl Scripted {
             class_source: ClassSource::Only,
             regions: Vec::new(),
             pixel_threshold: 1.0,
-            map: AnomalyMap { size: Size::square(1), values: vec![0.0], geometry: job(0).prepared.geometry },
+            map: AnomalyMap { size: Size::square(1), values: vec![0.0], geometry: job(0).inputs[0].geometry },
         };
         if pixels.contains(&SHORT_OF_MEMORY) {
             return Error::Memory("no room".into()).for_all(pixels.len());
@@ -414,9 +412,9 @@ fn a_full_channel_is_told_and_the_job_comes_back() {
     rig.began.recv().unwrap();
     let _waiting: Vec<_> = (0..CHANNEL).map(|_| rig.submit(1, 1)).collect();
     let job = job(7);
-    let pixels = job.prepared.frame.rgb().as_ptr();
+    let pixels = job.inputs[0].frame.rgb().as_ptr();
     let refused = rig.worker.submit(1, job, NOW);
-    assert!(matches!(refused, Err(Refused::Full(job)) if job.prepared.frame.rgb().as_ptr() == pixels), "not a copy");
+    assert!(matches!(refused, Err(Refused::Full(job)) if job.inputs[0].frame.rgb().as_ptr() == pixels), "not a copy");
     assert_eq!(rig.worker.pending(), CHANNEL + 1);
     rig.open(CHANNEL + 1);
 }

@@ -71,6 +71,7 @@ fn class(name: &str, scores: Vec<f32>, target: f64) -> ClassCard {
     let ng = conformal(&scores, target).unwrap();
     let warn = conformal(&scores, 2.0 * target).unwrap();
     ClassCard {
+        shape: None,
         name: name.into(),
         train_images: 100,
         calibration_scores: scores,

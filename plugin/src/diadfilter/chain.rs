@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diad::frame::Prepared;
 use diad::worker::{Job, Refused, Ticket};
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::enums::CopyFrames;
 use super::model::FrameContext;
 use super::stats::{Counted, Stats, WithWorker};
-use crate::frame::{is_pooled, prepare};
+use crate::frame::{is_pooled, view};
 use crate::meta;
 
 /// How long one try to hand a job to the worker waits for room; between tries the stream can be stopped.
@@ -93,7 +94,7 @@ pub(super) struct Submission<'a> {
 }
 
 impl Submission<'_> {
-    /// Prepares the model's input and submits it. Returns what becomes of the frame, and the time that preparing has taken.
+    /// Prepares the model's inputs and submits them. Returns what becomes of the frame, and the time that preparing has taken.
     ///
     /// # Errors
     /// When the stream has ended meanwhile.
@@ -113,13 +114,16 @@ impl Submission<'_> {
             return Ok((FrameState::Uninspected("overload"), Duration::ZERO));
         }
         let started = Instant::now();
-        let prepared = VideoFrameRef::from_buffer_ref_readable(buffer, info)
-            .map_err(|_| "the frame cannot be mapped: its size is not that of its caps".into())
-            .and_then(|mapped| prepare(&mapped, info, &context.preprocess));
+        let prepared: Result<Vec<Prepared>, Box<dyn std::error::Error>> =
+            VideoFrameRef::from_buffer_ref_readable(buffer, info)
+                .map_err(|_| "the frame cannot be mapped: its size is not that of its caps".into())
+                .and_then(|mapped| {
+                    Ok(context.preparation.apply_view(&view(&mapped, info)?, context.request.class.known())?)
+                });
         let pre = started.elapsed();
         self.stats.counts().pre.add(pre);
         let mut job = match prepared {
-            Ok(prepared) => Job { prepared, request: context.request.clone() },
+            Ok(inputs) => Job { inputs, request: context.request.clone() },
             Err(error) => return Ok((FrameState::Failed(error.to_string()), pre)),
         };
         let patience = if self.quota.is_some() { Duration::ZERO } else { TRY };

@@ -10,7 +10,7 @@ use diad::bundle::Card;
 use diad::detector::{ClassChoice, Limits, Mask, Request};
 use diad::device::DeviceSpec;
 use diad::error::Result;
-use diad::frame::Preprocess;
+use diad::frame::Preparation;
 use diad::worker::{self, Options, Shared, SharedKey, Worker};
 use gst_video::VideoInfo;
 
@@ -100,7 +100,7 @@ fn check(card: &Card, settings: &Settings) -> Result<()> {
 /// Everything that frames of one size are looked at with.
 pub(super) struct FrameContext {
     pub(super) model: Arc<ModelHandle>,
-    pub(super) preprocess: Preprocess,
+    pub(super) preparation: Preparation,
     pub(super) request: Arc<Request>,
     settings: Arc<Settings>,
     info: VideoInfo,
@@ -115,15 +115,17 @@ impl FrameContext {
         let card = model.worker().card();
         let input = &card.config.input;
         let roi = settings.roi()?.map(|roi| roi.on(info.width(), info.height())).transpose()?.or(input.roi);
-        let preprocess = Preprocess { roi, ..Preprocess::of(input) };
-        let mask = settings.mask.as_deref().map(|path| mask(path, info, &preprocess, card)).transpose()?;
+        let preparation = Preparation::new(input, card.shapes()).with_roi(roi);
+        let masks = settings.mask.as_deref().map(|path| masks(path, info, &preparation)).transpose()?;
+        let class = ClassChoice::parse(&settings.class, card).map_err(|e| e.to_string())?;
+        warn_of_shape(&preparation, class.known(), info)?;
         let request = Request {
-            class: ClassChoice::parse(&settings.class, card).map_err(|e| e.to_string())?,
+            class,
             ddim_steps: settings.ddim_steps(),
             limits: Some(Limits::with(card, &settings.overrides()).map_err(|e| e.to_string())?),
-            mask,
+            masks,
         };
-        Ok(Self { preprocess, request: Arc::new(request), info: info.clone(), model, settings })
+        Ok(Self { preparation, request: Arc::new(request), info: info.clone(), model, settings })
     }
 
     /// Whether frames like `info` are still looked at with this.
@@ -135,7 +137,29 @@ impl FrameContext {
     }
 }
 
-fn mask(path: &str, info: &VideoInfo, preprocess: &Preprocess, card: &Card) -> Result<Mask, String> {
+/// Says in the log what frames are looked at as that are not like those of any class, and what it costs where several classes have
+/// seen such frames.
+fn warn_of_shape(preparation: &Preparation, class: Option<usize>, info: &VideoInfo) -> Result<(), String> {
+    let (width, height) = (info.width() as usize, info.height() as usize);
+    let tried = preparation.tried(class, width, height).map_err(|e| e.to_string())?;
+    let inputs = || {
+        let inputs = tried.shapes.iter().map(|&shape| preparation.ways()[shape].size.to_string());
+        inputs.collect::<Vec<_>>().join(" and ")
+    };
+    if !tried.fits {
+        gst::warning!(log::CAT, "frames of {width}x{height} are unlike those of training: looked at as {}", inputs());
+    } else if tried.shapes.len() > 1 {
+        gst::info!(
+            log::CAT,
+            "each frame is tried in {} shapes, {}: class=NAME saves that",
+            tried.shapes.len(),
+            inputs()
+        );
+    }
+    Ok(())
+}
+
+fn masks(path: &str, info: &VideoInfo, preparation: &Preparation) -> Result<Vec<Mask>, String> {
     let image = diad::frame::read_frame(Path::new(path)).map_err(|error| format!("mask-location = {error}"))?;
     let (width, height) = (info.width() as usize, info.height() as usize);
     if (image.width(), image.height()) != (width, height) {
@@ -145,5 +169,5 @@ fn mask(path: &str, info: &VideoInfo, preprocess: &Preprocess, card: &Card) -> R
             image.height()
         ));
     }
-    Mask::new(&image, preprocess, card.config.grid()).map_err(|error| format!("mask-location = {path}: {error}"))
+    Mask::in_shapes(&image, preparation).map_err(|error| format!("mask-location = {path}: {error}"))
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{Denoiser, DenoiserShape, Parameter};
-use crate::config::{ClassStrategy, Config};
+use crate::config::{ClassStrategy, Config, Shapes};
 use crate::error::Result;
 
 /// One network for all classes, or one for each.
@@ -25,26 +25,44 @@ impl Denoisers {
         }
     }
 
-    /// All trainable tensors of all networks.
-    pub fn parameters(config: &Config, classes: usize) -> Vec<Parameter> {
-        let own = |network: usize| {
-            let prefix = Self::prefix(config, network);
-            let named = move |p: Parameter| Parameter { name: format!("{prefix}{}", p.name), ..p };
-            DenoiserShape::of(config, classes).parameters().into_iter().map(named)
-        };
-        (0..Self::count(config, classes)).flat_map(own).collect()
+    /// What fixes the shapes of each network in one of the shapes of its input.
+    pub fn shape(config: &Config, shapes: &Shapes, number: usize) -> DenoiserShape {
+        let own = config.in_shape(&shapes.distinct()[number]);
+        DenoiserShape::of(&own, shapes.classes()).named(shapes.suffix(number))
     }
 
-    /// From the tensors by name.
+    /// All trainable tensors of all networks, those that belong to a grid once for each shape.
+    pub fn parameters(config: &Config, shapes: &Shapes) -> Vec<Parameter> {
+        let mut all = Vec::<Parameter>::new();
+        for network in 0..Self::count(config, shapes.classes()) {
+            let (prefix, first) = (Self::prefix(config, network), all.len());
+            for number in 0..shapes.distinct().len() {
+                for own in Self::shape(config, shapes, number).parameters() {
+                    let parameter = Parameter { name: format!("{prefix}{}", own.name), ..own };
+                    if number == 0 || !all[first..].iter().any(|known| known.name == parameter.name) {
+                        all.push(parameter);
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// The networks in one of the shapes of their input, from the tensors by name.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn new(config: &Config, classes: usize, tensor: impl Fn(&str) -> Option<Tensor>) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        shapes: &Shapes,
+        number: usize,
+        tensor: impl Fn(&str) -> Option<Tensor>,
+    ) -> Result<Self> {
         let network = |i: usize| {
             let prefix = Self::prefix(config, i);
-            Denoiser::new(DenoiserShape::of(config, classes), |name| tensor(&format!("{prefix}{name}")))
+            Denoiser::new(Self::shape(config, shapes, number), |name| tensor(&format!("{prefix}{name}")))
         };
-        Ok(Self { networks: (0..Self::count(config, classes)).map(network).collect::<Result<_>>()? })
+        Ok(Self { networks: (0..Self::count(config, shapes.classes())).map(network).collect::<Result<_>>()? })
     }
 
     /// Number of classes that can be told or answered for.

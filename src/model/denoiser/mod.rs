@@ -7,6 +7,7 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::config::Position;
 use crate::error::{Error, Result};
 use crate::ops::{self, AttentionShape, ConvNextShape, Dropout};
 
@@ -61,10 +62,30 @@ enum Stage {
     },
 }
 
+/// Where cells lie.
+enum Place {
+    /// A vector per cell of the grid, `[T, W]`.
+    Table(Tensor),
+    /// The values of waves in each cell `[T, F]`, and a vector per wave `[F, W]`.
+    Waves(Tensor, Tensor),
+}
+
+impl Place {
+    /// A vector for each cell of the grid, or for some of them, `[T, W]`.
+    fn of(&self, cells: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let some = |rows: &Tensor| cells.map_or(Ok(rows.clone()), |cells| rows.index_select(cells, 0));
+        match self {
+            Self::Table(table) => some(table),
+            Self::Waves(values, vectors) => some(values)?.matmul(vectors),
+        }
+    }
+}
+
 /// The network.
 pub struct Denoiser {
     shape: DenoiserShape,
-    input: [Tensor; 2],
+    input: Tensor,
+    position: Place,
     guide: Option<[Tensor; 2]>,
     noise: [Tensor; 4],
     class: Tensor,
@@ -114,9 +135,18 @@ impl Denoiser {
                 },
             })
         });
+        let vectors = get(&shape.position().0)?;
+        let position = match shape.config.position {
+            Position::Learned => Place::Table(vectors),
+            Position::Fourier => {
+                let values = Tensor::from_vec(shape.waves(), (shape.grid.area(), ()), vectors.device())?;
+                Place::Waves(values.to_dtype(vectors.dtype())?, vectors)
+            }
+        };
         Ok(Self {
             stages: stages.collect::<Result<Vec<_>>>()?,
-            input: [get("input.weight")?, get("input.position")?],
+            input: get("input.weight")?,
+            position,
             guide: if shape.config.guide > 0 { Some(pair("guide")?) } else { None },
             noise: [get("noise.0.weight")?, get("noise.0.bias")?, get("noise.1.weight")?, get("noise.1.bias")?],
             class: get("class.embedding")?,
@@ -189,8 +219,8 @@ impl Denoiser {
     /// # Errors
     /// When shapes do not fit, or the guide is missing or superfluous.
     pub fn predict(&self, x: &Tensor, condition: &Condition, guide: Option<&Tensor>) -> Result<Tensor> {
-        let weight = self.input[0].narrow(0, 0, self.shape.dim)?;
-        self.run(x, [&weight, &self.input[1]], condition, guide, None)
+        let weight = self.input.narrow(0, 0, self.shape.dim)?;
+        self.run(x, [&weight, &self.position.of(None)?], condition, guide, None)
     }
 
     /// `predict` for training: `x` `[B, T, D + 1]` carries the mask as its last channel and 0 in masked tokens;
@@ -206,9 +236,7 @@ impl Denoiser {
         cells: Option<&Tensor>,
         dropout_seed: u64,
     ) -> Result<Tensor> {
-        let [weight, position] = &self.input;
-        let own = cells.map(|cells| position.index_select(cells, 0)).transpose()?;
-        self.run(x, [weight, own.as_ref().unwrap_or(position)], condition, guide, Some(dropout_seed))
+        self.run(x, [&self.input, &self.position.of(cells)?], condition, guide, Some(dropout_seed))
     }
 
     fn run(

@@ -3,11 +3,14 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::config::{ClassStrategy, Config, DenoiserConfig, Size};
+use crate::config::{ClassStrategy, Config, DenoiserConfig, Position, Size};
 use crate::ops::{AttentionShape, ConvNextShape};
 
 /// Frequencies of the noise-level embedding.
 pub(super) const FREQUENCIES: usize = 32;
+
+/// Waves over the frame along each side that tell where a cell lies, each twice as short as the one before.
+const WAVES: usize = 7;
 
 /// Everything that fixes the shapes of a denoiser.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +27,8 @@ pub struct DenoiserShape {
     pub classes: usize,
     /// Output layers: 1 for all, or one per class.
     pub heads: usize,
+    /// What the names of parameters end with that belong to the grid: nothing where a model has one only.
+    pub suffix: String,
 }
 
 /// How a parameter starts.
@@ -81,7 +86,13 @@ impl DenoiserShape {
             ClassStrategy::Separate => (0, 1),
         };
         let (grid, dim) = (config.grid(), config.dim());
-        Self { config: config.denoiser.clone(), grid, view: grid, dim, classes: told, heads }
+        let suffix = String::new();
+        Self { config: config.denoiser.clone(), grid, view: grid, dim, classes: told, heads, suffix }
+    }
+
+    /// The same, with this at the end of the names of what belongs to the grid.
+    pub fn named(self, suffix: String) -> Self {
+        Self { suffix, ..self }
     }
 
     /// The same network, looking at a window of the grid at a time.
@@ -105,6 +116,29 @@ impl DenoiserShape {
         let (size, width) = (self.size(level), self.width(level));
         let hidden = width * self.config.mlp_ratio;
         ConvNextShape { height: size.height, width: size.width, channels: width, hidden, kernel: self.config.kernel }
+    }
+
+    /// Name and number of the vectors that say where cells lie: one per cell, or one per wave for grids of any size.
+    pub(super) fn position(&self) -> (String, usize) {
+        match self.config.position {
+            Position::Learned => (format!("input.position{}", self.suffix), self.tokens()),
+            Position::Fourier => ("input.waves".into(), 4 * WAVES),
+        }
+    }
+
+    /// For each cell of the grid the values of the waves where it lies, `[T, 4 WAVES]`: sine and cosine, along rows and along
+    /// columns. From half a wave over the frame to a wave every two cells of a grid of 64.
+    pub(super) fn waves(&self) -> Vec<f32> {
+        let at = |i: usize, n: usize| (i as f32 + 0.5) / n as f32;
+        let along = |at: f32| {
+            (0..WAVES).flat_map(move |wave| {
+                let (sin, cos) = (std::f32::consts::PI * (1 << wave) as f32 * at).sin_cos();
+                [sin, cos]
+            })
+        };
+        let Size { width, height } = self.grid;
+        let cell = |t: usize| along(at(t % width, width)).chain(along(at(t / width, height)));
+        (0..self.tokens()).flat_map(cell).collect()
     }
 
     /// For each cell of the grid the part of the guide that it lies in.
@@ -151,7 +185,8 @@ impl DenoiserShape {
             all.push(Parameter { name, shape: shape.to_vec(), init, decay });
         };
         add("input.weight".into(), &[d + 1, w], vec![(d * w, uniform(d)), (w, Init::Zero)], true);
-        add("input.position".into(), &[self.tokens(), w], vec![(self.tokens() * w, Init::Normal(0.02))], false);
+        let (position, rows) = self.position();
+        add(position, &[rows, w], vec![(rows * w, Init::Normal(0.02))], false);
         if self.config.guide > 0 {
             add("guide.weight".into(), &[d, w], vec![(d * w, uniform(d))], true);
             add("guide.bias".into(), &[w], vec![(w, Init::Zero)], false);

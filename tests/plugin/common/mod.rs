@@ -130,7 +130,7 @@ where
 
 /// What the true model says of each job.
 pub(crate) fn truly(jobs: &[&Job], model: &Detector) -> Vec<Result<Detection>> {
-    model.inspect(&jobs.iter().map(|job| (&job.prepared, job.request.as_ref())).collect::<Vec<_>>())
+    model.inspect(&jobs.iter().map(|job| (&job.inputs[..], job.request.as_ref())).collect::<Vec<_>>())
 }
 
 /// A counter of a `stats` structure.

@@ -61,14 +61,14 @@ fn a_region_and_a_mask_are_those_of_the_library() {
     let mut harness = harness(&element, 64, 64);
     let preprocess = Preprocess { size: input.size, fit: input.fit, roi: Some([0.125, 0.0, 0.75, 1.0]) };
     let mask = Mask::new(&diad::frame::read_frame(&path).unwrap(), &preprocess, detector.card().config.grid());
-    let prepared = preprocess.apply(frame).unwrap();
+    let prepared = [preprocess.apply(frame).unwrap()];
     let inspect = |request: Request| detector.inspect(&[(&prepared, &request)]).remove(0).unwrap();
     let expected = inspect(Request::default());
     let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
     assert_eq!((found.score, found.regions), (expected.score, expected.regions));
 
     element.set_property("mask-location", path.to_str().unwrap());
-    let masked = inspect(Request { mask: Some(mask.unwrap()), ..Request::default() });
+    let masked = inspect(Request { masks: Some(vec![mask.unwrap()]), ..Request::default() });
     assert_ne!(masked.score, expected.score);
     let found = results(&mut harness, std::slice::from_ref(frame))[0].finding.clone().unwrap();
     assert_eq!((found.score, found.regions), (masked.score, masked.regions));

@@ -247,7 +247,7 @@ fn a_flush_counts_the_frame_that_the_worker_has_no_room_for() {
     // Another stream fills the queue while the model is at its first frame.
     let (worker, detector) = (held.shared.worker(), Detector::open(&shop.model).unwrap());
     let frame = &shop.frames("washer/test/good")[0];
-    let job = Job { prepared: detector.network().preprocess().apply(frame).unwrap(), request: Arc::default() };
+    let job = Job { inputs: detector.preparation().apply(frame, None).unwrap(), request: Arc::default() };
     let submit = || worker.submit(u64::MAX, job.clone(), Duration::ZERO).ok();
     let first = submit().unwrap();
     began.recv().unwrap();

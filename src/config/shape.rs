@@ -1,0 +1,232 @@
+//! The shape that the frames of a class are looked at in: a model has one for all its classes, or, with `input.scale`, one for
+//! each kind of frame.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, Size};
+
+/// Frames are not reduced below this many pixels along their shorter side: the backbone would see little of them.
+const SHORTER_SIDE: usize = 256;
+
+/// Longest side of an input in pixels.
+const LONGEST: usize = 4096;
+
+/// A frame belongs to a shape if its aspect is within this factor of those that were seen in training.
+const ASPECT_MARGIN: f64 = 1.2;
+
+/// What the frames of a class become.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// The model input in pixels.
+    pub input: Size,
+    /// The feature grid in cells.
+    pub grid: Size,
+    /// Side of the squares of cells that share a covariance.
+    pub covariance_cells: usize,
+    /// Smallest and largest aspect, width / height, of what was looked at of the good images.
+    pub aspects: [f64; 2],
+}
+
+/// The shapes of a model, and which of them is that of each class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shapes {
+    distinct: Vec<Shape>,
+    of: Vec<usize>,
+}
+
+/// The shapes that a frame is tried in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// Their numbers, at least one.
+    pub shapes: Vec<usize>,
+    /// Whether frames like this one were seen in training, as far as their aspect tells; where not, it is that of the nearest.
+    pub fits: bool,
+}
+
+impl Shapes {
+    /// From the shape of each class. Classes with the same input share a shape.
+    pub fn new(classes: Vec<Shape>) -> Self {
+        let (mut distinct, mut of) = (Vec::<Shape>::new(), Vec::with_capacity(classes.len()));
+        for shape in classes {
+            let known = distinct.iter().position(|known| known.input == shape.input);
+            let number = known.unwrap_or_else(|| {
+                distinct.push(shape);
+                distinct.len() - 1
+            });
+            let [least, most] = distinct[number].aspects;
+            distinct[number].aspects = [least.min(shape.aspects[0]), most.max(shape.aspects[1])];
+            of.push(number);
+        }
+        Self { distinct, of }
+    }
+
+    /// One shape, that of a configuration, for some classes.
+    pub fn one(config: &Config, classes: usize) -> Self {
+        Self::new(vec![config.shape(); classes])
+    }
+
+    /// Each shape there is.
+    pub fn distinct(&self) -> &[Shape] {
+        &self.distinct
+    }
+
+    /// Number of the shape of a class.
+    pub fn of(&self, class: usize) -> usize {
+        self.of[class]
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.of.len()
+    }
+
+    /// The classes that are looked at in the shape of this number.
+    pub fn members(&self, shape: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.of.len()).filter(move |class| self.of[*class] == shape)
+    }
+
+    /// The configuration of a model in each of its shapes.
+    pub fn configs(&self, config: &Config) -> Vec<Config> {
+        self.distinct.iter().map(|shape| config.in_shape(shape)).collect()
+    }
+
+    /// What the name of a tensor ends with that belongs to a shape: nothing where there is one shape only.
+    pub fn suffix(&self, shape: usize) -> String {
+        if self.distinct.len() == 1 { String::new() } else { format!(".{shape}") }
+    }
+
+    /// The shapes to try a frame of this aspect (width / height of what is looked at) in: that of its class where it is known, else
+    /// all that have seen such frames.
+    pub fn tried(&self, class: Option<usize>, aspect: f64) -> Tried {
+        let off = |shape: &Shape| (shape.aspects[0] / aspect).max(aspect / shape.aspects[1]).max(1.0);
+        let near = |shape: &Shape| off(shape) <= ASPECT_MARGIN;
+        if let Some(&shape) = class.and_then(|class| self.of.get(class)) {
+            return Tried { shapes: vec![shape], fits: near(&self.distinct[shape]) };
+        }
+        let shapes: Vec<usize> = (0..self.distinct.len()).filter(|&shape| near(&self.distinct[shape])).collect();
+        if !shapes.is_empty() {
+            return Tried { shapes, fits: true };
+        }
+        let nearest =
+            (0..self.distinct.len()).min_by(|&a, &b| off(&self.distinct[a]).total_cmp(&off(&self.distinct[b])));
+        Tried { shapes: nearest.into_iter().collect(), fits: false }
+    }
+}
+
+impl Config {
+    /// The shape that it states for all classes. Any aspect belongs to it.
+    pub fn shape(&self) -> Shape {
+        let covariance_cells = self.covariances().side;
+        Shape { input: self.input.size, grid: self.grid(), covariance_cells, aspects: [0.0, f64::INFINITY] }
+    }
+
+    /// The same in one shape.
+    pub fn in_shape(&self, shape: &Shape) -> Self {
+        let mut config = self.clone();
+        (config.input.size, config.input.scale) = (shape.input, None);
+        (config.features.grid, config.detection.covariance_cells) = (Some(shape.grid), Some(shape.covariance_cells));
+        config
+    }
+
+    /// The shape of a class: `shown` are width and height of what is looked at of its good images, at least one. With `input.scale`
+    /// it follows their medians.
+    pub fn shape_of(&self, shown: &[[f64; 2]]) -> Shape {
+        let Some(scale) = self.input.scale else { return self.shape() };
+        let median = |i: usize| {
+            let mut sides: Vec<f64> = shown.iter().map(|sides| sides[i]).collect();
+            sides.sort_by(f64::total_cmp);
+            sides.get(sides.len() / 2).copied().unwrap_or(SHORTER_SIDE as f64)
+        };
+        let [width, height] = [median(0), median(1)];
+        let shorter = width.min(height);
+        let reduced = (scale * shorter).max(shorter.min(SHORTER_SIDE as f64));
+        let input = shaped([width, height], ((reduced / 32.0).round() as usize * 32).clamp(64, LONGEST));
+        let (mut own, mut aspects) = (self.clone(), [f64::INFINITY, 0.0]);
+        for [width, height] in shown {
+            aspects = [aspects[0].min(width / height), aspects[1].max(width / height)];
+        }
+        own.input.size = input;
+        Shape { aspects, ..own.shape() }
+    }
+}
+
+/// The input that shows frames of this width and height as they are, `side` pixels along the shorter side: its sides can be divided
+/// into about square cells.
+pub fn shaped(shown: [f64; 2], side: usize) -> Size {
+    let unit = (side / 16).next_multiple_of(32);
+    let ratio = (shown[0] / shown[1]).clamp(1.0 / 8.0, 8.0);
+    let longer = |ratio: f64| ((side as f64 * ratio / unit as f64).round() as usize * unit).clamp(side, LONGEST);
+    if ratio >= 1.0 { Size::new(longer(ratio), side) } else { Size::new(side, longer(1.0 / ratio)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scaled(scale: f64) -> Config {
+        let mut config = Config::default();
+        config.assign(&[format!("input.scale={scale}")]).unwrap();
+        config
+    }
+
+    #[test]
+    fn a_class_is_looked_at_as_its_frames_are() {
+        for (shown, scale, input, grid) in [
+            ([500.0, 1250.0], 0.5, [256, 640], [16, 40]),
+            ([1130.0, 460.0], 0.5, [640, 256], [40, 16]),
+            ([1024.0, 1024.0], 0.5, [512, 512], [16, 16]),
+            ([300.0, 400.0], 0.5, [256, 352], [16, 22]), // not below 256
+            ([300.0, 400.0], 1.0, [288, 384], [18, 24]),
+            ([100.0, 100.0], 0.5, [96, 96], [24, 24]), // nor enlarged
+            ([2448.0, 2048.0], 0.5, [1216, 1024], [19, 16]),
+        ] {
+            let shape = scaled(scale).shape_of(&[shown; 3]);
+            assert_eq!((shape.input.sides(), shape.grid.sides()), (input, grid), "{shown:?} {scale}");
+            let config = scaled(scale).in_shape(&shape);
+            assert_eq!((config.input.size, config.grid(), config.input.scale), (shape.input, shape.grid, None));
+            config.check("shape").unwrap();
+        }
+        let mixed = scaled(1.0).shape_of(&[[256.0, 256.0], [300.0, 400.0], [400.0, 300.0]]);
+        assert_eq!((mixed.input.sides(), mixed.aspects), ([288, 288], [0.75, 4.0 / 3.0]), "the medians of both sides");
+        assert_eq!(Config::default().shape_of(&[[500.0, 1250.0]]), Config::default().shape(), "one size for all");
+    }
+
+    #[test]
+    fn frames_are_tried_in_the_shapes_that_have_seen_such() {
+        let config = scaled(0.5);
+        let of = |shown: [f64; 2]| config.shape_of(&[shown]);
+        let shapes =
+            Shapes::new(vec![of([500.0, 1250.0]), of([512.0, 512.0]), of([1024.0, 1024.0]), of([505.0, 1245.0])]);
+        assert_eq!(shapes.distinct().len(), 3);
+        assert_eq!((0..4).map(|class| shapes.of(class)).collect::<Vec<_>>(), [0, 1, 2, 0]);
+        assert_eq!(shapes.members(0).collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(shapes.distinct()[0].aspects, [0.4, 505.0 / 1245.0]);
+        let tried = |class, aspect| shapes.tried(class, aspect);
+        assert_eq!(tried(None, 1.0), Tried { shapes: vec![1, 2], fits: true });
+        assert_eq!(tried(None, 0.4), Tried { shapes: vec![0], fits: true });
+        assert_eq!(tried(None, 0.34), Tried { shapes: vec![0], fits: true }, "within 20 %");
+        assert_eq!(tried(None, 0.6), Tried { shapes: vec![0], fits: false }, "the nearest");
+        assert_eq!(tried(None, 9.0), Tried { shapes: vec![1], fits: false });
+        assert_eq!(tried(Some(2), 9.0), Tried { shapes: vec![2], fits: false }, "a class is taken at its word");
+        let one = Shapes::one(&Config::default(), 2);
+        assert_eq!(one.tried(None, 9.0), Tried { shapes: vec![0], fits: true }, "one for all");
+    }
+
+    #[test]
+    fn inputs_keep_the_aspect_and_fit_the_grid() {
+        for (shown, side, expected) in [
+            ([500.0, 1250.0], 256, [256, 640]),
+            ([1130.0, 460.0], 256, [640, 256]),
+            ([2448.0, 2048.0], 1024, [1216, 1024]),
+            ([900.0, 900.0], 512, [512, 512]),
+            ([40_000.0, 100.0], 256, [2048, 256]),
+        ] {
+            let size = shaped(shown, side);
+            assert_eq!(size.sides(), expected, "{shown:?}");
+            let mut config = Config::default();
+            config.input.size = size;
+            config.check("size").unwrap();
+        }
+    }
+}
