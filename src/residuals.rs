@@ -75,9 +75,18 @@ pub struct Scale {
     dim: usize,
     mean: Vec<f32>,   // [T, D]
     whiten: Vec<f16>, // [N, D (D + 1) / 2]
-    /// On a GPU: mean `[T, 1, D]`, the transpose of `W` as full matrices `[T, D, D]`, and the weights of the cells of each square
-    /// `[T, T]`.
-    on_gpu: Option<[Tensor; 3]>,
+    on_gpu: Option<OnGpu>,
+}
+
+/// The same on a GPU.
+struct OnGpu {
+    mean: Tensor,   // [1, T, D]
+    whiten: Tensor, // transposes of W as full matrices, [N, D, D]
+    /// The cells of each square that shares a covariance, all squares with as many, `[N x cells]`; and the way back, `[T]`.
+    gathered: Tensor,
+    back: Tensor,
+    /// Where means over squares are looked at: the weights of rows `[H, H]` and of columns `[W, W]`.
+    means: Option<[Tensor; 2]>,
 }
 
 impl Scale {
@@ -170,26 +179,43 @@ impl Scale {
         Ok(self)
     }
 
-    /// Means `[T, 1, D]`, the transposes of `W` as full matrices `[T, D, D]`, and the weights of the squares `[T, T]`, on a device.
-    fn dense(&self, device: &Device) -> Result<[Tensor; 3]> {
-        let (dim, tokens) = (self.dim, self.tokens());
-        let mut whole = vec![f16::ZERO; tokens * dim * dim];
-        for (cell, whole) in whole.chunks_exact_mut(dim * dim).enumerate() {
+    /// What [`distances_in_tensors`] needs, on a device. It grows with the cells, and with the squares that have a covariance.
+    fn dense(&self, device: &Device) -> Result<OnGpu> {
+        let (dim, grid, members) = (self.dim, self.blocks.grid, self.blocks.members());
+        let mut whole = vec![f16::ZERO; members.len() * dim * dim];
+        for (cells, whole) in members.iter().zip(whole.chunks_exact_mut(dim * dim)) {
             for i in 0..dim {
-                for (j, &value) in self.whiten_of(cell)[i * (i + 1) / 2..][..=i].iter().enumerate() {
+                for (j, &value) in self.whiten_of(cells[0])[i * (i + 1) / 2..][..=i].iter().enumerate() {
                     whole[j * dim + i] = value;
                 }
             }
         }
-        let whiten = Tensor::from_vec(whole, (tokens, dim, dim), device)?.to_dtype(DType::F32)?;
-        // The squares of an image that has 1 in one cell: what that cell gives to each square.
-        let weights = (0..tokens).flat_map(|cell| {
-            let mut one = vec![0.0; tokens];
-            one[cell] = 1.0;
-            square_means(&one, self.blocks.grid, self.side)
-        });
-        let weights = Tensor::from_vec(weights.collect(), (tokens, tokens), device)?.t()?.contiguous()?;
-        Ok([Tensor::from_slice(&self.mean, (tokens, 1, dim), device)?, whiten, weights])
+        let whiten = Tensor::from_vec(whole, (members.len(), dim, dim), device)?.to_dtype(DType::F32)?;
+        // Squares at the edge have fewer cells: their first stands in for those that are missing.
+        let most = members.iter().map(Vec::len).max().unwrap_or(1);
+        let filled =
+            |cells: &Vec<usize>| (0..most).map(|i| *cells.get(i).unwrap_or(&cells[0]) as u32).collect::<Vec<_>>();
+        let gathered: Vec<u32> = members.iter().flat_map(filled).collect();
+        let mut back = vec![0u32; grid.area()];
+        for (square, cells) in members.iter().enumerate() {
+            cells.iter().enumerate().for_each(|(i, &cell)| back[cell] = (square * most + i) as u32);
+        }
+        // The means over a line that has 1 in one place: what that place gives to each.
+        let line = |cells: usize| {
+            let weights = (0..cells).flat_map(|at| {
+                let mut one = vec![0.0; cells];
+                one[at] = 1.0;
+                square_means(&one, Size::new(cells, 1), self.side)
+            });
+            Tensor::from_vec(weights.collect(), (cells, cells), device)?.t()?.contiguous()
+        };
+        Ok(OnGpu {
+            mean: Tensor::from_slice(&self.mean, (1, grid.area(), dim), device)?,
+            whiten,
+            gathered: Tensor::new(gathered.as_slice(), device)?,
+            back: Tensor::new(back.as_slice(), device)?,
+            means: (self.side > 1).then(|| Ok::<_, Error>([line(grid.height)?, line(grid.width)?])).transpose()?,
+        })
     }
 
     /// Mahalanobis distance of each cell's vector `[T, D]`, a mean already where it is to be one: `[T]`.
@@ -237,12 +263,24 @@ pub(crate) fn square_means(vectors: &[f32], grid: Size, side: usize) -> Vec<f32>
     means
 }
 
-fn distances_in_tensors([mean, whiten, weights]: &[Tensor; 3], vectors: &Tensor) -> Result<Vec<f32>> {
-    let vectors = weights.broadcast_matmul(&vectors.contiguous()?)?;
-    // [B, T, D] -> [T, B, D], one matrix per cell for the whole batch
-    let centred = vectors.transpose(0, 1)?.contiguous()?.broadcast_sub(mean)?;
-    let squares = centred.matmul(whiten)?.sqr()?.sum(2)?; // [T, B]
-    Ok(squares.sqrt()?.t()?.flatten_all()?.to_vec1()?)
+/// Distances `[B, T]` of vectors `[B, T, D]`.
+fn distances_in_tensors(statistics: &OnGpu, vectors: &Tensor) -> Result<Vec<f32>> {
+    let OnGpu { mean, whiten, gathered, back, means } = statistics;
+    let (batch, tokens, dim) = vectors.dims3()?;
+    let mut vectors = vectors.contiguous()?;
+    if let Some([rows, columns]) = means {
+        let (height, width) = (rows.dim(0)?, columns.dim(0)?);
+        let along = columns.broadcast_matmul(&vectors.reshape((batch * height, width, dim))?)?;
+        vectors =
+            rows.broadcast_matmul(&along.reshape((batch, height, width * dim))?)?.reshape((batch, tokens, dim))?;
+    }
+    // One matrix per square for all of its cells in the whole batch: [N, B x cells, D].
+    let (squares, all) = (whiten.dim(0)?, gathered.dim(0)?);
+    let cells = all / squares;
+    let centred = vectors.broadcast_sub(mean)?.index_select(gathered, 1)?.reshape((batch, squares, cells, dim))?;
+    let centred = centred.transpose(0, 1)?.contiguous()?.reshape((squares, batch * cells, dim))?;
+    let lengths = centred.matmul(whiten)?.sqr()?.sum(2)?.sqrt()?.reshape((squares, batch, cells))?;
+    Ok(lengths.transpose(0, 1)?.reshape((batch, all))?.index_select(back, 1)?.flatten_all()?.to_vec1()?)
 }
 
 /// Numbers for tests.
@@ -332,6 +370,16 @@ mod tests {
             own * seen + (1.0 - own) * pooled + if a == b { 0.05 } else { 0.0 }
         });
         let query: Vec<f32> = (0..grid.area() * dim).map(|i| value(i + 777)).collect();
+        // The same in tensors, also of means over squares.
+        let mut around = ResidualSums::new(blocks, dim, 3);
+        around.add(&data);
+        for scale in around.finish().unwrap().scales() {
+            let batch = Tensor::from_vec(query.repeat(2), (2, grid.area(), dim), &Device::Cpu).unwrap();
+            let (kernel, dense) = (scale.distances(&batch).unwrap(), scale.dense(&Device::Cpu).unwrap());
+            let tensors = distances_in_tensors(&dense, &batch).unwrap();
+            assert_eq!(tensors.len(), 2 * grid.area());
+            assert!(kernel.iter().zip(tensors).all(|(a, b)| (a - b).abs() < 1e-4 * a), "side {}", scale.side);
+        }
         let v = DMatrix::from_fn(dim, 1, |d, _| f64::from(query[7 * dim + d] - shared.mean()[7 * dim + d]));
         let expected = (v.transpose() * c.try_inverse().unwrap() * v)[(0, 0)].sqrt();
         let got = f64::from(shared.distance(&query)[7]);

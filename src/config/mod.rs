@@ -131,7 +131,8 @@ config! {
         blocks: usize = 4, integer(1, 64);
         /// Self-attention after every n-th block of the last level; 0 for none.
         attention_every: usize = 3, integer(0, 64);
-        /// Side of the windows of cells that attend to each other; 0: all cells of the last level do.
+        /// Side of the windows of cells that attend to each other; 0: all cells of the last level do. Of several attentions every
+        /// second one has its windows shifted by half a side.
         window: usize = 16, integer(0, 64);
         /// How the network knows where in the frame a cell lies.
         position: Position = Position::Learned, Kind::OneOf(Position::NAMES);

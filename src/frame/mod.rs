@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 
 mod preparation;
 pub mod read;
+mod resize;
 mod view;
 
 pub use preparation::Preparation;
@@ -146,7 +147,7 @@ impl Preprocess {
             frame.clone()
         } else {
             let plane = Plane { data: &frame.rgb, width: frame.width, height: frame.height, stride: frame.width * 3 };
-            Frame::new(width, height, view::resize(&plane, 3, shown, width, height)?)?
+            Frame::new(width, height, resize::resize(&plane, 3, shown, Size::new(width, height))?)?
         };
         Ok(self.finish(resized, geometry))
     }

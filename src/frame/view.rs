@@ -1,13 +1,16 @@
-//! Frames in the pixel formats of cameras and decoders, and the resize that all frames go through.
+//! Frames in the pixel formats of cameras and decoders.
 //!
 //! Nothing is converted at full size: each plane is resized in its own format, and only the model's input becomes RGB.
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8, U8x2, U8x3, U8x4};
-use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use std::ops::Range;
 
 use super::Frame;
+use super::resize::{cores, on_threads, resize};
+use crate::config::Size;
 use crate::error::{Error, Result};
+
+/// Pixels from which on their colours are worth several threads.
+const MANY: usize = 1 << 17;
 
 /// Rows of interleaved 8-bit values.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +72,7 @@ pub struct Yuv {
 
 impl Plane<'_> {
     /// The plane with `bytes` per pixel, if all of it is there.
-    fn checked(&self, bytes: usize) -> Result<&Self> {
+    pub(super) fn checked(&self, bytes: usize) -> Result<&Self> {
         let row = self.width.saturating_mul(bytes);
         let needed = self.height.saturating_sub(1).checked_mul(self.stride).and_then(|rows| rows.checked_add(row));
         if row > self.stride || self.width == 0 || self.height == 0 || needed.is_none_or(|n| n > self.data.len()) {
@@ -98,10 +101,10 @@ impl View<'_> {
     /// # Errors
     /// When a plane is too short.
     pub(super) fn rgb(&self, part: [f64; 4], width: usize, height: usize) -> Result<Frame> {
-        let half = part.map(|v| v / 2.0);
+        let (half, to) = (part.map(|v| v / 2.0), Size::new(width, height));
         let rgb = match self {
             Self::Packed { plane, bytes, rgb } => {
-                let pixels = resize(plane, *bytes, part, width, height)?;
+                let pixels = resize(plane, *bytes, part, to)?;
                 if (*bytes, *rgb) == (3, [0, 1, 2]) {
                     pixels
                 } else {
@@ -109,16 +112,16 @@ impl View<'_> {
                     pixels.chunks_exact(*bytes).flat_map(|p| [p[r], p[g], p[b]]).collect()
                 }
             }
-            Self::Gray(plane) => resize(plane, 1, part, width, height)?.into_iter().flat_map(|v| [v; 3]).collect(),
+            Self::Gray(plane) => resize(plane, 1, part, to)?.into_iter().flat_map(|v| [v; 3]).collect(),
             Self::Planar { luma, chroma: [u, v], yuv } => {
-                let luma = resize(luma, 1, part, width, height)?;
-                let (u, v) = (resize(u, 1, half, width, height)?, resize(v, 1, half, width, height)?);
-                yuv.rgb(luma.iter().zip(u.iter().zip(&v)).map(|(&y, (&u, &v))| [y, u, v]))
+                let luma = resize(luma, 1, part, to)?;
+                let (u, v) = (resize(u, 1, half, to)?, resize(v, 1, half, to)?);
+                yuv.rgb(&luma, |i| [u[i], v[i]])?
             }
             Self::SemiPlanar { luma, chroma, yuv } => {
-                let luma = resize(luma, 1, part, width, height)?;
-                let uv = resize(chroma, 2, half, width, height)?;
-                yuv.rgb(luma.iter().zip(uv.chunks_exact(2)).map(|(&y, uv)| [y, uv[0], uv[1]]))
+                let luma = resize(luma, 1, part, to)?;
+                let uv = resize(chroma, 2, half, to)?;
+                yuv.rgb(&luma, |i| [uv[2 * i], uv[2 * i + 1]])?
             }
         };
         Frame::new(width, height, rgb)
@@ -126,76 +129,33 @@ impl View<'_> {
 }
 
 impl Yuv {
-    /// ITU-R BT.601, BT.709 and BT.2020 in their common form.
-    fn rgb(self, pixels: impl Iterator<Item = [u8; 3]>) -> Vec<u8> {
+    /// ITU-R BT.601, BT.709 and BT.2020 in their common form: the colours of pixels with this luma, and Cb and Cr of each by its
+    /// number.
+    fn rgb(self, luma: &[u8], chroma_of: impl Fn(usize) -> [u8; 2] + Sync) -> Result<Vec<u8>> {
         let Self { kr, kb, full_range } = self;
         let kg = 1.0 - kr - kb;
-        let (black, luma, chroma) = if full_range { (0.0, 1.0, 1.0) } else { (16.0, 255.0 / 219.0, 255.0 / 224.0) };
+        let (black, luma_gain, chroma) =
+            if full_range { (0.0, 1.0, 1.0) } else { (16.0, 255.0 / 219.0, 255.0 / 224.0) };
         let (red, blue) = (2.0 * (1.0 - kr) * chroma, 2.0 * (1.0 - kb) * chroma);
+        // What each level contributes, computed once.
+        let table = |f: &dyn Fn(f64) -> f64| -> [f64; 256] { std::array::from_fn(|i| f(i as f64)) };
+        let light = table(&|y| (y - black) * luma_gain);
+        let (to_red, to_blue) = (table(&|v| red * (v - 128.0)), table(&|u| blue * (u - 128.0)));
+        let (green_of_u, green_of_v) = (table(&|u| blue * kb * (u - 128.0)), table(&|v| red * kr * (v - 128.0)));
         let level = |x: f64| (x + 0.5).clamp(0.0, 255.0) as u8;
-        pixels
-            .flat_map(|[y, u, v]| {
-                let y = (f64::from(y) - black) * luma;
-                let (u, v) = (f64::from(u) - 128.0, f64::from(v) - 128.0);
-                [level(y + red * v), level(y - (blue * kb * u + red * kr * v) / kg), level(y + blue * u)]
-            })
-            .collect()
+        let colours = |pixels: Range<usize>| -> Vec<u8> {
+            let colour = |i: usize| {
+                let [u, v] = chroma_of(i).map(usize::from);
+                let y = light[usize::from(luma[i])];
+                [level(y + to_red[v]), level(y - (green_of_u[u] + green_of_v[v]) / kg), level(y + to_blue[u])]
+            };
+            pixels.flat_map(colour).collect()
+        };
+        let each = if luma.len() < MANY { luma.len().max(1) } else { luma.len().div_ceil(cores()) };
+        let parts = (0..luma.len()).step_by(each).map(|first| first..(first + each).min(luma.len()));
+        let parts = on_threads(parts, |pixels| Ok(colours(pixels)));
+        Ok(parts.map_err(|error| Error::Internal(format!("colours: {error}")))?.concat())
     }
-}
-
-/// `part` `[x, y, width, height]` of a plane at another size: area-weighted bilinear, without padding between rows.
-///
-/// # Errors
-/// When the plane is too short.
-pub(super) fn resize(plane: &Plane<'_>, bytes: usize, part: [f64; 4], width: usize, height: usize) -> Result<Vec<u8>> {
-    let plane = plane.checked(bytes)?;
-    let [x, y, w, h] = part;
-    if [x, y] == [0.0; 2] && (w, h) == (width as f64, height as f64) && (width, height) == (plane.width, plane.height) {
-        return Ok(rows(plane, bytes).collect::<Vec<_>>().concat());
-    }
-    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("resize to {width}x{height}: {e}"));
-    // The resizer knows no stride, and would take padding for columns beside the part that is shown.
-    let packed;
-    let length = plane.width * bytes * plane.height;
-    let data = if plane.stride == plane.width * bytes {
-        &plane.data[..length]
-    } else {
-        packed = rows(plane, bytes).collect::<Vec<_>>().concat();
-        &packed[..]
-    };
-    // The fourth byte is no alpha to be multiplied with: a colour is what it is.
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false).crop(
-        x,
-        y,
-        w.min(plane.width as f64 - x),
-        h.min(plane.height as f64 - y),
-    );
-    // By type: the resizer's own choice would compile its code for all the other pixel types as well.
-    let (from, to) = ([plane.width, plane.height], [width, height]);
-    let resized = match bytes {
-        1 => resize_pixels::<U8>(data, from, to, &options),
-        2 => resize_pixels::<U8x2>(data, from, to, &options),
-        3 => resize_pixels::<U8x3>(data, from, to, &options),
-        _ => resize_pixels::<U8x4>(data, from, to, &options),
-    };
-    resized.map_err(|e| failed(&*e))
-}
-
-fn resize_pixels<P: PixelTrait>(
-    data: &[u8],
-    from: [usize; 2],
-    to: [usize; 2],
-    options: &ResizeOptions,
-) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
-    let source = TypedImageRef::<P>::from_buffer(from[0] as u32, from[1] as u32, data)?;
-    let mut out = vec![0; to[0] * to[1] * P::size()];
-    let mut target = TypedImage::<P>::from_buffer(to[0] as u32, to[1] as u32, &mut out)?;
-    Resizer::new().resize_typed(&source, &mut target, options)?;
-    Ok(out)
-}
-
-fn rows<'a>(plane: &'a Plane<'a>, bytes: usize) -> impl Iterator<Item = &'a [u8]> {
-    (0..plane.height).map(move |row| &plane.data[row * plane.stride..][..plane.width * bytes])
 }
 
 #[cfg(test)]

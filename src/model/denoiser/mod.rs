@@ -119,12 +119,15 @@ impl Denoiser {
         let pair = |prefix: &str| -> Result<[Tensor; 2]> {
             Ok([get(&format!("{prefix}.weight"))?, get(&format!("{prefix}.bias"))?])
         };
+        // Where the grid has several windows, those of every second attention are shifted.
+        let mut shifted = true;
         let stages = shape.stages().into_iter().map(|stage| {
             Ok(match stage {
                 StageShape::Block(name, shape) => Stage::Block(layer(name, "convnext")?, shape),
                 StageShape::Attention(name, own, size) => {
                     let layer = layer(name, "layer")?;
-                    let windows = Windows::of(size, shape.config.window, layer.parameters.device())?;
+                    shifted = !shifted;
+                    let windows = Windows::of(size, shape.config.window, shifted, layer.parameters.device())?;
                     Stage::Attention(layer, own, windows)
                 }
                 StageShape::Shrink { level, side, .. } => Stage::Shrink(pair(&format!("down.{level}.shrink"))?, side),

@@ -21,18 +21,24 @@ struct Group {
 
 impl Windows {
     /// Windows of at most `side` x `side` cells, as even as they can be; `None` where one holds the whole grid, as it does with a
-    /// `side` of 0.
+    /// `side` of 0. `shifted` windows lie half a window further, with halves at the ends of the grid, so that what the edge of one
+    /// divides is together in the other (Liu et al. 2021).
     ///
     /// # Errors
     /// When the device has no room.
-    pub(super) fn of(grid: Size, side: usize, device: &Device) -> Result<Option<Self>> {
+    pub(super) fn of(grid: Size, side: usize, shifted: bool, device: &Device) -> Result<Option<Self>> {
         if side == 0 || grid.sides().iter().all(|cells| *cells <= side) {
             return Ok(None);
         }
         let mut groups: Vec<(Size, Vec<u32>, usize)> = Vec::new();
         let parts = |cells: usize| {
             let count = cells.div_ceil(side);
-            (0..count).map(move |i| i * cells / count..(i + 1) * cells / count)
+            let edge = |i: usize| i * cells / count;
+            let middles = (0..count).map(|i| usize::midpoint(edge(i), edge(i + 1)));
+            let inner: Vec<usize> =
+                if shifted && count > 1 { middles.collect() } else { (1..count).map(edge).collect() };
+            let starts = [0].into_iter().chain(inner.clone());
+            starts.zip(inner.into_iter().chain([cells])).map(|(start, end)| start..end).collect::<Vec<_>>()
         };
         for rows in parts(grid.height) {
             for columns in parts(grid.width) {
@@ -104,7 +110,7 @@ mod tests {
         };
         let x = tensor(&[2, grid.area(), channels], 0);
         let (parameters, modulation) = (tensor(&[shape.parameters()], 9000), tensor(&[2, 3 * channels], 5000));
-        let windows = Windows::of(grid, side, &Device::Cpu).unwrap().unwrap();
+        let windows = Windows::of(grid, side, false, &Device::Cpu).unwrap().unwrap();
         let whole = windows.attention(&x, &parameters, &modulation, shape, false).unwrap();
         // Columns 2 to 4, rows 2 and 3: rows are 0..2, 2..4, 4..7, columns 0..2, 2..5.
         let cells: Vec<u32> = [2, 3].iter().flat_map(|y| [2, 3, 4].map(|x| y * 5 + x)).collect();
@@ -113,8 +119,17 @@ mod tests {
         let alone = x.index_select(&cells, 1).unwrap();
         let alone = ops::attention(&alone, &parameters, &modulation, own, false).unwrap();
         let list = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // Shifted, the edges lie in the middles: rows 0..1, 1..3, 3..5, 5..7, columns 0..1, 1..3, 3..5.
+        let shifted = Windows::of(grid, side, true, &Device::Cpu).unwrap().unwrap();
+        let shifted = shifted.attention(&x, &parameters, &modulation, shape, false).unwrap();
+        let near: Vec<u32> = [3, 4].iter().flat_map(|y| [1, 2].map(|x| y * 5 + x)).collect();
+        let near = Tensor::new(near.as_slice(), &Device::Cpu).unwrap();
+        let together = x.index_select(&near, 1).unwrap();
+        let four = AttentionShape { tokens: 4, ..shape };
+        let together = ops::attention(&together, &parameters, &modulation, four, false).unwrap();
+        assert_eq!(list(shifted.index_select(&near, 1).unwrap()), list(together));
         assert_eq!(list(whole.index_select(&cells, 1).unwrap()), list(alone));
-        assert!(Windows::of(grid, 7, &Device::Cpu).unwrap().is_none(), "one window holds all");
-        assert!(Windows::of(grid, 0, &Device::Cpu).unwrap().is_none(), "0: no windows");
+        assert!(Windows::of(grid, 7, true, &Device::Cpu).unwrap().is_none(), "one window holds all");
+        assert!(Windows::of(grid, 0, false, &Device::Cpu).unwrap().is_none(), "0: no windows");
     }
 }
