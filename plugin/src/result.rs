@@ -46,7 +46,7 @@ pub struct Inspection {
     pub verdict: Verdict,
     /// The verdict of this frame alone.
     pub frame_verdict: Verdict,
-    /// Why the frame is `uninspected` or an `error`.
+    /// Why the frame is `uninspected` or an `error`, or `not-located` where it is `ng` because its part was not found.
     pub reason: Option<String>,
     /// What was found; absent where the frame was not inspected.
     #[serde(flatten)]
@@ -78,6 +78,13 @@ pub struct Pose {
     pub turn: f64,
 }
 
+impl From<diad::frame::Pose> for Pose {
+    fn from(found: diad::frame::Pose) -> Self {
+        let diad::frame::Pose { dx, dy, turn, .. } = found;
+        Self { dx, dy, turn }
+    }
+}
+
 /// What the model found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
@@ -91,7 +98,7 @@ pub struct Finding {
     pub percentile: f64,
     /// The class.
     pub class: String,
-    /// How it was found: `known`, `only`, `chosen`, `unknown-product`.
+    /// How it was found: `known`, `only`, `chosen`, `unknown-product`, `not-located`.
     pub class_source: ClassSource,
     /// Map value above which a pixel belongs to a region.
     pub pixel_threshold: f32,

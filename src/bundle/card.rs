@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::{is_sha256, sha256_hex};
 use crate::calibrate::{GoodScores, Threshold, TooFew};
-use crate::config::{Config, Decision, GroupSource, Shape, Shapes, SpaceKind};
+use crate::config::{Align, Config, Decision, GroupSource, Shape, Shapes, Size, SpaceKind};
 use crate::error::Error;
 use crate::named::named;
 
@@ -263,12 +263,19 @@ impl Card {
     }
 
     fn check_shape(&self, key: &str, shape: Option<Shape>, found: &mut Mistakes) {
+        let aligns = self.config.input.align != Align::None;
         let Some(shape) = shape else {
-            if let Some(scale) = self.config.input.scale {
-                found.add(key, "absent", format!("one, with config.input.scale = {scale}"));
+            if self.config.has_own_shapes() {
+                found.add(key, "absent", "one, with config.input.scale or config.input.align".into());
             }
             return;
         };
+        let fits = |size: Size| size.sides().iter().all(|side| side.is_multiple_of(8) && (8..=256).contains(side));
+        if shape.template.is_some() != aligns || !shape.template.is_none_or(fits) {
+            let got = shape.template.map_or("absent".to_owned(), |size| size.to_string());
+            let expected = "multiples of 8 from 8 to 256 with config.input.align, and none without".into();
+            found.add(&format!("{key}.template"), got, expected);
+        }
         let [least, most] = shape.aspects;
         if !(0.0 < least && least <= most && most.is_finite()) {
             found.add(

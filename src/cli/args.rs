@@ -237,7 +237,8 @@ EXAMPLES
 VERDICTS
   ok     the score is within both thresholds
   warn   above the warning threshold, not above the threshold
-  ng     above the threshold, or not a product that the model knows (class_source unknown-product)
+  ng     above the threshold, or not a product that the model knows (class_source unknown-product), or not
+         found in the frame (not-located)
   error  could not be inspected; never counts as good
 
 The exit code is 0 also when parts are ng; it is 1 when an image could not be inspected. After Ctrl-C, or on a full disk, the

@@ -57,10 +57,9 @@ pub(super) fn measure(
             let features = features(network, &inputs)?;
             let maps = features.par_iter().map(|(features, geometry)| {
                 let distances = baselines.distances(features, class);
-                let maps = distances.map(|distance| network.map(distance, *geometry, None));
-                maps.into_iter().collect::<Result<Vec<_>>>()
+                distances.map(|distance| network.map(own, distance, *geometry))
             });
-            let maps = maps.collect::<Result<Vec<_>>>()?;
+            let maps = maps.collect::<Vec<_>>();
             for ((sample, result), maps) in samples.into_iter().zip(maps) {
                 for (figures, (score, map)) in figures.iter_mut().zip(maps) {
                     figures.add(sample, result, score, &map)?;
@@ -189,10 +188,9 @@ fn fit(
             let found = unseen.par_iter().map(|&image| {
                 let (features, geometry) = &good.features[image];
                 let distances = baselines.distances(features, class);
-                let scores = distances.map(|distance| Ok(network.map(distance, *geometry, None)?.0));
-                Ok((image, scores.into_iter().collect::<Result<Vec<f32>>>()?))
+                (image, distances.map(|distance| network.map(good.class, distance, *geometry).0))
             });
-            for (image, found) in found.collect::<Result<Vec<_>>>()? {
+            for (image, found) in found.collect::<Vec<_>>() {
                 scores.iter_mut().zip(found).for_each(|(scores, score)| scores.push((score, good.groups[image])));
             }
             baselines.replace(class, whole);

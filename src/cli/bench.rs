@@ -13,11 +13,11 @@ use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, images};
 use crate::config::Size;
-use crate::detector::{Detector, Request};
+use crate::detector::{Detector, Request, preparation};
 use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
-use crate::frame::{Frame, Preparation};
+use crate::frame::Frame;
 use crate::named::named;
 use crate::report::{Latency, json};
 use crate::synthetic::{Kind, draw_part};
@@ -172,10 +172,10 @@ impl Bench<'_> {
 
     /// Prepared frames through a worker of their own that never lacks any, as on the line: from submission to answer.
     fn worker(&self, model: &Path, device: DeviceSpec, steps: usize, batch: usize) -> Result<Row> {
-        let (card, open) = worker::open(model, device)?;
+        let (_, open) = worker::open(model, device)?;
         let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
         let worker = Worker::start(open, options)?;
-        let inputs = Preparation::new(&card.config.input, card.shapes()).apply(self.frame, Some(0))?;
+        let inputs = preparation(model)?.apply(self.frame, Some(0))?;
         let job = Job { inputs, request: Arc::new(request(steps)) };
         let in_flight = BATCHES_UNDER_WAY * batch;
         let warm_up = self.warm_up().max(in_flight);
@@ -210,10 +210,9 @@ impl Bench<'_> {
     fn stages(&self, detector: &Detector, steps: usize) -> Result<Stages> {
         let network = detector.network();
         let (preparation, branch) = (network.preparation(), network.branch(0));
-        let (preprocess, extractor, reconstructor) =
-            (preparation.of_class(0), branch.extractor(), branch.reconstructor());
+        let (extractor, reconstructor) = (branch.extractor(), branch.reconstructor());
         let plan = reconstructor.plan(steps)?;
-        let prepared = preprocess.apply(self.frame)?;
+        let prepared = preparation.of_frame(self.frame, 0)?;
         let input = [&prepared.frame];
         let raw = extractor.raw(&input)?;
         let features = extractor.normalise(&raw)?;
@@ -222,13 +221,13 @@ impl Bench<'_> {
         let done = |tensor: Tensor| Ok(tensor.device().synchronize()?);
         Ok(Stages {
             ddim_steps: steps,
-            preprocess: self.time(|| preprocess.apply(self.frame).map(drop))?,
+            preprocess: self.time(|| preparation.of_frame(self.frame, 0).map(drop))?,
             backbone: self.time(|| done(extractor.raw(&input)?))?,
             features: self.time(|| done(extractor.normalise(&raw)?))?,
             denoise: self.time(|| done(reconstructor.reconstruct(&features, &plan, class)?.residuals))?,
             score: self.time(|| {
                 let cells = network.scorer().cells(&features, &reconstruction, 0)?;
-                std::hint::black_box(network.map(cells, prepared.geometry, None)?);
+                std::hint::black_box(network.map(0, cells, prepared.geometry));
                 Ok(())
             })?,
         })

@@ -275,7 +275,7 @@ impl<'a> Class<'a> {
         })?;
         if self.sketched && !sample.label.is_defect() {
             let class = detector.card().classes.iter().position(|class| class.name == self.category.name);
-            let input = detector.preparation().of_class(class.unwrap_or(0)).apply(&seen.frame)?;
+            let input = detector.preparation().of_frame(&seen.frame, class.unwrap_or(0))?;
             self.sketches.extend(sketch(detector.network(), &input)?);
         }
         self.images.push(image);

@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn the_border_of_a_padded_input_is_cut_away() {
         let (original, shown) = ([8, 4], [0.0, 0.0, 8.0, 4.0]);
-        let geometry = Geometry { original, input: Size::square(4), valid: [0.0, 1.0, 4.0, 2.0], shown };
+        let geometry = Geometry { original, input: Size::square(4), valid: [0.0, 1.0, 4.0, 2.0], shown, pose: None };
         let values: Vec<usize> = (0..16).collect();
         assert_eq!(ShownArea::of(&geometry).cut(&values), [4, 5, 6, 7, 8, 9, 10, 11]);
         let beside = Geometry { input: Size::new(6, 2), valid: [1.0, 0.0, 4.0, 2.0], ..geometry };

@@ -93,7 +93,7 @@ pub(super) fn check_exists(file: &Path) -> Result<()> {
 /// A function that reads an image as the model's input of a class.
 pub(super) fn prepare(context: &Context, network: &Network, class: usize) -> impl Fn(&Path) -> Result<Prepared> + Sync {
     let preparation = network.preparation();
-    move |path| preparation.of_class(class).apply(&read_frame(context, path)?)
+    move |path| preparation.of_frame(&read_frame(context, path)?, class)
 }
 
 /// The features of an image in short, to tell whether others show the same part.

@@ -197,6 +197,7 @@ impl Columns {
         let Answer::Seen { detection, .. } = &line.answer else { return format!("{name:width$}  {verdict}") };
         let class = match detection.class_source {
             ClassSource::UnknownProduct => format!("unknown product (nearest: {})", detection.class),
+            ClassSource::NotLocated => format!("{} (not located)", detection.class),
             _ => detection.class.clone(),
         };
         let region = detection.regions.first().map_or_else(String::new, |largest| {

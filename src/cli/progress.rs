@@ -170,6 +170,9 @@ impl train::Observer for TrainingProgress<'_> {
             train::Event::Spilled => {
                 console.note("images exceed training.cache_mib: the rest goes to a temporary file beside the model");
             }
+            train::Event::Aligned { class, found, of } => {
+                console.note(format_args!("{class}: {found} of {of} good parts are found where they lie"));
+            }
             train::Event::Groups { class, paths, groups, problem } => {
                 if let Some(problem) = problem {
                     console.warn(messages::ungrouped(class, *problem));

@@ -4,6 +4,7 @@
 //! A [`Config`] made by [`Config::from_toml`], [`Config::from_file`] or [`Config::assign`] keeps every rule. One that
 //! was put together by hand is checked with [`Config::check`].
 
+mod choices;
 mod kind;
 mod read;
 mod rules;
@@ -12,12 +13,15 @@ mod size;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::choices::{
+    Align, Augment, ClassCondition, ClassStrategy, Decision, Distance, Fit, GroupSource, Grouping, Position,
+    SamplerKind, ScheduleKind, ScoreKind, SpaceKind, StartKind, Weighting,
+};
 use self::kind::{Kind, above, below, closed, integer, open, size};
 pub use self::shape::{Shape, Shapes, Tried, shaped};
 pub use self::size::{Blocks, Size};
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
-use crate::named::named;
 
 /// The backbones that can be asked for, with the channels that their taps deliver together.
 pub const BACKBONES: [(&str, usize); 6] = [
@@ -92,6 +96,16 @@ config! {
         scale: Option<f64> = None, above(0.0, 1.0);
         /// How a frame of another aspect becomes the model input.
         fit: Fit = Fit::Stretch, Kind::OneOf(Fit::NAMES);
+        /// Whether parts are found before they are looked at, where they shift and turn more than a few pixels and degrees.
+        align: Align = Align::None, Kind::OneOf(Align::NAMES);
+        /// Picture of a good part that lies as it should; absent: the mean of the good parts.
+        align_reference: Option<String> = None, Kind::Path;
+        /// How far a part may lie from there, as a fraction of width and height.
+        max_shift: f64 = 0.1, closed(0.0, 0.5);
+        /// How far it may be turned to either side, in degrees.
+        max_turn: f64 = 10.0, closed(0.0, 180.0);
+        /// A part is found where its correlation with the picture is at least this.
+        min_match: f64 = 0.6, open(0.0, 1.0);
         /// Rectangle `[x, y, width, height]` as fractions (0..=1) of the frame; the rest is not looked at.
         roi: Option<[f64; 4]> = None, Kind::Rectangle;
         /// Image over the whole frame, read when the model is trained and kept in it: what is black (0) is ignored.
@@ -108,6 +122,8 @@ config! {
         /// Cells of the feature grid: one number for a square, or `[width, height]`. Absent: about square cells, 16 of them along
         /// the shorter side of the input or a few more.
         grid: Option<Size> = None, size(4, 256);
+        /// Side of a cell in pixels of the input, in place of `grid`: the same for inputs of any size.
+        cell: Option<usize> = None, integer(4, 256).step(4);
         /// Scales of the input that the backbone sees, side by side in one feature space: 1, 0.5, 0.25. A reduced one adds little
         /// cost and sees what is large.
         scales: Vec<f64> = vec![1.0], Kind::Scales;
@@ -275,176 +291,6 @@ config! {
     }
 }
 
-named! {
-    /// Changes of good images that leave the part good.
-    pub enum Augment: "augment" {
-        /// Compression, blur, noise and light, as between a camera and the model.
-        Mild = "mild",
-        /// None.
-        None = "none",
-    }
-}
-
-named! {
-    /// How images of one part are told.
-    pub enum Grouping: "groups" {
-        /// By the product's file `groups.csv`, else by their likeness.
-        Auto = "auto",
-        /// By that file, and each image by itself where there is none.
-        File = "file",
-        /// Each image is a part.
-        None = "none",
-    }
-}
-
-named! {
-    /// How images of one part were told from those of another.
-    pub enum GroupSource: "group source" {
-        /// By folder or name, as the command line said.
-        Option = "option",
-        /// By the file `groups.csv` of the product.
-        File = "file",
-        /// By their likeness.
-        Found = "found",
-        /// Not at all: each image counts as a part.
-        None = "none",
-    }
-}
-
-named! {
-    /// How a frame of another aspect becomes the model input.
-    pub enum Fit: "fit" {
-        /// Width and height are scaled independently.
-        Stretch = "stretch",
-        /// Scaled with its aspect, centred; the border repeats the edge and is not scored.
-        Pad = "pad",
-    }
-}
-
-named! {
-    /// What is modelled.
-    pub enum SpaceKind: "space" {
-        /// Features of a frozen backbone.
-        Feature = "feature",
-        /// The picture itself, RGB.
-        Pixel = "pixel",
-    }
-}
-
-named! {
-    /// How the network knows where in the frame a cell lies.
-    pub enum Position: "position" {
-        /// A vector for each cell of each grid is learned.
-        Learned = "learned",
-        /// A vector is learned for each of some waves over the frame, whatever its grid (Tancik et al. 2020).
-        Fourier = "fourier",
-    }
-}
-
-named! {
-    /// How classes share the network.
-    pub enum ClassStrategy: "classes" {
-        /// One network that is told the class, or that there is none.
-        Conditional = "conditional",
-        /// One network with an output layer per class.
-        Heads = "heads",
-        /// A network per class.
-        Separate = "separate",
-    }
-}
-
-named! {
-    /// The noise levels that training draws from and detection visits.
-    pub enum ScheduleKind: "schedule" {
-        /// Continuous in log-SNR between `log_snr_min` and `log_snr_max`.
-        LogSnr = "log-snr",
-        /// T steps, betas on a line (Ho et al. 2020).
-        Linear = "linear",
-        /// T steps, alpha-bar a squared cosine (Nichol & Dhariwal 2021).
-        Cosine = "cosine",
-    }
-}
-
-named! {
-    /// How the loss counts at each level.
-    pub enum Weighting: "weighting" {
-        /// min-SNR-gamma with a floor (Hang et al. 2023).
-        MinSnr = "min-snr",
-        /// The plain squared error of what is predicted (Ho et al. 2020, equation 14).
-        Uniform = "uniform",
-    }
-}
-
-named! {
-    /// What the reconstruction starts from.
-    pub enum StartKind: "start" {
-        /// The input times `sqrt(alpha_bar)`: nothing random.
-        Scaled = "scaled",
-        /// The input with noise.
-        Noised = "noised",
-        /// Noise alone.
-        Pure = "pure",
-    }
-}
-
-named! {
-    /// How a reconstruction goes from level to level.
-    pub enum SamplerKind: "sampler" {
-        /// DDIM steps that drop what the reconstruction does not explain.
-        Project = "project",
-        /// DDIM steps (Song et al. 2021).
-        Ddim = "ddim",
-        /// Every step of the schedule by the posterior (Ho et al. 2020).
-        Ddpm = "ddpm",
-    }
-}
-
-named! {
-    /// What the denoiser is told of the class.
-    pub enum ClassCondition: "condition" {
-        /// Nothing.
-        None = "none",
-        /// The class that is known, or each one that is tried.
-        Class = "class",
-    }
-}
-
-named! {
-    /// What the map is made of.
-    pub enum ScoreKind: "score" {
-        /// What was not rebuilt, by `distance`.
-        Reconstruction = "reconstruction",
-        /// Error of the predicted noise.
-        Diffusion = "diffusion",
-        /// Both, each in units of its mean over good parts.
-        Sum = "sum",
-        /// Squared error plus a weight times the noise error of the whole image, as the method was first written down.
-        Literal = "literal",
-    }
-}
-
-named! {
-    /// How one answer is made of those of several classes.
-    pub enum Decision: "decision" {
-        /// One class for the image, the one with the lowest calibrated score; its map.
-        Class = "class",
-        /// The lowest value of any class in each cell. Unsafe: a defect that looks like another product vanishes.
-        PixelMinimum = "pixel-minimum",
-    }
-}
-
-named! {
-    /// Measure of a residual.
-    pub enum Distance: "distance" {
-        /// Mahalanobis distance to the good parts' residuals of the same class and place.
-        Mahalanobis = "mahalanobis",
-        /// Root of the mean squared error over the features.
-        L2 = "l2",
-        /// 1 - the cosine between input and reconstruction, in the raw features, the mean over the backbone's scales.
-        Cosine = "cosine",
-    }
-}
-
 impl Config {
     /// Gives the keys that model files of schema 1 do not have the meaning that they had then.
     pub(crate) fn as_in_schema_1(&mut self) {
@@ -503,9 +349,12 @@ impl Config {
         self.detection.covariance_cells.map_or_else(fewest, of)
     }
 
-    /// The feature grid: the one that is configured, else square cells as the default has them for this input.
+    /// The feature grid: the one that is configured, or that of configured cells, else square cells as the default has them for this
+    /// input.
     pub fn grid(&self) -> Size {
-        self.features.grid.unwrap_or_else(|| default_grid(self.input.size))
+        let of_cells = |cell: usize| self.input.size.map(|side| (side / cell).max(1));
+        let stated = self.features.grid.or_else(|| self.features.cell.map(of_cells));
+        stated.unwrap_or_else(|| default_grid(self.input.size))
     }
 
     /// Cells of the grid.

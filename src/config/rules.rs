@@ -33,6 +33,19 @@ pub(super) const TOGETHER: &[Condition] = &[
                 for instance size / 16",
     },
     Condition {
+        keys: &["features.cell", "input.size"],
+        holds: |c| {
+            let divides = |cell: usize| c.input.size.sides().iter().all(|side| side.is_multiple_of(cell));
+            c.features.cell.is_none_or(divides)
+        },
+        words: "sides that are multiples of cell",
+    },
+    Condition {
+        keys: &["features.cell", "features.grid"],
+        holds: |c| c.features.cell.is_none_or(|cell| c.input.size.map(|side| side / cell) == c.grid()),
+        words: "one of them; the grid has the size of the input over cell",
+    },
+    Condition {
         keys: &["input.size", "features.scales"],
         holds: |c| {
             let whole = |reduction: &usize| c.input.size.sides().iter().all(|side| side.is_multiple_of(16 * reduction));

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Size};
+use super::{Align, Config, Size};
 
 /// Frames are not reduced below this many pixels along their shorter side: the backbone would see little of them.
 const SHORTER_SIDE: usize = 256;
@@ -26,6 +26,9 @@ pub struct Shape {
     pub covariance_cells: usize,
     /// Smallest and largest aspect, width / height, of what was looked at of the good images.
     pub aspects: [f64; 2],
+    /// Where parts are found before they are looked at (`input.align`): size of the small picture that they are compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Size>,
 }
 
 /// The shapes of a model, and which of them is that of each class.
@@ -45,11 +48,12 @@ pub struct Tried {
 }
 
 impl Shapes {
-    /// From the shape of each class. Classes with the same input share a shape.
+    /// From the shape of each class. Classes with the same input share a shape, but where parts are found: each by a picture of its
+    /// own.
     pub fn new(classes: Vec<Shape>) -> Self {
         let (mut distinct, mut of) = (Vec::<Shape>::new(), Vec::with_capacity(classes.len()));
         for shape in classes {
-            let known = distinct.iter().position(|known| known.input == shape.input);
+            let known = distinct.iter().position(|known| known.input == shape.input && shape.template.is_none());
             let number = known.unwrap_or_else(|| {
                 distinct.push(shape);
                 distinct.len() - 1
@@ -118,37 +122,56 @@ impl Config {
     /// The shape that it states for all classes. Any aspect belongs to it.
     pub fn shape(&self) -> Shape {
         let covariance_cells = self.covariances().side;
-        Shape { input: self.input.size, grid: self.grid(), covariance_cells, aspects: [0.0, f64::INFINITY] }
+        let (input, grid, aspects) = (self.input.size, self.grid(), [0.0, f64::INFINITY]);
+        Shape { input, grid, covariance_cells, aspects, template: None }
     }
 
     /// The same in one shape.
     pub fn in_shape(&self, shape: &Shape) -> Self {
         let mut config = self.clone();
         (config.input.size, config.input.scale) = (shape.input, None);
+        config.features.cell = None;
         (config.features.grid, config.detection.covariance_cells) = (Some(shape.grid), Some(shape.covariance_cells));
         config
     }
 
     /// The shape of a class: `shown` are width and height of what is looked at of its good images, at least one. With `input.scale`
-    /// it follows their medians.
+    /// it follows their medians, as does the picture that parts are found with.
     pub fn shape_of(&self, shown: &[[f64; 2]]) -> Shape {
-        let Some(scale) = self.input.scale else { return self.shape() };
+        if !self.has_own_shapes() {
+            return self.shape();
+        }
         let median = |i: usize| {
             let mut sides: Vec<f64> = shown.iter().map(|sides| sides[i]).collect();
             sides.sort_by(f64::total_cmp);
             sides.get(sides.len() / 2).copied().unwrap_or(SHORTER_SIDE as f64)
         };
         let [width, height] = [median(0), median(1)];
-        let shorter = width.min(height);
-        let reduced = (scale * shorter).max(shorter.min(SHORTER_SIDE as f64));
-        let input = shaped([width, height], ((reduced / 32.0).round() as usize * 32).clamp(64, LONGEST));
         let (mut own, mut aspects) = (self.clone(), [f64::INFINITY, 0.0]);
+        if let Some(scale) = self.input.scale {
+            let shorter = width.min(height);
+            let reduced = (scale * shorter).max(shorter.min(SHORTER_SIDE as f64));
+            own.input.size = shaped([width, height], ((reduced / 32.0).round() as usize * 32).clamp(64, LONGEST));
+        }
         for [width, height] in shown {
             aspects = [aspects[0].min(width / height), aspects[1].max(width / height)];
         }
-        own.input.size = input;
-        Shape { aspects, ..own.shape() }
+        let template = (self.input.align != Align::None).then(|| template(width, height));
+        Shape { aspects, template, ..own.shape() }
     }
+
+    /// Whether each class has a shape of its own on the card.
+    pub fn has_own_shapes(&self) -> bool {
+        self.input.scale.is_some() || self.input.align != Align::None
+    }
+}
+
+/// Size of the small picture that parts are found with, of frames of this width and height: no more than 256 pixels along the longer
+/// side, and sides that can be halved.
+fn template(width: f64, height: f64) -> Size {
+    let scale = (256.0 / width.max(height)).min(1.0);
+    let side = |side: f64| ((side * scale / 8.0).round() as usize * 8).max(8);
+    Size::new(side(width), side(height))
 }
 
 /// The input that shows frames of this width and height as they are, `side` pixels along the shorter side: its sides can be divided
@@ -187,6 +210,9 @@ mod tests {
             assert_eq!((config.input.size, config.grid(), config.input.scale), (shape.input, shape.grid, None));
             config.check("shape").unwrap();
         }
+        let mut cells = scaled(1.0);
+        cells.assign(&["features.cell=16"]).unwrap();
+        assert_eq!(cells.shape_of(&[[500.0, 1250.0]]).grid.sides(), [32, 80], "of 512x1280 pixels");
         let mixed = scaled(1.0).shape_of(&[[256.0, 256.0], [300.0, 400.0], [400.0, 300.0]]);
         assert_eq!((mixed.input.sides(), mixed.aspects), ([288, 288], [0.75, 4.0 / 3.0]), "the medians of both sides");
         assert_eq!(Config::default().shape_of(&[[500.0, 1250.0]]), Config::default().shape(), "one size for all");

@@ -5,7 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::SampleDepth;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frame::{Preparation, Prepared, decode_image, read_bytes};
 use crate::text::hex;
 
@@ -24,15 +24,18 @@ impl Input {
     /// Reads an image once, and adds it to the record of sample depths.
     ///
     /// # Errors
-    /// When it cannot be read, or the region of interest has no pixel in it.
+    /// When it cannot be read, the region of interest has no pixel in it, or the part is not found in it.
     pub fn read(path: &Path, preparation: &Preparation, class: usize, depth: &SampleDepth) -> Result<Self> {
         let bytes = read_bytes(path)?;
         let image = decode_image(&bytes, path)?;
         depth.add(path, image.peak);
         let (file, pixels) = (Sha256::digest(&bytes).into(), image.frame.digest());
-        let own = preparation.of_class(class).apply(&image.frame)?;
-        let others = preparation.apply(&image.frame, None)?.into_iter();
-        let others = others.filter(|input| input.geometry.input != own.geometry.input);
+        let own = preparation.of_frame(&image.frame, class)?;
+        if own.lost {
+            return Err(Error::image(path, "the part was not found in it (input.align): the line would reject it"));
+        }
+        let others = if preparation.ways().len() > 1 { preparation.apply(&image.frame, None)? } else { Vec::new() };
+        let others = others.into_iter().filter(|input| input.shape != own.shape);
         let inputs = [own.clone()].into_iter().chain(others).collect();
         Ok(Self { inputs, file, pixels })
     }

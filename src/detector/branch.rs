@@ -10,7 +10,7 @@ use super::{AnomalyMap, Mask, Reconstructor, SamplerPlan};
 use crate::config::{Config, Size};
 use crate::error::{Error, Result};
 use crate::features::FeatureExtractor;
-use crate::frame::{Frame, Geometry, Prepared};
+use crate::frame::{Frame, Geometry, Prepared, Template};
 
 /// A network in one shape of its input.
 pub struct Branch {
@@ -19,6 +19,8 @@ pub struct Branch {
     reconstructor: Arc<Reconstructor>,
     maps: MapBuilder,
     mask: Option<Mask>,
+    /// The picture that parts are found with, where they are.
+    template: Option<Arc<Template>>,
     /// By the number of steps: the configured one, and those that were asked for.
     plans: Mutex<BTreeMap<usize, Arc<SamplerPlan>>>,
 }
@@ -35,9 +37,19 @@ impl Branch {
         mask: Option<Mask>,
     ) -> Result<Self> {
         let (config, maps, plans) = (config.clone(), MapBuilder::new(config), Mutex::default());
-        let branch = Self { config, extractor, reconstructor, maps, mask, plans };
+        let branch = Self { config, extractor, reconstructor, maps, mask, template: None, plans };
         branch.plan(None)?;
         Ok(branch)
+    }
+
+    /// The same with a picture that parts are found with.
+    pub fn with_template(self, template: Option<Arc<Template>>) -> Self {
+        Self { template, ..self }
+    }
+
+    /// The picture that parts are found with, where they are.
+    pub fn template(&self) -> Option<&Arc<Template>> {
+        self.template.as_ref()
     }
 
     /// The configuration in this shape.

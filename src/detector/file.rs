@@ -13,10 +13,11 @@ use super::reconstruction::{Reconstructor, needs_noise};
 use super::scorer::terms;
 use super::{Branch, Mask, Network, Scorer};
 use crate::bundle::{self, BackboneCard, Card, ClassCard, TensorSpec};
-use crate::config::Config;
+use crate::config::{Align, Config, Size};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform};
+use crate::frame::{Preparation, Template};
 use crate::model::denoiser::Denoisers;
 use crate::model::{self, Weights};
 use crate::residuals::{ResidualStatistics, Scale};
@@ -27,6 +28,7 @@ const WHITEN: [&str; 2] = ["residuals.whiten", "residuals.context.whiten"];
 const PROTOTYPES: &str = "prototypes";
 const MASK: &str = "mask";
 const NOISE: &str = "noise";
+const TEMPLATE: &str = "align.template";
 const TERM_MEANS: &str = "terms.mean";
 const DEFECTS: &str = "defects.weights";
 
@@ -66,6 +68,9 @@ pub fn expected_tensors(card: &Card) -> Result<Vec<TensorSpec>> {
         }
         if needs_noise(config) {
             all.push(spec(named(NOISE), Dtype::F32, vec![tokens, dim]));
+        }
+        if let Some(size) = shapes.distinct()[number].template {
+            all.push(spec(named(TEMPLATE), Dtype::F32, vec![size.height, size.width]));
         }
         for (mean, whiten) in MEAN.iter().zip(WHITEN).take(scales(config).len()) {
             all.push(spec(named(mean), Dtype::F32, vec![members, tokens, dim]));
@@ -122,6 +127,10 @@ pub fn save(
             let size = config.grid().map(|side| side * MAP_SCALE);
             tensors.insert(named(MASK), Tensor::from_slice(mask.weights(), (size.height, size.width), cpu)?);
         }
+        if let Some(template) = branch.template() {
+            let Size { width, height } = template.size();
+            tensors.insert(named(TEMPLATE), Tensor::from_slice(template.values(), (height, width), cpu)?);
+        }
         if let Some(noise) = &branch.reconstructor().noise {
             tensors.insert(named(NOISE), Tensor::from_slice(noise, (tokens, dim), cpu)?);
         }
@@ -167,6 +176,32 @@ pub fn set_defect_term(
     Ok(())
 }
 
+/// The pictures that parts are found with, by the number of the shape; none where the model does not look for parts.
+pub(super) fn templates(card: &Card, tensors: &Weights) -> Result<Vec<Arc<Template>>> {
+    let shapes = card.shapes();
+    let sized = shapes.distinct().iter().enumerate().filter_map(|(number, shape)| Some((number, shape.template?)));
+    let template = |(number, size)| {
+        let name = format!("{TEMPLATE}{}", shapes.suffix(number));
+        let values = tensors.get(&name).ok_or_else(|| Error::Internal(format!("{name} is missing")))?;
+        Ok(Arc::new(Template::new(&card.config.input, size, values.flatten_all()?.to_vec1()?)?))
+    };
+    sized.map(template).collect()
+}
+
+/// From frames to the inputs of a model file, without opening the model.
+///
+/// # Errors
+/// As [`Detector::open`](super::Detector::open).
+pub fn preparation(path: &Path) -> Result<Preparation> {
+    let card = bundle::read_card(path)?;
+    let plain = Preparation::new(&card.config.input, card.shapes());
+    if card.config.input.align == Align::None {
+        return Ok(plain);
+    }
+    let file = bundle::load(path, expected_tensors)?;
+    Ok(plain.with_templates(templates(&file.card, &file.tensors)?))
+}
+
 /// The network of a file that was loaded and checked.
 pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result<Network> {
     let (config, classes, shapes) = (&card.config, card.classes.len(), card.shapes());
@@ -191,6 +226,7 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
         let tensor = tensors.get(name).ok_or_else(|| Error::Internal(format!("{name} is missing")))?;
         Ok(tensor.flatten_all()?)
     };
+    let templates = templates(card, tensors)?;
     let mut branches = Vec::with_capacity(configs.len());
     let mut residuals: Vec<Option<ResidualStatistics>> = (0..classes).map(|_| None).collect();
     for (number, config) in configs.iter().enumerate() {
@@ -200,7 +236,8 @@ pub(super) fn network(card: &Card, tensors: &Weights, device: &Device) -> Result
         let mask = config.input.mask.as_ref();
         let mask = mask.map(|_| Mask::from_weights(config.grid(), named(MASK)?.to_vec1()?)).transpose()?;
         let reconstructor = Arc::new(Reconstructor::new(config, device, denoisers, noise)?);
-        branches.push(Branch::new(config, Arc::new(extractor.on_grid(config.grid())), reconstructor, mask)?);
+        let branch = Branch::new(config, Arc::new(extractor.on_grid(config.grid())), reconstructor, mask)?;
+        branches.push(branch.with_template(templates.get(number).cloned()));
         let (tokens, blocks) = (config.tokens(), config.covariances());
         for (i, side) in scales(config).into_iter().enumerate() {
             let mean = named(MEAN[i])?.to_vec1::<f32>()?;

@@ -37,7 +37,7 @@ impl AnomalyMap {
 
     /// The values over the whole original frame, `[height, width]`; 0 outside of the region of interest.
     pub fn over_frame(&self, width: usize, height: usize) -> Vec<f32> {
-        let Geometry { original, input, valid, shown } = self.geometry;
+        let Geometry { original, input, valid, shown, .. } = self.geometry;
         let fine = self.size.map(|side| side * MAP_SCALE);
         let values = self.resized(fine);
         let cells = [fine.width as f64 / input.width as f64, fine.height as f64 / input.height as f64];
@@ -71,7 +71,7 @@ impl AnomalyMap {
     /// The part of the frame that [`AnomalyMap::cells`] cover, `[x, y, width, height]` as fractions of the frame. It may reach a
     /// fraction of a cell beyond the frame where the border does.
     pub fn shown(&self) -> [f64; 4] {
-        let Geometry { original, input, valid, shown } = self.geometry;
+        let Geometry { original, input, valid, shown, .. } = self.geometry;
         let pixels = [0, 1].map(|i| input.sides()[i] as f64 / self.size.sides()[i] as f64);
         let [sx, sy] = self.geometry.scale();
         let cells = self.cells();
@@ -118,17 +118,41 @@ impl MapBuilder {
                 (values, score)
             }
         };
-        (score, AnomalyMap { size, values, geometry })
+        (score, carried_back(AnomalyMap { size, values, geometry }))
     }
+}
+
+/// A map over a part that lies elsewhere, on the pixels of the frame as they are: 0 where it was not looked.
+fn carried_back(map: AnomalyMap) -> AnomalyMap {
+    let AnomalyMap { size, values, geometry } = &map;
+    if geometry.pose.is_none() {
+        return map;
+    }
+    let pixels = [0, 1].map(|i| geometry.input.sides()[i] as f64 / size.sides()[i] as f64);
+    let value = |t: usize| {
+        let middle = [t % size.width, t / size.width].map(|cell| cell as f64 + 0.5);
+        let at = geometry.from_unmoved(middle[0] * pixels[0], middle[1] * pixels[1]);
+        let [x, y] = [0, 1].map(|i| at[i] / pixels[i] - 0.5);
+        if x < -0.5 || y < -0.5 || x > size.width as f64 - 0.5 || y > size.height as f64 - 0.5 {
+            return 0.0;
+        }
+        let place = |at: f64, side: usize| {
+            let at = at.clamp(0.0, (side - 1) as f64);
+            (at as usize, (at as usize + 1).min(side - 1), (at - at.floor()) as f32)
+        };
+        let ((x0, x1, fx), (y0, y1, fy)) = (place(x, size.width), place(y, size.height));
+        let row = |y: usize| values[y * size.width + x0] * (1.0 - fx) + values[y * size.width + x1] * fx;
+        row(y0) * (1.0 - fy) + row(y1) * fy
+    };
+    AnomalyMap { size: *size, values: (0..size.area()).map(value).collect(), geometry: geometry.unmoved() }
 }
 
 /// Sets the cells of the grid to 0 whose centre lies outside of the part of the input that shows the frame.
 fn blank_border(distance: &mut [f32], grid: Size, geometry: Geometry) {
-    let input = geometry.input.sides();
-    let [x, y, w, h] = [0, 1, 2, 3].map(|i| geometry.valid[i] * grid.sides()[i % 2] as f64 / input[i % 2] as f64);
+    let pixels = [0, 1].map(|i| geometry.input.sides()[i] as f64 / grid.sides()[i] as f64);
     for (i, d) in distance.iter_mut().enumerate() {
         let (cx, cy) = ((i % grid.width) as f64 + 0.5, (i / grid.width) as f64 + 0.5);
-        if cx < x || cy < y || cx > x + w || cy > y + h {
+        if !geometry.is_inside(cx * pixels[0], cy * pixels[1]) {
             *d = 0.0;
         }
     }

@@ -13,7 +13,7 @@ use crate::calibrate::GoodScores;
 use crate::config::Size;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::frame::{Frame, Preparation, Prepared};
+use crate::frame::{Frame, Pose, Preparation, Prepared};
 use crate::named::named;
 use crate::regions::{Region, regions};
 
@@ -32,7 +32,7 @@ pub use branch::Branch;
 pub use class::ClassChoice;
 #[cfg(feature = "train")]
 pub(crate) use class::prototype_distance;
-pub use file::{expected_tensors, save, set_defect_term};
+pub use file::{expected_tensors, preparation, save, set_defect_term};
 pub use known_defects::DefectTerm;
 use limits::ClassLimits;
 pub use limits::{Limits, Overrides};
@@ -74,6 +74,8 @@ named! {
         Chosen = "chosen",
         /// The part is like no class of the model. The class reported is the nearest, the verdict is `ng`.
         UnknownProduct = "unknown-product",
+        /// The part was looked for and not found; the class reported is that which it would be by what is seen, the verdict is `ng`.
+        NotLocated = "not-located",
     }
 }
 
@@ -98,7 +100,10 @@ pub struct Detection {
     pub regions: Vec<Region>,
     /// Score above which a pixel belongs to a region.
     pub pixel_threshold: f32,
-    /// The anomaly map over the model's input.
+    /// How the part lies, where it was found (`input.align`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pose: Option<Pose>,
+    /// The anomaly map over the model's input, or where parts are found, over what is looked at of the frame.
     #[serde(skip)]
     pub map: AnomalyMap,
 }
@@ -204,11 +209,12 @@ impl Detector {
 
 /// Adds verdict, percentile and regions to what the network found.
 fn judge(inspection: Inspection, card: &Card, good: &GoodScores, limits: &Limits) -> Detection {
-    let Inspection { class, source, prototype_distance, score, map } = inspection;
+    let Inspection { class, source, prototype_distance, score, map, pose } = inspection;
     let class_card = &card.classes[class];
     let ClassLimits { ng, warn, pixel } = limits.classes[class];
-    let unknown = prototype_distance > class_card.prototype_limit && source != ClassSource::Known;
-    let verdict = if unknown || score > ng {
+    let lost = source == ClassSource::NotLocated;
+    let unknown = !lost && prototype_distance > class_card.prototype_limit && source != ClassSource::Known;
+    let verdict = if lost || unknown || score > ng {
         Verdict::Ng
     } else if score > warn {
         Verdict::Warn
@@ -225,6 +231,7 @@ fn judge(inspection: Inspection, card: &Card, good: &GoodScores, limits: &Limits
         class_source: if unknown { ClassSource::UnknownProduct } else { source },
         regions: frame_regions(&map, pixel, limits.min_area),
         pixel_threshold: pixel,
+        pose,
         map,
     }
 }

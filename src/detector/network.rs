@@ -15,7 +15,7 @@ use super::{AnomalyMap, Branch, ClassSource, Mask, Reconstruction, Request, Samp
 use crate::config::{Config, Shapes};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::frame::{Geometry, Preparation, Prepared};
+use crate::frame::{Geometry, Pose, Preparation, Prepared};
 
 /// What the network finds in one frame, before any threshold.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Inspection {
     pub score: f32,
     /// Anomaly map.
     pub map: AnomalyMap,
+    /// How the part lies, where it was found (`input.align`).
+    pub pose: Option<Pose>,
 }
 
 /// A trained network with the statistics of its classes.
@@ -126,14 +128,15 @@ impl Network {
     }
 
     /// The branch of an input.
-    fn branch_for(&self, geometry: Geometry) -> Result<&Branch> {
-        let lost = || Error::Internal(format!("detector: an input of {} is of no shape", geometry.input));
-        self.branches.iter().find(|branch| branch.input() == geometry.input).ok_or_else(lost)
+    fn branch_for(&self, input: &Prepared) -> Result<&Branch> {
+        let lost = || Error::Internal(format!("detector: an input of shape {}, which there is not", input.shape));
+        self.branches.get(input.shape).ok_or_else(lost)
     }
 
     /// From frames to its inputs.
     pub fn preparation(&self) -> Preparation {
-        Preparation::new(&self.config.input, self.shapes.clone())
+        let templates = self.branches.iter().filter_map(Branch::template).cloned().collect();
+        Preparation::new(&self.config.input, self.shapes.clone()).with_templates(templates)
     }
 
     /// From a reconstruction to the scores of cells.
@@ -147,15 +150,12 @@ impl Network {
     /// When inputs are of several shapes or of none, or the device fails.
     pub fn features(&self, inputs: &[&Prepared]) -> Result<Tensor> {
         let first = inputs.first().ok_or_else(|| Error::Internal("detector: no input".into()))?;
-        self.branch_for(first.geometry)?.features(inputs)
+        self.branch_for(first)?.features(inputs)
     }
 
-    /// Image score and anomaly map of one score per cell `[T]` of an input; without `mask` the network's own holds.
-    ///
-    /// # Errors
-    /// When the input is of no shape of the network.
-    pub fn map(&self, cells: Vec<f32>, geometry: Geometry, mask: Option<&Mask>) -> Result<(f32, AnomalyMap)> {
-        Ok(self.branch_for(geometry)?.map(cells, geometry, mask))
+    /// Image score and anomaly map of one score per cell `[T]` of an input of a class.
+    pub fn map(&self, class: usize, cells: Vec<f32>, geometry: Geometry) -> (f32, AnomalyMap) {
+        self.branch(class).map(cells, geometry, None)
     }
 
     /// Inspects frames, each by itself as [`Device::spread`] does. Where the class is to be chosen, scores of several classes are
@@ -255,11 +255,11 @@ impl Network {
     /// When an input is of no shape of the network, or the device fails.
     pub(crate) fn embed(&self, frames: &[&[Prepared]]) -> Result<Embeddings> {
         for input in frames.iter().flat_map(|inputs| inputs.iter()) {
-            self.branch_for(input.geometry)?;
+            self.branch_for(input)?;
         }
         let mut all = Vec::with_capacity(self.branches.len());
         for (shape, branch) in self.branches.iter().enumerate() {
-            let own = |inputs: &[Prepared]| inputs.iter().position(|input| input.geometry.input == branch.input());
+            let own = |inputs: &[Prepared]| inputs.iter().position(|input| input.shape == shape);
             let own = frames.iter().enumerate().filter_map(|(frame, inputs)| Some((frame, &inputs[own(inputs)?])));
             let (frames, inputs): (Vec<usize>, Vec<&Prepared>) = own.unzip();
             if !frames.is_empty() {
@@ -379,12 +379,24 @@ impl Network {
         masks: Option<&[Mask]>,
         calibrated: &impl Fn(usize, f32) -> f32,
     ) -> Result<Inspection> {
-        let map = |class: usize, cells: Vec<f32>| {
-            let (branch, mask) = (self.branch(class), masks.and_then(|masks| masks.get(self.shapes.of(class))));
-            let input = inputs.iter().find(|input| input.geometry.input == branch.input());
-            let lost = || Error::Internal(format!("detector: no input of the shape of class {class}"));
-            Ok::<_, Error>(branch.map(cells, input.ok_or_else(lost)?.geometry, mask))
+        let input_of = |class: usize| {
+            let input = inputs.iter().find(|input| input.shape == self.shapes.of(class));
+            input.ok_or_else(|| Error::Internal(format!("detector: no input of the shape of class {class}")))
         };
+        let map = |class: usize, cells: Vec<f32>| {
+            let mask = masks.and_then(|masks| masks.get(self.shapes.of(class)));
+            Ok::<_, Error>(self.branch(class).map(cells, input_of(class)?.geometry, mask))
+        };
+        // Of classes whose part is found, where there are any: what is seen of others is not their part.
+        let mut candidates = candidates;
+        let mut found = Vec::with_capacity(candidates.len());
+        for candidate in &candidates {
+            found.push(!input_of(candidate.class)?.lost);
+        }
+        if found.contains(&true) {
+            let mut keep = found.into_iter();
+            candidates.retain(|_| keep.next().unwrap_or(true));
+        }
         // All classes have one shape then.
         let lowest = (self.decision == ClassDecision::PixelMinimum && source == ClassSource::Chosen).then(|| {
             let lowest = |t: usize| candidates.iter().map(|c| c.cells[t]).fold(f32::INFINITY, f32::min);
@@ -404,7 +416,9 @@ impl Network {
         if !score.is_finite() {
             return Err(Error::Internal(format!("detector: the score is not finite ({score})")));
         }
-        Ok(Inspection { class, source, prototype_distance, score, map })
+        let Prepared { lost, geometry: Geometry { pose, .. }, .. } = input_of(class)?;
+        let source = if *lost { ClassSource::NotLocated } else { source };
+        Ok(Inspection { class, source, prototype_distance, score, map, pose: *pose })
     }
 }
 

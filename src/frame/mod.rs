@@ -5,11 +5,16 @@ use sha2::{Digest, Sha256};
 use crate::config::{Fit, InputConfig, Size};
 use crate::error::{Error, Result};
 
+mod align;
 mod preparation;
 pub mod read;
 mod resize;
 mod view;
+mod warp;
 
+#[cfg(feature = "train")]
+pub(crate) use align::{Copies, learn};
+pub use align::{Pose, Template};
 pub use preparation::Preparation;
 pub use read::{Decoded, decode_frame, decode_image, read_bytes, read_frame, read_image, read_mask, read_size};
 pub use view::{Plane, View, Yuv};
@@ -80,6 +85,10 @@ pub struct Prepared {
     pub frame: Frame,
     /// The rectangle of the original that it shows.
     pub geometry: Geometry,
+    /// Number of the shape that it is looked at in.
+    pub shape: usize,
+    /// Whether the part was looked for and not found: what is shown is where it should be.
+    pub lost: bool,
 }
 
 /// The way from the model's input back to the original frame.
@@ -91,8 +100,11 @@ pub struct Geometry {
     pub input: Size,
     /// Rectangle of the input that shows the frame, `[x, y, width, height]` in input pixels; the rest is border.
     pub valid: [f64; 4],
-    /// Rectangle of the original that the input shows, `[x, y, width, height]` in pixels.
+    /// Rectangle of the original that the input shows, `[x, y, width, height]` in pixels; where the part was found elsewhere, the
+    /// rectangle moves with it.
     pub shown: [f64; 4],
+    /// How the part lies, where that was looked for.
+    pub pose: Option<Pose>,
 }
 
 impl Geometry {
@@ -105,10 +117,51 @@ impl Geometry {
     pub fn to_original(&self, x: f64, y: f64) -> [f64; 2] {
         let [sx, sy] = self.scale();
         let [left, top, width, height] = self.shown;
-        [
+        let at = [
             (left + (x - self.valid[0]) * sx).clamp(left, left + width),
             (top + (y - self.valid[1]) * sy).clamp(top, top + height),
-        ]
+        ];
+        let Some(pose) = self.pose else { return at };
+        let [x, y] = self.moved(&pose, at);
+        [x.clamp(0.0, self.original[0] as f64), y.clamp(0.0, self.original[1] as f64)]
+    }
+
+    /// Where a point of the original goes with the part.
+    fn moved(&self, pose: &Pose, [x, y]: [f64; 2]) -> [f64; 2] {
+        let [cx, cy] = self.middle();
+        let [x, y] = pose.place(x - cx, y - cy);
+        [x + cx, y + cy]
+    }
+
+    /// Middle of what is looked at, in pixels of the original.
+    fn middle(&self) -> [f64; 2] {
+        let [left, top, width, height] = self.shown;
+        [left + width / 2.0, top + height / 2.0]
+    }
+
+    /// Whether a point of the input shows the original, and not what lies beyond it.
+    pub fn is_inside(&self, x: f64, y: f64) -> bool {
+        let [left, top, width, height] = self.valid;
+        let within = x >= left && y >= top && x <= left + width && y <= top + height;
+        let Some(pose) = self.pose.filter(|_| within) else { return within };
+        let [sx, sy] = self.scale();
+        let at = self.moved(&pose, [self.shown[0] + (x - left) * sx, self.shown[1] + (y - top) * sy]);
+        (0..2).all(|i| at[i] >= 0.0 && at[i] <= self.original[i] as f64)
+    }
+
+    /// The same as if the part lay where it should: what a map is carried back to.
+    pub fn unmoved(&self) -> Self {
+        Self { pose: None, ..*self }
+    }
+
+    /// The point of this input that shows what a point of the unmoved one shows.
+    pub fn from_unmoved(&self, x: f64, y: f64) -> [f64; 2] {
+        let Some(pose) = self.pose else { return [x, y] };
+        let ([sx, sy], [cx, cy]) = (self.scale(), self.middle());
+        let [left, top, ..] = self.shown;
+        let [x, y] = [left + (x - self.valid[0]) * sx - cx, top + (y - self.valid[1]) * sy - cy];
+        let [x, y] = pose.origin(x, y);
+        [(x + cx - left) / sx + self.valid[0], (y + cy - top) / sy + self.valid[1]]
     }
 
     /// A mask of the original, `[height, width]`, on the pixels of the model's input, `[height, width]` as well.
@@ -124,7 +177,7 @@ impl Geometry {
 
     /// Whether all of the input shows the frame.
     pub fn is_full(&self) -> bool {
-        self.valid[2] == self.input.width as f64 && self.valid[3] == self.input.height as f64
+        self.pose.is_none() && self.valid[2] == self.input.width as f64 && self.valid[3] == self.input.height as f64
     }
 }
 
@@ -150,6 +203,27 @@ impl Preprocess {
             Frame::new(width, height, resize::resize(&plane, 3, shown, Size::new(width, height))?)?
         };
         Ok(self.finish(resized, geometry))
+    }
+
+    /// What is looked at of a frame, as it lies, in another size.
+    ///
+    /// # Errors
+    /// When the region of interest has no pixel in this frame.
+    #[cfg(feature = "train")]
+    pub(crate) fn small(&self, frame: &Frame, to: Size) -> Result<Frame> {
+        let plane = Plane { data: &frame.rgb, width: frame.width, height: frame.height, stride: frame.width * 3 };
+        let shown = self.geometry(frame.width, frame.height)?.shown;
+        Frame::new(to.width, to.height, resize::resize(&plane, 3, shown, to)?)
+    }
+
+    /// The input of a frame whose part lies elsewhere: what is shown moves with it. `reduced` is the whole frame, perhaps smaller.
+    ///
+    /// # Errors
+    /// When the region of interest has no pixel in this frame.
+    fn follow(&self, reduced: &Frame, [width, height]: [usize; 2], pose: Pose) -> Result<Prepared> {
+        let geometry = Geometry { pose: Some(pose), ..self.geometry(width, height)? };
+        let moved = warp::warp(reduced, &geometry)?;
+        Ok(self.finish(moved, geometry))
     }
 
     /// As [`Preprocess::apply`], from the memory of a camera. For RGB in any order the result is the same, bit by bit.
@@ -187,7 +261,7 @@ impl Preprocess {
                 [((columns - w) / 2.0).floor(), ((rows - h) / 2.0).floor(), w, h]
             }
         };
-        Ok(Geometry { original: [width, height], input: self.size, valid, shown })
+        Ok(Geometry { original: [width, height], input: self.size, valid, shown, pose: None })
     }
 
     /// The part that shows the frame, with its border.
@@ -197,7 +271,7 @@ impl Preprocess {
         } else {
             repeat_edges(&resized, self.size, geometry.valid[0] as usize, geometry.valid[1] as usize)
         };
-        Prepared { frame, geometry }
+        Prepared { frame, geometry, shape: 0, lost: false }
     }
 }
 

@@ -140,7 +140,7 @@ pub struct ImageResult {
     pub rejected: bool,
     /// The class whose statistics and thresholds were used; null if there was none.
     pub class: Option<String>,
-    /// How the class was found: `known`, `chosen`, `none`, `unknown-product`.
+    /// How the class was found: `known`, `chosen`, `none`, `unknown-product`, `not-located`.
     pub class_source: String,
 }
 
@@ -152,7 +152,7 @@ impl ImageResult {
 
     /// Whether the part was like no class of the model: it is rejected whatever its score and the threshold.
     pub fn is_unknown_product(&self) -> bool {
-        self.class_source == "unknown-product"
+        ["unknown-product", "not-located"].contains(&self.class_source.as_str())
     }
 
     /// Whether the verdict is `ok`: nobody would look at this part again.

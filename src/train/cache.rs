@@ -37,7 +37,15 @@ enum Place {
 /// Features of images, in half precision.
 pub(super) type FeatureCache = Cache<()>;
 /// Prepared frames.
-pub(super) type FrameCache = Cache<Geometry>;
+pub(super) type FrameCache = Cache<Seen>;
+
+/// What is known of a prepared frame beside its pixels.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    geometry: Geometry,
+    shape: usize,
+    lost: bool,
+}
 
 impl<T> Cache<T> {
     /// What exceeds `limit_mib` goes to a file in `folder`, which vanishes by itself.
@@ -103,14 +111,15 @@ impl FeatureCache {
 
 impl FrameCache {
     pub(super) fn push(&mut self, prepared: &Prepared) -> Result<()> {
-        self.add(prepared.frame.rgb(), prepared.geometry)
+        let Prepared { frame, geometry, shape, lost } = prepared;
+        self.add(frame.rgb(), Seen { geometry: *geometry, shape: *shape, lost: *lost })
     }
 
     /// One frame.
     pub(super) fn get(&self, index: usize) -> Result<Prepared> {
-        let geometry = self.records[index].note;
+        let Seen { geometry, shape, lost } = self.records[index].note;
         let frame = Frame::new(geometry.input.width, geometry.input.height, self.record(index)?.into_owned())?;
-        Ok(Prepared { frame, geometry })
+        Ok(Prepared { frame, geometry, shape, lost })
     }
 }
 
@@ -145,8 +154,9 @@ mod tests {
         let frame = |i: u8| {
             let rgb = (0..size.area() * 3).map(|at| i.wrapping_mul(31).wrapping_add((at % 251) as u8)).collect();
             let shown = [f64::from(i), 0.0, 500.0, 300.0];
-            let geometry = Geometry { original: [640, 480], input: size, valid: [170.0, 0.0, 171.0, 128.0], shown };
-            Prepared { frame: Frame::new(size.width, size.height, rgb).unwrap(), geometry }
+            let geometry =
+                Geometry { original: [640, 480], input: size, valid: [170.0, 0.0, 171.0, 128.0], shown, pose: None };
+            Prepared { frame: Frame::new(size.width, size.height, rgb).unwrap(), geometry, shape: 3, lost: true }
         };
         let mut cache = FrameCache::new(1, folder.path());
         (0..8).for_each(|i| cache.push(&frame(i)).unwrap());

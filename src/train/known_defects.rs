@@ -117,6 +117,7 @@ fn marked_cells(mask: &[bool], size: Size, grid: Size) -> Vec<bool> {
 
 /// What a network sees in the cells of one image.
 pub(super) struct Cells {
+    class: usize,
     whitened: Vec<f32>,  // [T, D]
     distances: Vec<f32>, // [T]
     geometry: Geometry,
@@ -126,24 +127,28 @@ impl Cells {
     /// Of images as parts of one class.
     pub(super) fn of(network: &Network, inputs: &[&Prepared], class: usize) -> Result<Vec<Self>> {
         let found = network.cells(inputs, class)?;
-        let cells =
-            |((whitened, distances), input): (_, &&Prepared)| Self { whitened, distances, geometry: input.geometry };
+        let cells = |((whitened, distances), input): (_, &&Prepared)| Self {
+            class,
+            whitened,
+            distances,
+            geometry: input.geometry,
+        };
         Ok(found.into_iter().zip(inputs).map(cells).collect())
     }
 
     /// The image score, with a term or without.
-    fn score(&self, network: &Network, weights: Option<&[f32]>) -> Result<f32> {
-        Ok(self.found(network, weights)?[0])
+    fn score(&self, network: &Network, weights: Option<&[f32]>) -> f32 {
+        self.found(network, weights)[0]
     }
 
     /// The image score and the highest value of the map.
-    fn found(&self, network: &Network, weights: Option<&[f32]>) -> Result<[f32; 2]> {
+    fn found(&self, network: &Network, weights: Option<&[f32]>) -> [f32; 2] {
         let cells = match weights {
             None => self.distances.clone(),
             Some(weights) => self.vectors().map(|(u, d)| DefectTerm::score(weights, u, d)).collect(),
         };
-        let (score, map) = network.map(cells, self.geometry, None)?;
-        Ok([score, map.peak()])
+        let (score, map) = network.map(self.class, cells, self.geometry);
+        [score, map.peak()]
     }
 
     fn vectors(&self) -> impl Iterator<Item = (&[f32], f32)> {
@@ -206,7 +211,7 @@ impl FreshParts {
             self.0.into_iter().zip(folds).map(|(cells, fold)| GoodPart { cells, fold }).collect();
         let seen = seen_by(network, defects, class)?;
         let learned = Learned::of(network, &parts, defects, &seen)?;
-        let plain = parts.par_iter().map(|part| part.cells.found(network, None)).collect::<Result<Vec<[f32; 2]>>>()?;
+        let plain: Vec<[f32; 2]> = parts.par_iter().map(|part| part.cells.found(network, None)).collect();
         let mut with = plain.clone();
         if learned.weights.is_some() {
             for fold in 0..FOLDS {
@@ -215,9 +220,7 @@ impl FreshParts {
                     continue;
                 }
                 let weights = fit(&parts, |part| part.fold != fold, defects, &seen, |_| true)?;
-                for i in own {
-                    with[i] = parts[i].cells.found(network, Some(&weights))?;
-                }
+                own.into_iter().for_each(|i| with[i] = parts[i].cells.found(network, Some(&weights)));
             }
         }
         let scores = |found: &[[f32; 2]]| found.iter().map(|found| found[0]).collect::<Vec<f32>>();
@@ -240,7 +243,7 @@ pub(super) struct Learned {
 impl Learned {
     /// Fits a term: `good` and `seen` (of `defects`) are what the network sees.
     pub(super) fn of(network: &Network, good: &[GoodPart], defects: &[KnownDefect], seen: &[Cells]) -> Result<Self> {
-        let plain = seen.par_iter().map(|cells| cells.score(network, None)).collect::<Result<Vec<f32>>>()?;
+        let plain: Vec<f32> = seen.par_iter().map(|cells| cells.score(network, None)).collect();
         if defects.len() < FEWEST_DEFECTS {
             return Ok(Self { weights: None, scores: [plain.clone(), plain] });
         }
@@ -248,9 +251,8 @@ impl Learned {
         let folds = FOLDS.min(defects.len());
         for fold in 0..folds {
             let weights = fit(good, |_| true, defects, seen, |i| i % folds != fold)?;
-            for i in (0..defects.len()).filter(|i| i % folds == fold) {
-                with[i] = seen[i].score(network, Some(&weights))?;
-            }
+            let own = (0..defects.len()).filter(|i| i % folds == fold);
+            own.for_each(|i| with[i] = seen[i].score(network, Some(&weights)));
         }
         let weights = Some(fit(good, |_| true, defects, seen, |_| true)?);
         Ok(Self { weights, scores: [plain, with] })
@@ -387,6 +389,7 @@ mod tests {
             input: Size::square(64),
             valid: [0.0, 0.0, 64.0, 64.0],
             shown: [0.0, 0.0, 64.0, 64.0],
+            pose: None,
         }
     }
 
@@ -399,12 +402,17 @@ mod tests {
         let (tokens, dim) = (16, 4);
         let mut whitened: Vec<f32> = (0..tokens * dim).map(|i| noise(seed * 1000 + i)).collect();
         whitened.iter_mut().skip(2).step_by(dim).for_each(|v| *v += shift);
-        Cells { whitened, distances: (0..tokens).map(|i| 5.0 + noise(seed * 77 + i)).collect(), geometry: geometry() }
+        Cells {
+            class: 0,
+            whitened,
+            distances: (0..tokens).map(|i| 5.0 + noise(seed * 77 + i)).collect(),
+            geometry: geometry(),
+        }
     }
 
     fn defect(marked: Option<Vec<bool>>) -> KnownDefect {
         let frame = crate::frame::Frame::new(8, 8, vec![0; 192]).unwrap();
-        let input = Prepared { frame, geometry: geometry() };
+        let input = Prepared { frame, geometry: geometry(), shape: 0, lost: false };
         KnownDefect { path: PathBuf::new(), digests: Default::default(), input, marked }
     }
 

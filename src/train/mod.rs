@@ -13,6 +13,7 @@ use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::frame::Preparation;
 
+mod align;
 mod augment;
 mod batch;
 mod cache;
@@ -61,6 +62,15 @@ pub enum Event<'a> {
     SampleDepth {
         /// Of the images of this run.
         depth: &'a SampleDepth,
+    },
+    /// The picture that parts of a class are found with (`input.align`) is made.
+    Aligned {
+        /// The class.
+        class: &'a str,
+        /// Good parts that are found with it.
+        found: usize,
+        /// Good parts that were tried.
+        of: usize,
     },
     /// The images of a class are divided into groups, one for each part.
     Groups {
@@ -206,7 +216,7 @@ pub fn train(
     let folder = options.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (backbone, group_by) = (options.backbone.as_deref(), options.group_by.as_ref());
     let mut set = TrainingSet::prepare(config, data, backbone, group_by, folder, &device, context)?;
-    let defects = read_defects(&Preparation::new(&config.input, set.shapes.clone()), &options.defects, context)?;
+    let defects = read_defects(&set.preparation, &options.defects, context)?;
     for (class, defects) in set.images.classes.iter().zip(&defects) {
         check_not_good(defects, class.images.iter().map(|image| (image.path.as_path(), &image.digests)))?;
     }

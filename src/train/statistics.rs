@@ -196,7 +196,9 @@ impl<'a> Maker<'a> {
         let branch = |(InShape { config, extractor, reconstructor }, mask): (&InShape, Option<Mask>)| {
             Branch::new(config, extractor.clone(), reconstructor.clone(), mask)
         };
-        let branches = self.shapes.iter().zip(masks).map(branch).collect::<Result<_>>()?;
+        let templates = self.set.preparation.templates().iter().cloned().map(Some).chain(std::iter::repeat(None));
+        let branches = self.shapes.iter().zip(masks).map(branch).zip(templates);
+        let branches = branches.map(|(branch, template)| Ok(branch?.with_template(template))).collect::<Result<_>>()?;
         Ok((Network::new(self.config, self.set.shapes.clone(), branches, scorer, prototypes)?, farthest))
     }
 
@@ -545,7 +547,7 @@ fn class_cards(
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
         let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
-        let shape = config.input.scale.map(|_| set.shapes.distinct()[set.shapes.of(class)]);
+        let shape = config.has_own_shapes().then(|| set.shapes.distinct()[set.shapes.of(class)]);
         Ok(ClassCard { shape, train_images: teaching, images, ..card })
     };
     let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;

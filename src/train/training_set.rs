@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::align;
 use super::augment::changed_copy;
 use super::cache::{FeatureCache, FrameCache};
 use super::fit::{Role, fold_parts};
@@ -48,6 +49,8 @@ pub struct TrainingSet {
     whole: Features,
     /// Where caches go that outgrow the memory.
     folder: PathBuf,
+    /// From frames to inputs.
+    pub(super) preparation: Preparation,
     /// The shapes that the classes are looked at in.
     pub(super) shapes: Shapes,
     /// What counts, by the number of the shape, where not all does.
@@ -157,10 +160,13 @@ impl TrainingSet {
     ) -> Result<Self> {
         let shapes = shapes(config, data, context)?;
         let preparation = Preparation::new(&config.input, shapes.clone());
+        let templates = align::templates(config, data, &preparation, context)?;
+        let preparation = preparation.with_templates(templates);
         let grids: Vec<Size> = shapes.distinct().iter().map(|shape| shape.grid).collect();
         let mask = mask(config, &preparation)?;
         let (digest, unreadable) = (Sha256::new(), Vec::new());
-        let mut reader = Reader { config, data, preparation, folder, device, context, digest, unreadable };
+        let mut reader =
+            Reader { config, data, preparation: preparation.clone(), folder, device, context, digest, unreadable };
         let (weights, images) = match config.features.space {
             SpaceKind::Pixel => {
                 let extractor = FeatureExtractor::of_pixels(device.clone(), grids[0]);
@@ -185,7 +191,8 @@ impl TrainingSet {
         let (data_sha256, unreadable) = (hex(&reader.digest.finalize()), reader.unreadable);
         let whole = features(config, &shapes, &images, &images.teaching(|_| false), folder)?;
         let (device, folder) = (device.clone(), folder.to_owned());
-        let mut set = Self { device, names, images, weights, whole, folder, shapes, masks, data_sha256, unreadable };
+        let mut set =
+            Self { device, names, images, weights, whole, folder, preparation, shapes, masks, data_sha256, unreadable };
         for (class, category) in data.categories.iter().enumerate() {
             set.group(config, class, category, group_by, context)?;
         }
@@ -361,7 +368,7 @@ impl Reader<'_> {
                         let first = class.len() - inputs.len();
                         let copy = |(input, image): (&Prepared, &Image)| {
                             changed_copy(&input.frame, training.seed, &image.digests[1])
-                                .map(|frame| Prepared { frame, geometry: input.geometry })
+                                .map(|frame| Prepared { frame, ..input.clone() })
                         };
                         let copies = inputs.par_iter().zip(class[first..].par_iter()).map(copy);
                         let copies = copies.collect::<Result<Vec<Prepared>>>()?;
@@ -435,7 +442,7 @@ fn features(config: &Config, shapes: &Shapes, images: &Images, seen: &[Vec<usize
 
 /// The shape of each class: with `input.scale` that of its median frame, of which only the sizes are read.
 fn shapes(config: &Config, data: &Dataset, context: Context<'_>) -> Result<Shapes> {
-    if config.input.scale.is_none() {
+    if !config.has_own_shapes() {
         return Ok(Shapes::one(config, data.categories.len()));
     }
     let whole = Preprocess::of(&config.input);
@@ -450,14 +457,14 @@ fn shapes(config: &Config, data: &Dataset, context: Context<'_>) -> Result<Shape
             return Err(Error::data(&category.root, "no image has a size that can be read"));
         }
         let shape = config.shape_of(&sizes);
-        let what = format!("class {}, input.scale = {}", category.name, config.input.scale.unwrap_or_default());
-        config.in_shape(&shape).check(&what)?;
+        let scale = config.input.scale.map(|scale| format!(", input.scale = {scale}")).unwrap_or_default();
+        config.in_shape(&shape).check(&format!("class {}{scale}", category.name))?;
         Ok(shape)
     };
     let shapes = Shapes::new(data.categories.iter().map(shape).collect::<Result<_>>()?);
     if shapes.distinct().len() > 1 && config.detection.decision == Decision::PixelMinimum {
         return Err(Error::Usage(format!(
-            "detection.decision = {}: expected {} where classes have several shapes (input.scale)",
+            "detection.decision = {}: expected {} where classes have several shapes (input.scale, input.align)",
             Decision::PixelMinimum,
             Decision::Class
         )));

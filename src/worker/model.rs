@@ -53,11 +53,11 @@ impl Detect for Detector {
     fn warm_up(&self, size: usize) -> Result<Vec<Job>> {
         // In every shape: nothing that a frame may need is done for the first time with one.
         let preparation = self.preparation().clone().with_roi(None);
-        let input = |way: &Preprocess| {
+        let input = |(shape, way): (usize, &Preprocess)| {
             let Size { width, height } = way.size;
-            way.apply(&Frame::new(width, height, vec![127; way.size.area() * 3])?)
+            Ok(Prepared { shape, ..way.apply(&Frame::new(width, height, vec![127; way.size.area() * 3])?)? })
         };
-        let inputs = preparation.ways().iter().map(input).collect::<Result<Vec<_>>>()?;
+        let inputs = preparation.ways().iter().enumerate().map(input).collect::<Result<Vec<_>>>()?;
         Ok(vec![Job { inputs, request: Arc::default() }; size])
     }
 }

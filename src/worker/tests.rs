@@ -17,9 +17,14 @@ fn card() -> Card {
 /// A job whose one pixel tells the model what to do.
 fn job(pixel: u8) -> Job {
     let frame = Frame::new(1, 1, vec![pixel; 3]).unwrap();
-    let geometry =
-        Geometry { original: [1, 1], input: Size::square(1), valid: [0.0, 0.0, 1.0, 1.0], shown: [0.0, 0.0, 1.0, 1.0] };
-    Job { inputs: vec![Prepared { frame, geometry }], request: Arc::default() }
+    let geometry = Geometry {
+        original: [1, 1],
+        input: Size::square(1),
+        valid: [0.0, 0.0, 1.0, 1.0],
+        shown: [0.0, 0.0, 1.0, 1.0],
+        pose: None,
+    };
+    Job { inputs: vec![Prepared { frame, geometry, shape: 0, lost: false }], request: Arc::default() }
 }
 
 const PANIC: u8 = 250;
@@ -106,6 +111,7 @@ impl Scripted {
             class: "part".into(),
             class_source: ClassSource::Only,
             regions: Vec::new(),
+            pose: None,
             pixel_threshold: 1.0,
             map: AnomalyMap { size: Size::square(1), values: vec![0.0], geometry: job(0).inputs[0].geometry },
         };

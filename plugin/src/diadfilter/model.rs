@@ -21,6 +21,8 @@ use crate::log;
 pub(super) struct ModelHandle {
     shared: Arc<Shared>,
     pub(super) target: DeviceSpec,
+    /// From frames to the model's inputs.
+    preparation: Preparation,
     opened_with: Settings,
 }
 
@@ -36,7 +38,8 @@ impl ModelHandle {
             let find = || settings.device.parse::<DeviceSpec>()?.find(settings.precision.parse()?);
             let target = find().map_err(|error| error.to_string())?;
             let shared = join(model, target, settings).map_err(|error| error.to_string())?;
-            Ok(Self { shared, target, opened_with: settings.clone() })
+            let preparation = diad::detector::preparation(Path::new(model)).map_err(|error| error.to_string())?;
+            Ok(Self { shared, target, preparation, opened_with: settings.clone() })
         })
     }
 
@@ -115,7 +118,10 @@ impl FrameContext {
         let card = model.worker().card();
         let input = &card.config.input;
         let roi = settings.roi()?.map(|roi| roi.on(info.width(), info.height())).transpose()?.or(input.roi);
-        let preparation = Preparation::new(input, card.shapes()).with_roi(roi);
+        if roi != input.roi && !model.preparation.templates().is_empty() {
+            return Err("roi: this model finds its parts (input.align) in the region that it was trained with".into());
+        }
+        let preparation = model.preparation.clone().with_roi(roi);
         let masks = settings.mask.as_deref().map(|path| masks(path, info, &preparation)).transpose()?;
         let class = ClassChoice::parse(&settings.class, card).map_err(|e| e.to_string())?;
         warn_of_shape(&preparation, class.known(), info)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use diad::detector::{Detection, Verdict};
+use diad::detector::{ClassSource, Detection, Verdict};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst::{FlowError, FlowSuccess};
@@ -22,7 +22,7 @@ use crate::frame;
 use crate::meta;
 use crate::overlay::{self, OverlayFlags, Style};
 use crate::queue::lock;
-use crate::result::{DiadResult, Finding, Inspection, utc_now};
+use crate::result::{DiadResult, Finding, Inspection, Pose, utc_now};
 use crate::stream::{Renewal, Stream, StreamElement};
 
 /// Frames between two measurements of the latency.
@@ -99,18 +99,23 @@ impl StreamElement for DiadFilter {
         let outcome = outcome(state, pre, deadline, cancelled, &stats)?;
         counted.lost = "not-passed";
         let own = outcome.verdict();
+        let found = outcome.detection.as_ref();
+        let not_located = found.is_some_and(|found| found.class_source == ClassSource::NotLocated);
         let mut inspection = Inspection {
             element: self.obj().name().to_string(),
             verdict: lock(&self.src).confirm(own, &context.model, &settings),
             frame_verdict: own,
-            reason: outcome.missing.map(|(_, words)| words),
-            finding: outcome.detection.as_ref().map(Finding::from),
+            reason: outcome
+                .missing
+                .map(|(_, words)| words)
+                .or_else(|| not_located.then(|| ClassSource::NotLocated.to_string())),
+            finding: found.map(Finding::from),
             width: info.width(),
             height: info.height(),
             frame_id: counted.number,
             model: context.model.worker().digest().to_owned(),
             precision: context.model.target.precision().to_string(),
-            pose: None,
+            pose: found.and_then(|found| found.pose).map(Pose::from),
             timing: outcome.timing,
         };
         if let Some(error) = self.report_error(&inspection, &settings, outcome.lost) {

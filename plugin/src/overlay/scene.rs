@@ -155,6 +155,7 @@ fn details(result: &DiadResult) -> Vec<String> {
         if let Some(found) = &inspection.finding {
             let class = match found.class_source {
                 ClassSource::UnknownProduct => format!("unknown product, nearest {}", found.class),
+                ClassSource::NotLocated => format!("{}, not located", found.class),
                 _ => found.class.clone(),
             };
             lines.push(format!("{element}{class}  P{:.1}", found.percentile));

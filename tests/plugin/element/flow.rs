@@ -79,7 +79,9 @@ fn every_way_of_the_method_runs_on_the_line_with_the_bits_of_the_library() {
     let shop = shop();
     let frames = shop.frames("washer/test/scratch");
     let folder = tempfile::tempdir().unwrap();
-    let ways: [&[&str]; 5] = [
+    let ways: [&[&str]; 7] = [
+        &["input.scale=1", "features.cell=8", "denoiser.position=fourier"],
+        &["input.align=shift+turn", "input.max_turn=5", "input.min_match=0.3"],
         &["input.size=[128,64]", "features.grid=[16,8]", "denoiser.window=5", "training.window=8", "input.fit=pad"],
         &["features.space=pixel", "features.grid=32", "denoiser.levels=2", "denoiser.width=16", "training.mask=0"],
         &["diffusion.schedule=linear", "diffusion.timesteps=20", "detection.start=noised", "detection.sampler=ddpm"],
