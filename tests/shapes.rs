@@ -146,3 +146,31 @@ fn what_cannot_have_several_shapes_is_refused() {
     train("--set features.grid=7").refused(2, &["class square", "input.size = 96, features.grid = 7"]);
     train("--set features.space=pixel --set features.grid=32").refused(2, &["class strip", "squares"]);
 }
+
+/// A mask that covers whole windows of cells at the edge takes their cost away: they are not looked at.
+#[test]
+fn windows_that_a_mask_covers_cost_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    teach(folder.path(), &[]);
+    let mask = folder.path().join("mask.png");
+    let pixels = (0..192 * 96).flat_map(|i| [if i % 192 < 100 { 255 } else { 0 }; 3]).collect();
+    fs::write(&mask, png(&Frame::new(192, 96, pixels).unwrap()).unwrap()).unwrap();
+    let model = folder.path().join("masked.diad");
+    let toml = folder.path().join("shapes.toml");
+    let sized = format!("size = [192, 96]\nmask = {:?}\n", mask.to_str().unwrap());
+    fs::write(&toml, fs::read_to_string(&toml).unwrap().replace("size = 64\n", &sized)).unwrap();
+    let line = "train --data {} --out {} --config {} --class strip --set features.cell=4";
+    diad(line, &[&folder.path().join("parts"), &model, &toml]).ok();
+    let detector = Detector::open(&model).unwrap();
+    let shape = detector.card().classes[0].shape.unwrap();
+    assert_eq!(
+        (shape.input.sides(), shape.grid.sides()),
+        ([128, 96], [32, 24]),
+        "48x24 cells, one window of 16 is covered"
+    );
+    assert_eq!(shape.roi, Some([0.0, 0.0, 32.0 / 48.0, 1.0]));
+    let found = &inspect(&detector, &[frame("strip", 400)], ClassChoice::Auto)[0];
+    let over = found.map.over_frame(192, 96);
+    assert!(over.chunks(192).all(|row| row[128..].iter().all(|value| *value == 0.0)));
+    assert!(over.iter().any(|value| *value > 0.0));
+}

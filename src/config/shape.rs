@@ -11,6 +11,9 @@ const SHORTER_SIDE: usize = 256;
 /// Longest side of an input in pixels.
 const LONGEST: usize = 4096;
 
+/// Side of the windows of cells that are left out where a mask covers them.
+const WINDOW: usize = 16;
+
 /// A frame belongs to a shape if its aspect is within this factor of those that were seen in training.
 const ASPECT_MARGIN: f64 = 1.2;
 
@@ -26,6 +29,10 @@ pub struct Shape {
     pub covariance_cells: usize,
     /// Smallest and largest aspect, width / height, of what was looked at of the good images.
     pub aspects: [f64; 2],
+    /// The part of the frame that is looked at, `[x, y, width, height]` as fractions, in place of `input.roi`: where `input.mask`
+    /// leaves whole windows of cells at the edges nothing to look at, they are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roi: Option<[f64; 4]>,
     /// Where parts are found before they are looked at (`input.align`): size of the small picture that they are compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Size>,
@@ -118,12 +125,32 @@ impl Shapes {
     }
 }
 
+impl Shape {
+    /// The same without the windows at its edges that have no cell in `bounds`, `[left, top, right, bottom]` of the cells that count;
+    /// `roi` is what it shows of a frame.
+    pub fn within(&self, [left, top, right, bottom]: [usize; 4], roi: Option<[f64; 4]>) -> Self {
+        let sides = self.grid.sides();
+        let start = [left, top].map(|cell| cell / WINDOW * WINDOW);
+        let end = [0, 1].map(|i| [right, bottom][i].next_multiple_of(WINDOW).min(sides[i]));
+        if start == [0; 2] && end == sides {
+            return *self;
+        }
+        let cells = [0, 1].map(|i| end[i] - start[i]);
+        let pixels = [0, 1].map(|i| cells[i] * (self.input.sides()[i] / sides[i]));
+        let [x, y, width, height] = roi.unwrap_or([0.0, 0.0, 1.0, 1.0]);
+        let part = |from: f64, length: f64, i: usize| from + length * start[i] as f64 / sides[i] as f64;
+        let share = |length: f64, i: usize| length * cells[i] as f64 / sides[i] as f64;
+        let roi = Some([part(x, width, 0), part(y, height, 1), share(width, 0), share(height, 1)]);
+        Self { input: Size::new(pixels[0], pixels[1]), grid: Size::new(cells[0], cells[1]), roi, ..*self }
+    }
+}
+
 impl Config {
     /// The shape that it states for all classes. Any aspect belongs to it.
     pub fn shape(&self) -> Shape {
         let covariance_cells = self.covariances().side;
-        let (input, grid, aspects) = (self.input.size, self.grid(), [0.0, f64::INFINITY]);
-        Shape { input, grid, covariance_cells, aspects, template: None }
+        let (input, grid, aspects) = (self.input.size, self.grid(), [0.0, f64::MAX]);
+        Shape { input, grid, covariance_cells, aspects, roi: None, template: None }
     }
 
     /// The same in one shape.
@@ -131,6 +158,7 @@ impl Config {
         let mut config = self.clone();
         (config.input.size, config.input.scale) = (shape.input, None);
         config.features.cell = None;
+        config.input.roi = shape.roi.or(config.input.roi);
         (config.features.grid, config.detection.covariance_cells) = (Some(shape.grid), Some(shape.covariance_cells));
         config
     }
@@ -147,7 +175,7 @@ impl Config {
             sides.get(sides.len() / 2).copied().unwrap_or(SHORTER_SIDE as f64)
         };
         let [width, height] = [median(0), median(1)];
-        let (mut own, mut aspects) = (self.clone(), [f64::INFINITY, 0.0]);
+        let (mut own, mut aspects) = (self.clone(), [f64::MAX, 0.0]);
         if let Some(scale) = self.input.scale {
             let shorter = width.min(height);
             let reduced = (scale * shorter).max(shorter.min(SHORTER_SIDE as f64));
@@ -237,6 +265,21 @@ mod tests {
         assert_eq!(tried(Some(2), 9.0), Tried { shapes: vec![2], fits: false }, "a class is taken at its word");
         let one = Shapes::one(&Config::default(), 2);
         assert_eq!(one.tried(None, 9.0), Tried { shapes: vec![0], fits: true }, "one for all");
+    }
+
+    #[test]
+    fn windows_at_the_edge_that_do_not_count_are_left_out() {
+        let mut config = Config::default();
+        config.assign(&["input.size=[1280,1024]", "features.cell=16"]).unwrap();
+        let shape = config.shape(); // 80x64 cells
+        assert_eq!(shape.within([15, 3, 70, 64], None), shape, "no whole window");
+        let half = shape.within([0, 0, 33, 64], Some([0.0, 0.5, 1.0, 0.5]));
+        assert_eq!((half.grid.sides(), half.input.sides()), ([48, 64], [768, 1024]));
+        assert_eq!(half.roi, Some([0.0, 0.5, 0.6, 0.5]));
+        let middle = shape.within([20, 17, 40, 30], None);
+        assert_eq!((middle.grid.sides(), middle.roi), ([32, 16], Some([0.2, 0.25, 0.4, 0.25])));
+        config.in_shape(&middle).check("cropped").unwrap();
+        assert_eq!(config.in_shape(&middle).input.roi, middle.roi);
     }
 
     #[test]

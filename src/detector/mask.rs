@@ -58,6 +58,17 @@ impl Mask {
         shapes.map(|(way, shape)| Self::new(image, way, shape.grid)).collect()
     }
 
+    /// The cells of the feature grid that have something that counts, `[left, top, right, bottom]`, the last two beyond them.
+    #[cfg(feature = "train")]
+    pub(crate) fn bounds(&self) -> [usize; 4] {
+        let mut bounds = [usize::MAX, usize::MAX, 0, 0];
+        for at in (0..self.weights.len()).filter(|at| self.weights[*at] > 0.0) {
+            let (x, y) = (at % self.size.width / MAP_SCALE, at / self.size.width / MAP_SCALE);
+            bounds = [bounds[0].min(x), bounds[1].min(y), bounds[2].max(x + 1), bounds[3].max(y + 1)];
+        }
+        bounds
+    }
+
     /// From weights `[4 rows, 4 columns]` of the grid, each 0..=1, as a model file keeps them.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::align::Copies;
 use super::{Frame, Plane, Prepared, Preprocess, Template, View, resize};
-use crate::config::{InputConfig, Shapes, Size, Tried};
+use crate::config::{InputConfig, Shape, Shapes, Size, Tried};
 use crate::error::Result;
 
 /// Makes the model's inputs of a frame: one for each shape that it is tried in. Where parts are found first (`input.align`), what an
@@ -13,6 +13,8 @@ use crate::error::Result;
 pub struct Preparation {
     /// By the number of the shape.
     ways: Vec<Preprocess>,
+    /// What is looked at of a frame, whatever a mask leaves of it: tells the shapes that it is tried in.
+    whole: Preprocess,
     shapes: Shapes,
     /// By the number of the shape, where parts are found.
     templates: Vec<Arc<Template>>,
@@ -21,9 +23,10 @@ pub struct Preparation {
 impl Preparation {
     /// What a configuration asks for, in the shapes of a model, without looking for parts.
     pub fn new(input: &InputConfig, shapes: Shapes) -> Self {
-        let way = |size| Preprocess { size, ..Preprocess::of(input) };
-        let ways = shapes.distinct().iter().map(|shape| way(shape.input)).collect();
-        Self { ways, shapes, templates: Vec::new() }
+        let whole = Preprocess::of(input);
+        let way = |shape: &Shape| Preprocess { size: shape.input, roi: shape.roi.or(whole.roi), ..whole.clone() };
+        let ways = shapes.distinct().iter().map(way).collect();
+        Self { ways, whole, shapes, templates: Vec::new() }
     }
 
     /// The same with pictures that parts are found with, one for each shape.
@@ -33,7 +36,7 @@ impl Preparation {
 
     /// The same with another region of interest.
     pub fn with_roi(mut self, roi: Option<[f64; 4]>) -> Self {
-        self.ways.iter_mut().for_each(|way| way.roi = roi);
+        self.ways.iter_mut().chain([&mut self.whole]).for_each(|way| way.roi = roi);
         self
     }
 
@@ -62,7 +65,7 @@ impl Preparation {
     /// # Errors
     /// When the region of interest has no pixel in such a frame.
     pub fn tried(&self, class: Option<usize>, width: usize, height: usize) -> Result<Tried> {
-        let [_, _, width, height] = self.ways[0].geometry(width, height)?.shown;
+        let [_, _, width, height] = self.whole.geometry(width, height)?.shown;
         Ok(self.shapes.tried(class, width / height))
     }
 

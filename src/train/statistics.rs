@@ -547,7 +547,8 @@ fn class_cards(
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
         let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
-        let shape = config.has_own_shapes().then(|| set.shapes.distinct()[set.shapes.of(class)]);
+        let shape = set.shapes.distinct()[set.shapes.of(class)];
+        let shape = (config.has_own_shapes() || shape.roi.is_some()).then_some(shape);
         Ok(ClassCard { shape, train_images: teaching, images, ..card })
     };
     let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;

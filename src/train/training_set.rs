@@ -20,7 +20,7 @@ use super::thresholds::check_rate;
 use super::{Context, Event, GroupProblem};
 use crate::bundle::BackboneCard;
 use crate::calibrate;
-use crate::config::{Augment, Config, Decision, Grouping, Shapes, Size, SpaceKind};
+use crate::config::{Augment, Config, Decision, Grouping, Shape, Shapes, Size, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
 use crate::data::{
     self, Category, Dataset, GroupBy, Groups, Input, ReadAhead, SampleDepth, Split, check_unreadable, groups,
@@ -159,6 +159,15 @@ impl TrainingSet {
         context: Context<'_>,
     ) -> Result<Self> {
         let shapes = shapes(config, data, context)?;
+        let preparation = Preparation::new(&config.input, shapes.clone());
+        // What a mask covers at the edges costs nothing.
+        let masked = mask(config, &preparation)?;
+        let masks = masked.iter().flat_map(|(masks, _)| masks).map(Some).chain(std::iter::repeat(None));
+        let left = |(shape, mask): (&Shape, Option<&Mask>)| {
+            mask.map_or(*shape, |mask| shape.within(mask.bounds(), config.input.roi))
+        };
+        let left: Vec<Shape> = shapes.distinct().iter().zip(masks).map(left).collect();
+        let shapes = Shapes::new((0..shapes.classes()).map(|class| left[shapes.of(class)]).collect());
         let preparation = Preparation::new(&config.input, shapes.clone());
         let templates = align::templates(config, data, &preparation, context)?;
         let preparation = preparation.with_templates(templates);

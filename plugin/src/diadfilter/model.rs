@@ -118,10 +118,17 @@ impl FrameContext {
         let card = model.worker().card();
         let input = &card.config.input;
         let roi = settings.roi()?.map(|roi| roi.on(info.width(), info.height())).transpose()?.or(input.roi);
+        let masked = model.preparation.shapes().distinct().iter().any(|shape| shape.roi.is_some());
+        if roi != input.roi && masked {
+            return Err("roi: this model looks at what its mask (input.mask) leaves of the frame".into());
+        }
         if roi != input.roi && !model.preparation.templates().is_empty() {
             return Err("roi: this model finds its parts (input.align) in the region that it was trained with".into());
         }
-        let preparation = model.preparation.clone().with_roi(roi);
+        let preparation = match roi == input.roi {
+            true => model.preparation.clone(),
+            false => model.preparation.clone().with_roi(roi),
+        };
         let masks = settings.mask.as_deref().map(|path| masks(path, info, &preparation)).transpose()?;
         let class = ClassChoice::parse(&settings.class, card).map_err(|e| e.to_string())?;
         warn_of_shape(&preparation, class.known(), info)?;
