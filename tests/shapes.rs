@@ -147,6 +147,28 @@ fn what_cannot_have_several_shapes_is_refused() {
     train("--set features.space=pixel --set features.grid=32").refused(2, &["class strip", "squares"]);
 }
 
+/// Thresholds from more good parts leave the shapes as they are.
+#[test]
+fn a_model_of_several_shapes_is_calibrated() {
+    let folder = tempfile::tempdir().unwrap();
+    let detector = teach(folder.path(), &[]);
+    let more = folder.path().join("more");
+    for class in ["strip", "square"] {
+        fs::create_dir_all(more.join(class).join("train/good")).unwrap();
+        for number in 0..20 {
+            let path = more.join(class).join(format!("train/good/{number:02}.png"));
+            fs::write(path, png(&frame(class, 500 + number)).unwrap()).unwrap();
+        }
+    }
+    let (model, other) = (folder.path().join("m.diad"), folder.path().join("c.diad"));
+    diad("calibrate --model {} --data {} --target-fpr 0.1 --out {}", &[&model, &more, &other]).ok();
+    let calibrated = Detector::open(&other).unwrap();
+    assert_eq!(sides(calibrated.card()), sides(detector.card()));
+    let strip = frame("strip", 600);
+    let score = |detector: &Detector| inspect(detector, std::slice::from_ref(&strip), ClassChoice::Auto)[0].score;
+    assert_eq!(score(&calibrated).to_bits(), score(&detector).to_bits());
+}
+
 /// A mask that covers whole windows of cells at the edge takes their cost away: they are not looked at.
 #[test]
 fn windows_that_a_mask_covers_cost_nothing() {

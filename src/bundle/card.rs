@@ -16,6 +16,9 @@ pub const SCHEMA: u32 = 2;
 /// Largest number of classes of a model.
 const MAX_CLASSES: usize = 4096;
 
+/// Largest number of shapes that the classes of a model may have.
+pub(crate) const MAX_SHAPES: usize = 64;
+
 /// Largest length of a name in bytes.
 const MAX_NAME: usize = 255;
 
@@ -80,7 +83,8 @@ pub struct BackboneCard {
 pub struct ClassCard {
     /// Its name: unique, not empty, at most 255 bytes, without control characters.
     pub name: String,
-    /// The shape that it is looked at in, with `input.scale`; else that of the configuration.
+    /// The shape that it is looked at in, with `input.scale` or `input.align` and where a mask covers windows at the edges; else that
+    /// of the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
     /// Good images it was trained on.
@@ -253,6 +257,10 @@ impl Card {
                 found.add(&format!("classes[{i}].name"), format!("{:?}", class.name), "a name of its own".into());
             }
         }
+        if found.list.is_empty() && self.shapes().distinct().len() > MAX_SHAPES {
+            let shapes = self.shapes().distinct().len();
+            found.add("classes", format!("{shapes} shapes"), format!("at most {MAX_SHAPES} different ones"));
+        }
         if found.list.is_empty() && self.config.detection.decision == Decision::PixelMinimum {
             let shapes = self.shapes().distinct().len();
             if shapes > 1 {
@@ -278,7 +286,8 @@ impl Card {
         }
         let [least, most] = shape.aspects;
         let any = least == 0.0 && most == f64::MAX && !self.config.has_own_shapes();
-        if !any && !(0.0 < least && least <= most && most.is_finite()) {
+        let seen = 0.0 < least && least <= most && most.is_finite();
+        if !(any || seen) {
             found.add(
                 &format!("{key}.aspects"),
                 format!("{:?}", shape.aspects),

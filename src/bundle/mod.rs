@@ -27,6 +27,8 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
+#[cfg(feature = "train")]
+pub(crate) use card::MAX_SHAPES;
 pub use card::{
     BackboneCard, CalibrationCard, Card, ClassCard, DefectImageCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA,
     ScoreSource, TrainingCard, Unknown,

@@ -110,8 +110,8 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         let new = class_card(&old.name, scores, old.prototype_limit, &settings, source)?;
         let known_defects =
             taught.as_ref().map_or_else(|| old.known_defects.clone(), |taught| Some(taught.card.clone()));
-        let (train_images, unknown) = (old.train_images, old.unknown.clone());
-        card.classes[class] = ClassCard { train_images, known_defects, images, unknown, ..new };
+        let (shape, train_images, unknown) = (old.shape, old.train_images, old.unknown.clone());
+        card.classes[class] = ClassCard { shape, train_images, known_defects, images, unknown, ..new };
         if let Some(taught) = taught {
             set_defect_term(&mut tensors, &card, class, taught.term)?;
         }

@@ -55,12 +55,12 @@ pub struct Tried {
 }
 
 impl Shapes {
-    /// From the shape of each class. Classes with the same input share a shape, but where parts are found: each by a picture of its
+    /// From the shape of each class. Classes that are looked at alike share a shape, but where parts are found: each by a picture of its
     /// own.
     pub fn new(classes: Vec<Shape>) -> Self {
         let (mut distinct, mut of) = (Vec::<Shape>::new(), Vec::with_capacity(classes.len()));
         for shape in classes {
-            let known = distinct.iter().position(|known| known.input == shape.input && shape.template.is_none());
+            let known = distinct.iter().position(|known| known.is_alike(&shape));
             let number = known.unwrap_or_else(|| {
                 distinct.push(shape);
                 distinct.len() - 1
@@ -126,6 +126,12 @@ impl Shapes {
 }
 
 impl Shape {
+    /// Whether frames become the same in both. Parts are found by a picture of their own class: nothing is alike then.
+    fn is_alike(&self, other: &Self) -> bool {
+        let of = |shape: &Self| (shape.input, shape.grid, shape.covariance_cells, shape.roi);
+        of(self) == of(other) && self.template.is_none() && other.template.is_none()
+    }
+
     /// The same without the windows at its edges that have no cell in `bounds`, `[left, top, right, bottom]` of the cells that count;
     /// `roi` is what it shows of a frame.
     pub fn within(&self, [left, top, right, bottom]: [usize; 4], roi: Option<[f64; 4]>) -> Self {

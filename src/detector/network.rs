@@ -8,10 +8,8 @@ use std::collections::BTreeSet;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-#[cfg(feature = "train")]
-use super::ClassChoice;
 use super::class::{ClassDecision, prototype_distance};
-use super::{AnomalyMap, Branch, ClassSource, Mask, Reconstruction, Request, SamplerPlan, Scorer};
+use super::{AnomalyMap, Branch, ClassChoice, ClassSource, Mask, Reconstruction, Request, SamplerPlan, Scorer};
 use crate::config::{Config, Shapes};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -276,8 +274,18 @@ impl Network {
     pub(crate) fn measure(&self, Embeddings(all): &Embeddings, frames: &[Asked<'_>]) -> Result<CellScores> {
         // Of the classes of the shapes that a frame is not tried in nobody knows how near they are.
         let mut distances = vec![vec![f32::INFINITY; self.prototypes.len()]; frames.len()];
+        // Nor of those whose part is not found, where that of another class is.
+        let counts = |frame: usize, shape: usize| {
+            let (inputs, request) = frames[frame];
+            let lost = |input: &Prepared| input.lost && input.shape == shape;
+            let known = request.class != ClassChoice::Auto;
+            known || !inputs.iter().any(lost) || inputs.iter().all(|input| input.lost)
+        };
         for Embedded { shape, frames, features } in all {
             for (&frame, mean) in frames.iter().zip(means(features)?) {
+                if !counts(frame, *shape) {
+                    continue;
+                }
                 for class in self.shapes.members(*shape) {
                     distances[frame][class] = prototype_distance(&self.prototypes[class], &mean);
                 }
@@ -387,16 +395,6 @@ impl Network {
             let mask = masks.and_then(|masks| masks.get(self.shapes.of(class)));
             Ok::<_, Error>(self.branch(class).map(cells, input_of(class)?.geometry, mask))
         };
-        // Of classes whose part is found, where there are any: what is seen of others is not their part.
-        let mut candidates = candidates;
-        let mut found = Vec::with_capacity(candidates.len());
-        for candidate in &candidates {
-            found.push(!input_of(candidate.class)?.lost);
-        }
-        if found.contains(&true) {
-            let mut keep = found.into_iter();
-            candidates.retain(|_| keep.next().unwrap_or(true));
-        }
         // All classes have one shape then.
         let lowest = (self.decision == ClassDecision::PixelMinimum && source == ClassSource::Chosen).then(|| {
             let lowest = |t: usize| candidates.iter().map(|c| c.cells[t]).fold(f32::INFINITY, f32::min);

@@ -24,6 +24,8 @@ const TURN_STEP: f64 = 5.0;
 const CANDIDATES: usize = 8;
 /// Share of the copy that has to overlap.
 const OVERLAP: f64 = 0.4;
+/// Pixels that are compared in a step of the refinement, about.
+const ENOUGH: f64 = 8192.0;
 /// Gauss-Newton steps per resolution, at most.
 const STEPS: usize = 12;
 /// A step of less than this many pixels is the last.
@@ -109,7 +111,7 @@ impl Copies {
         let mut all = vec![Copy { size, values }];
         while let Some(last) = all.last()
             && last.size.width.max(last.size.height) >= 2 * COARSEST
-            && last.size.sides().iter().all(|side| side.is_multiple_of(2))
+            && last.size.sides().iter().all(|side| side.is_multiple_of(2) && *side >= 16)
         {
             all.push(last.halved());
         }
@@ -375,18 +377,23 @@ fn fit(template: &Copy, frame: &Copy, guess: &Guess, factor: f64) -> (f64, Optio
     let (Size { width, height }, (sin, cos)) = (template.size, guess.turn.sin_cos());
     let middle = [width as f64 / 2.0, height as f64 / 2.0];
     let shift = guess.shift.map(|shift| shift / factor);
+    // A pose has three numbers: some thousand pixels know them.
+    let step = (template.size.area() as f64 / ENOUGH).sqrt().max(1.0) as usize;
     let each = |f: &mut dyn FnMut(f64, [f64; 3], [f64; 2])| {
-        for (t, &value) in template.values.iter().enumerate() {
-            let (x, y) = ((t % width) as f64 + 0.5 - middle[0], (t / width) as f64 + 0.5 - middle[1]);
-            let turned = [cos * x - sin * y, sin * x + cos * y];
-            if let Some(seen) = frame.sample(turned[0] + shift[0] + middle[0], turned[1] + shift[1] + middle[1]) {
-                f(f64::from(value), seen, turned);
+        for row in (0..height).step_by(step) {
+            let y = row as f64 + 0.5 - middle[1];
+            for (column, &value) in template.values[row * width..][..width].iter().enumerate().step_by(step) {
+                let x = column as f64 + 0.5 - middle[0];
+                let turned = [cos * x - sin * y, sin * x + cos * y];
+                if let Some(seen) = frame.sample(turned[0] + shift[0] + middle[0], turned[1] + shift[1] + middle[1]) {
+                    f(f64::from(value), seen, turned);
+                }
             }
         }
     };
     let mut sums = Sums::default();
     each(&mut |value, [seen, ..], _| sums.add(value, seen));
-    let score = sums.correlation(OVERLAP * template.size.area() as f64);
+    let score = sums.correlation(OVERLAP * template.size.area() as f64 / (step * step) as f64);
     if score <= 0.0 {
         return (score, None);
     }

@@ -119,9 +119,9 @@ impl Preparation {
                 return Ok(Prepared { shape, lost: true, ..plain(way)? });
             }
             // Several pixels that become one are put together first, by the fast way.
-            let reduced = |side: usize, scale: f64| (side as f64 / scale.floor().max(1.0)).ceil() as usize;
             let [sx, sy] = geometry.scale();
-            let size = Size::new(reduced(width, sx), reduced(height, sy));
+            let reduced = |side: usize| (side as f64 / sx.min(sy).floor().max(1.0)).ceil() as usize;
+            let size = Size::new(reduced(width), reduced(height));
             let known = whole.take().filter(|known| (known.width(), known.height()) == (size.width, size.height));
             let frame = match known {
                 Some(known) => known,

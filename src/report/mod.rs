@@ -150,9 +150,14 @@ impl ImageResult {
         self.label != GOOD
     }
 
-    /// Whether the part was like no class of the model: it is rejected whatever its score and the threshold.
+    /// Whether the part was like no class of the model.
     pub fn is_unknown_product(&self) -> bool {
-        ["unknown-product", "not-located"].contains(&self.class_source.as_str())
+        self.class_source == "unknown-product"
+    }
+
+    /// Whether it is rejected whatever its score and the threshold: it was like no class, or not found in the frame.
+    pub fn is_rejected_unscored(&self) -> bool {
+        self.is_unknown_product() || self.class_source == "not-located"
     }
 
     /// Whether the verdict is `ok`: nobody would look at this part again.

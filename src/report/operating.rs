@@ -135,7 +135,7 @@ impl<'a> Parts<'a> {
     /// # Errors
     /// When `promised` is not in 0..=1 or a score is NaN.
     pub(super) fn allowed(&self, promised: f64) -> Result<Option<OperatingPoint>> {
-        let score = |image: &&ImageResult| if image.is_unknown_product() { f32::INFINITY } else { image.score };
+        let score = |image: &&ImageResult| if image.is_rejected_unscored() { f32::INFINITY } else { image.score };
         let limit = self.groups.threshold(&self.good.iter().map(score).collect::<Vec<_>>(), promised)?;
         let limit = limit.filter(|_| !self.defective.is_empty());
         limit.map(|limit| self.point(Some(limit), |image| rejects(limit, image))).transpose()
@@ -164,7 +164,7 @@ impl<'a> Parts<'a> {
 
 /// Whether `image` is rejected above `limit`.
 fn rejects(limit: f32, image: &ImageResult) -> bool {
-    image.is_unknown_product() || image.score > limit
+    image.is_rejected_unscored() || image.score > limit
 }
 
 /// Whether the 95 % interval of a measured rate lies wholly above (`Greater`) or below (`Less`) the promised rate, or holds it

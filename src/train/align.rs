@@ -4,17 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::{Context, Event};
 use crate::config::{Align, Config, Size};
 use crate::data::{Category, Dataset};
 use crate::error::{Error, Result};
-use crate::frame::{Copies, Preparation, Preprocess, Template, learn, read_frame};
+use crate::frame::{Copies, Preparation, Preprocess, Template, learn, read_bytes, read_frame};
+use crate::text::hex;
 
 /// Good parts that a picture is the mean of, at most.
 const PARTS: usize = 64;
 
-/// The pictures of all classes; none where parts are not looked for.
+/// The pictures of all classes, none where parts are not looked for; and the digest of the reference, where one is named.
 ///
 /// # Errors
 /// When images cannot be read, or good parts of a class are not found by each other; `Error::Interrupted`.
@@ -23,9 +25,16 @@ pub(super) fn templates(
     data: &Dataset,
     preparation: &Preparation,
     context: Context<'_>,
-) -> Result<Vec<Arc<Template>>> {
+) -> Result<(Vec<Arc<Template>>, Option<String>)> {
     if config.input.align == Align::None {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
+    }
+    let reference = config.input.align_reference.as_deref().map(Path::new);
+    if let Some(path) = reference.filter(|_| data.categories.len() > 1) {
+        let classes = data.categories.len();
+        return Err(Error::Usage(format!(
+            "input.align_reference = {path:?}: expected one class to train, there are {classes}; each lies as its good parts do"
+        )));
     }
     let template = |(class, category): (usize, &Category)| {
         let (way, shape) = (preparation.of_class(class), preparation.shapes().of(class));
@@ -40,14 +49,15 @@ pub(super) fn templates(
         };
         let parts = paths.par_iter().map(copies).collect::<Result<Vec<_>>>()?;
         let parts: Vec<Copies> = parts.into_iter().flatten().collect();
-        let reference = config.input.align_reference.as_ref();
-        let reference = reference.map(|path| copies_of_reference(Path::new(path), way, size));
+        let reference = reference.map(|path| copies_of_reference(path, way, size));
         let (template, found) = learn(&config.input, size, &parts, reference.transpose()?.as_ref())
             .map_err(|error| Error::Usage(format!("class {}: {error}", category.name)))?;
         context.observer.event(&Event::Aligned { class: &category.name, found, of: parts.len() });
         Ok(Arc::new(template))
     };
-    data.categories.iter().enumerate().map(template).collect()
+    let templates = data.categories.iter().enumerate().map(template).collect::<Result<_>>()?;
+    let digest = reference.map(|path| Ok::<_, Error>(hex(&Sha256::digest(read_bytes(path)?))));
+    Ok((templates, digest.transpose()?))
 }
 
 fn copies(path: &Path, way: &Preprocess, size: Size) -> Result<Copies> {

@@ -18,9 +18,9 @@ use super::fit::{Role, fold_parts};
 use super::known_defects::FOLDS;
 use super::thresholds::check_rate;
 use super::{Context, Event, GroupProblem};
-use crate::bundle::BackboneCard;
+use crate::bundle::{BackboneCard, MAX_SHAPES};
 use crate::calibrate;
-use crate::config::{Augment, Config, Decision, Grouping, Shape, Shapes, Size, SpaceKind};
+use crate::config::{Align, Augment, Config, Decision, Fit, Grouping, Shape, Shapes, Size, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
 use crate::data::{
     self, Category, Dataset, GroupBy, Groups, Input, ReadAhead, SampleDepth, Split, check_unreadable, groups,
@@ -163,13 +163,15 @@ impl TrainingSet {
         // What a mask covers at the edges costs nothing.
         let masked = mask(config, &preparation)?;
         let masks = masked.iter().flat_map(|(masks, _)| masks).map(Some).chain(std::iter::repeat(None));
+        let plain = config.input.fit == Fit::Stretch && config.input.align == Align::None;
         let left = |(shape, mask): (&Shape, Option<&Mask>)| {
-            mask.map_or(*shape, |mask| shape.within(mask.bounds(), config.input.roi))
+            let left = mask.filter(|_| plain).map(|mask| shape.within(mask.bounds(), config.input.roi));
+            left.filter(|left| config.in_shape(left).check("mask").is_ok()).unwrap_or(*shape)
         };
         let left: Vec<Shape> = shapes.distinct().iter().zip(masks).map(left).collect();
         let shapes = Shapes::new((0..shapes.classes()).map(|class| left[shapes.of(class)]).collect());
         let preparation = Preparation::new(&config.input, shapes.clone());
-        let templates = align::templates(config, data, &preparation, context)?;
+        let (templates, reference) = align::templates(config, data, &preparation, context)?;
         let preparation = preparation.with_templates(templates);
         let grids: Vec<Size> = shapes.distinct().iter().map(|shape| shape.grid).collect();
         let mask = mask(config, &preparation)?;
@@ -197,6 +199,7 @@ impl TrainingSet {
             reader.digest.update(digest);
             masks
         });
+        reference.into_iter().for_each(|digest| reader.digest.update(digest));
         let (data_sha256, unreadable) = (hex(&reader.digest.finalize()), reader.unreadable);
         let whole = features(config, &shapes, &images, &images.teaching(|_| false), folder)?;
         let (device, folder) = (device.clone(), folder.to_owned());
@@ -471,6 +474,12 @@ fn shapes(config: &Config, data: &Dataset, context: Context<'_>) -> Result<Shape
         Ok(shape)
     };
     let shapes = Shapes::new(data.categories.iter().map(shape).collect::<Result<_>>()?);
+    if shapes.distinct().len() > MAX_SHAPES {
+        let got = shapes.distinct().len();
+        return Err(Error::Usage(format!(
+            "the classes have {got} shapes (input.scale, input.align): expected at most {MAX_SHAPES}"
+        )));
+    }
     if shapes.distinct().len() > 1 && config.detection.decision == Decision::PixelMinimum {
         return Err(Error::Usage(format!(
             "detection.decision = {}: expected {} where classes have several shapes (input.scale, input.align)",

@@ -119,6 +119,9 @@ impl FrameContext {
         let input = &card.config.input;
         let roi = settings.roi()?.map(|roi| roi.on(info.width(), info.height())).transpose()?.or(input.roi);
         let masked = model.preparation.shapes().distinct().iter().any(|shape| shape.roi.is_some());
+        if settings.mask.is_some() && masked {
+            return Err("mask-location: this model looks at what its own mask (input.mask) leaves of the frame".into());
+        }
         if roi != input.roi && masked {
             return Err("roi: this model looks at what its mask (input.mask) leaves of the frame".into());
         }
