@@ -120,6 +120,10 @@ fn frames_of_other_shapes_are_fitted() {
     assert!(!tried(192, 48).fits);
     let found = &inspect(&detector, std::slice::from_ref(&panorama), ClassChoice::Auto)[0];
     assert_eq!((found.class.as_str(), found.map.geometry.input), ("strip", Size::new(192, 96)));
+    let path = folder.path().join("panorama.png");
+    fs::write(&path, png(&panorama).unwrap()).unwrap();
+    let said = diad("predict --model {} --input {}", &[&folder.path().join("m.diad"), &path]).ok().stderr;
+    assert!(said.contains("frames of 192x48 are unlike those of training: looked at as 192x96"), "{said}");
 
     // A mask of the frame counts in the shape that it is tried in.
     let black: Vec<u8> = (0..192 * 96).flat_map(|i| [if i % 192 < 96 { 0 } else { 255 }; 3]).collect();

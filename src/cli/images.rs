@@ -1,5 +1,6 @@
 //! What the commands that read images share: opening a model, reading images ahead, inspecting them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -121,6 +122,7 @@ pub(super) fn inspect_all(
     paths: &[PathBuf],
     mut f: impl FnMut(usize, Result<Inspected>) -> Result<()>,
 ) -> Result<()> {
+    let (preparation, mut warned) = (detector.preparation(), BTreeSet::new());
     ReadAhead::new(batch, &context.stop).each_group(
         paths,
         |path| read_frame(context, path),
@@ -128,6 +130,18 @@ pub(super) fn inspect_all(
             let mut frames = Vec::new();
             let group: Vec<(usize, Result<()>)> =
                 group.into_iter().map(|(index, frame)| (index, frame.map(|frame| frames.push(frame)))).collect();
+            for frame in &frames {
+                let (width, height) = (frame.width(), frame.height());
+                // What is wrong with a frame is its own answer.
+                let Ok(tried) = preparation.tried(request.class.known(), width, height) else { continue };
+                if !tried.fits && warned.insert((width, height)) {
+                    let inputs = tried.shapes.iter().map(|&shape| preparation.ways()[shape].size.to_string());
+                    context.console.warn(format_args!(
+                        "frames of {width}x{height} are unlike those of training: looked at as {}",
+                        inputs.collect::<Vec<_>>().join(" and ")
+                    ));
+                }
+            }
             let started = Instant::now();
             let detections = detector.inspect_frames(&frames, request);
             let ms = started.elapsed().as_secs_f64() * 1e3 / frames.len().max(1) as f64;

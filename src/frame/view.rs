@@ -2,8 +2,6 @@
 //!
 //! Nothing is converted at full size: each plane is resized in its own format, and only the model's input becomes RGB.
 
-use std::ops::Range;
-
 use super::Frame;
 use super::resize::{cores, on_threads, resize};
 use crate::config::Size;
@@ -109,10 +107,14 @@ impl View<'_> {
                     pixels
                 } else {
                     let [r, g, b] = *rgb;
-                    pixels.chunks_exact(*bytes).flat_map(|p| [p[r], p[g], p[b]]).collect()
+                    let pixel = |i: usize| &pixels[i * bytes..][..*bytes];
+                    colours(to.area(), |i| [pixel(i)[r], pixel(i)[g], pixel(i)[b]])?
                 }
             }
-            Self::Gray(plane) => resize(plane, 1, part, to)?.into_iter().flat_map(|v| [v; 3]).collect(),
+            Self::Gray(plane) => {
+                let grey = resize(plane, 1, part, to)?;
+                colours(to.area(), |i| [grey[i]; 3])?
+            }
             Self::Planar { luma, chroma: [u, v], yuv } => {
                 let luma = resize(luma, 1, part, to)?;
                 let (u, v) = (resize(u, 1, half, to)?, resize(v, 1, half, to)?);
@@ -143,19 +145,26 @@ impl Yuv {
         let (to_red, to_blue) = (table(&|v| red * (v - 128.0)), table(&|u| blue * (u - 128.0)));
         let (green_of_u, green_of_v) = (table(&|u| blue * kb * (u - 128.0)), table(&|v| red * kr * (v - 128.0)));
         let level = |x: f64| (x + 0.5).clamp(0.0, 255.0) as u8;
-        let colours = |pixels: Range<usize>| -> Vec<u8> {
-            let colour = |i: usize| {
-                let [u, v] = chroma_of(i).map(usize::from);
-                let y = light[usize::from(luma[i])];
-                [level(y + to_red[v]), level(y - (green_of_u[u] + green_of_v[v]) / kg), level(y + to_blue[u])]
-            };
-            pixels.flat_map(colour).collect()
-        };
-        let each = if luma.len() < MANY { luma.len().max(1) } else { luma.len().div_ceil(cores()) };
-        let parts = (0..luma.len()).step_by(each).map(|first| first..(first + each).min(luma.len()));
-        let parts = on_threads(parts, |pixels| Ok(colours(pixels)));
-        Ok(parts.map_err(|error| Error::Internal(format!("colours: {error}")))?.concat())
+        colours(luma.len(), |i| {
+            let [u, v] = chroma_of(i).map(usize::from);
+            let y = light[usize::from(luma[i])];
+            [level(y + to_red[v]), level(y - (green_of_u[u] + green_of_v[v]) / kg), level(y + to_blue[u])]
+        })
     }
+}
+
+/// The colours of some pixels, each by its number; many of them on several threads.
+fn colours(pixels: usize, colour: impl Fn(usize) -> [u8; 3] + Sync) -> Result<Vec<u8>> {
+    let mut rgb = vec![0; pixels * 3];
+    let each = if pixels < MANY { pixels.max(1) } else { pixels.div_ceil(cores()) };
+    let done = on_threads(rgb.chunks_mut(each * 3).enumerate(), |(part, rgb)| {
+        for (i, out) in rgb.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            *out = colour(part * each + i);
+        }
+        Ok(())
+    });
+    done.map_err(|error| Error::Internal(format!("colours: {error}")))?;
+    Ok(rgb)
 }
 
 #[cfg(test)]
