@@ -135,10 +135,9 @@ pub(super) fn inspect_all(
                 // What is wrong with a frame is its own answer.
                 let Ok(tried) = preparation.tried(request.class.known(), width, height) else { continue };
                 if !tried.fits && warned.insert((width, height)) {
-                    let inputs = tried.shapes.iter().map(|&shape| preparation.ways()[shape].size.to_string());
                     context.console.warn(format_args!(
                         "frames of {width}x{height} are unlike those of training: looked at as {}",
-                        inputs.collect::<Vec<_>>().join(" and ")
+                        preparation.in_words(&tried)
                     ));
                 }
             }

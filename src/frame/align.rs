@@ -1,8 +1,9 @@
 //! Where a part lies: registration of a frame against a picture of good parts, by shift or by shift and turn.
 //!
-//! Both are looked at as small grey copies (see [`Shape::template`](crate::config::Shape)), at several resolutions. At the coarsest every turn and shift within the limits is
-//! tried by the zero-mean normalised cross-correlation; the best few are refined from resolution to resolution by Gauss-Newton steps
-//! on the squared difference, with gain and offset of the light free (Lucas & Kanade 1981, Baker & Matthews 2004).
+//! Both are looked at as small grey copies (see [`Shape::template`](crate::config::Shape)), at several resolutions. At the coarsest
+//! every turn and shift within the limits is tried by the zero-mean normalised cross-correlation; the best few are refined from
+//! resolution to resolution by Gauss-Newton steps on the squared difference, with gain and offset of the light free (Lucas & Kanade
+//! 1981, Baker & Matthews 2004).
 
 #[cfg(feature = "train")]
 mod learn;

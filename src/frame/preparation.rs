@@ -69,6 +69,11 @@ impl Preparation {
         Ok(self.shapes.tried(class, width / height))
     }
 
+    /// Sizes of the inputs that are tried, in words.
+    pub fn in_words(&self, tried: &Tried) -> String {
+        tried.shapes.iter().map(|&shape| self.ways[shape].size.to_string()).collect::<Vec<_>>().join(" and ")
+    }
+
     /// The inputs of a frame, of a class where it is known.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The resize that all frames go through: area-weighted bilinear, on several cores where a plane is large.
 
+use std::borrow::Cow;
 use std::num::NonZero;
 use std::sync::OnceLock;
 use std::thread;
@@ -32,7 +33,7 @@ fn resize_on(threads: usize, plane: &Plane<'_>, bytes: usize, part: [f64; 4], to
     let [x, y, w, h] = part;
     let whole = [x, y] == [0.0; 2] && (w, h) == (plane.width as f64, plane.height as f64);
     if whole && (to.width, to.height) == (plane.width, plane.height) {
-        return Ok(packed(plane, bytes, 0..plane.height));
+        return Ok(unpadded(plane, bytes).into_owned());
     }
     let part = [x, y, w.min(plane.width as f64 - x), h.min(plane.height as f64 - y)];
     // By type: the resizer's own choice would compile its code for all the other pixel types as well.
@@ -52,16 +53,9 @@ fn of_type<P: PixelTrait>(threads: usize, plane: &Plane<'_>, part: [f64; 4], to:
         return in_two_passes::<P>(threads, plane, part, to);
     }
     // The resizer knows no stride, and would take padding for columns beside the part that is shown.
-    let rows = |copy: &mut Vec<u8>| *copy = packed(plane, P::size(), 0..plane.height);
-    let mut copy = Vec::new();
-    let data = if plane.stride == plane.width * P::size() {
-        &plane.data[..plane.height * plane.stride]
-    } else {
-        rows(&mut copy);
-        &copy[..]
-    };
+    let data = unpadded(plane, P::size());
     let mut out = vec![0; to.area() * P::size()];
-    pass::<P>(data, Size::new(plane.width, plane.height), part, &mut out, to)?;
+    pass::<P>(&data, Size::new(plane.width, plane.height), part, &mut out, to)?;
     Ok(out)
 }
 
@@ -71,12 +65,9 @@ fn in_two_passes<P: PixelTrait>(threads: usize, plane: &Plane<'_>, part: [f64; 4
     let [x, y, w, h] = part;
     let bytes = P::size();
     // Padding that is a whole number of pixels is columns that no strip takes.
-    let copy;
-    let (data, columns) = if plane.stride.is_multiple_of(bytes) && plane.data.len() >= plane.stride * plane.height {
-        (&plane.data[..plane.stride * plane.height], plane.stride / bytes)
-    } else {
-        copy = packed(plane, bytes, 0..plane.height);
-        (&copy[..], plane.width)
+    let (data, columns) = match plane.data.get(..plane.stride * plane.height) {
+        Some(data) if plane.stride.is_multiple_of(bytes) => (Cow::Borrowed(data), plane.stride / bytes),
+        _ => (unpadded(plane, bytes), plane.width),
     };
     let size = Size::new(columns, plane.height);
     // Columns that have a weight in the result, and one more at each end.
@@ -87,7 +78,7 @@ fn in_two_passes<P: PixelTrait>(threads: usize, plane: &Plane<'_>, part: [f64; 4
     let strips = on_threads(strips, |strip| {
         let mut out = vec![0; strip.len() * to.height * bytes];
         let part = [strip.start as f64, y, strip.len() as f64, h];
-        pass::<P>(data, size, part, &mut out, Size::new(strip.len(), to.height))?;
+        pass::<P>(&data, size, part, &mut out, Size::new(strip.len(), to.height))?;
         Ok((strip, out))
     })?;
 
@@ -150,9 +141,13 @@ pub(super) fn cores() -> usize {
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Some rows without what lies between them.
-fn packed(plane: &Plane<'_>, bytes: usize, rows: std::ops::Range<usize>) -> Vec<u8> {
-    rows.flat_map(|row| &plane.data[row * plane.stride..][..plane.width * bytes]).copied().collect()
+/// The rows of a plane without what lies between them.
+fn unpadded<'a>(plane: &Plane<'a>, bytes: usize) -> Cow<'a, [u8]> {
+    let row = plane.width * bytes;
+    if plane.stride == row {
+        return plane.data[..row * plane.height].into();
+    }
+    (0..plane.height).flat_map(|y| &plane.data[y * plane.stride..][..row]).copied().collect::<Vec<_>>().into()
 }
 
 #[cfg(test)]

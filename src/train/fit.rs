@@ -131,7 +131,7 @@ pub fn fit(config: &Config, set: &TrainingSet, path: &Path, resume: bool, contex
     let device = set.device.candle();
     let parameters = |role: &Role| {
         let prefix = role.prefix();
-        let own = Denoisers::parameters(config, &set.shapes).into_iter();
+        let own = Denoisers::parameters(config, set.shapes()).into_iter();
         own.map(move |p| Parameter { name: format!("{prefix}{}", p.name), ..p }).collect::<Vec<_>>()
     };
     let roles = Role::all(config);
@@ -225,15 +225,15 @@ impl Learner {
         tensor: impl Fn(&str) -> Option<Tensor>,
     ) -> Result<Self> {
         let mut images = set.images.teaching(|part| role.leaves_out(config, part));
-        let mut numbers: Vec<usize> = (0..set.shapes.distinct().len()).collect();
-        let mut shapes = set.shapes.clone();
+        let mut numbers: Vec<usize> = (0..set.shapes().distinct().len()).collect();
+        let mut shapes = set.shapes().clone();
         if let Some(class) = class {
             (images, numbers) = (vec![images.swap_remove(class)], vec![shapes.of(class)]);
             shapes = Shapes::new(vec![shapes.distinct()[shapes.of(class)]]);
         }
         let denoiser = |number: usize| {
-            let view = config.in_shape(&set.shapes.distinct()[number]).training_window();
-            Denoiser::new(Denoisers::shape(config, &set.shapes, number).looking_at(view), &tensor)
+            let view = config.in_shape(&set.shapes().distinct()[number]).training_window();
+            Denoiser::new(Denoisers::shape(config, set.shapes(), number).looking_at(view), &tensor)
         };
         let denoisers = numbers.into_iter().map(denoiser).collect::<Result<_>>()?;
         Ok(Self { images, shapes, features: set.features(config, role)?, denoisers })
@@ -255,7 +255,7 @@ fn run_digest(config: &Config, set: &TrainingSet) -> Result<String> {
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(text);
     hasher.update(&set.data_sha256);
-    hasher.update(format!("{:?}", set.shapes));
+    hasher.update(format!("{:?}", set.shapes()));
     for class in &set.images.classes {
         class.folds.iter().for_each(|&fold| hasher.update((fold as u64).to_le_bytes()));
     }

@@ -21,6 +21,7 @@ mod checkpoint;
 mod fit;
 mod known_defects;
 mod logistic;
+mod looks;
 mod optimizer;
 mod statistics;
 mod thresholds;

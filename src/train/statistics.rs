@@ -134,17 +134,17 @@ impl<'a> Maker<'a> {
         let features = set.features(config, role)?;
         let extractor = set.extractor(config, &features)?;
         let in_shape = |(number, own): (usize, Config)| {
-            let denoisers = Denoisers::new(config, &set.shapes, number, |name| weights.get(name).cloned())?;
+            let denoisers = Denoisers::new(config, set.shapes(), number, |name| weights.get(name).cloned())?;
             let reconstructor = Reconstructor::new(&own, &set.device, denoisers, stored_noise(&own))?;
             let extractor = Arc::new(extractor.on_grid(own.grid()));
             Ok(InShape { config: own, extractor, reconstructor: Arc::new(reconstructor) })
         };
-        let shapes = set.shapes.configs(config).into_iter().enumerate().map(in_shape).collect::<Result<_>>()?;
+        let shapes = set.shapes().configs(config).into_iter().enumerate().map(in_shape).collect::<Result<_>>()?;
         Ok(Self { config, set, features, shapes })
     }
 
     fn of_class(&self, class: usize) -> &InShape {
-        &self.shapes[self.set.shapes.of(class)]
+        &self.shapes[self.set.shapes().of(class)]
     }
 
     /// What some images (by class, where their features are) add up to.
@@ -199,7 +199,7 @@ impl<'a> Maker<'a> {
         let templates = self.set.preparation.templates().iter().cloned().map(Some).chain(std::iter::repeat(None));
         let branches = self.shapes.iter().zip(masks).map(branch).zip(templates);
         let branches = branches.map(|(branch, template)| Ok(branch?.with_template(template))).collect::<Result<_>>()?;
-        Ok((Network::new(self.config, self.set.shapes.clone(), branches, scorer, prototypes)?, farthest))
+        Ok((Network::new(self.config, self.set.shapes().clone(), branches, scorer, prototypes)?, farthest))
     }
 
     /// A network with the statistics of all images but those in one part of the folds; `whole` are the sums over all.
@@ -547,7 +547,7 @@ fn class_cards(
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
         let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
-        let shape = set.shapes.distinct()[set.shapes.of(class)];
+        let shape = set.shapes().distinct()[set.shapes().of(class)];
         let shape = (config.has_own_shapes() || shape.roi.is_some()).then_some(shape);
         Ok(ClassCard { shape, train_images: teaching, images, ..card })
     };

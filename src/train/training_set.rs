@@ -11,16 +11,16 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::align;
 use super::augment::changed_copy;
 use super::cache::{FeatureCache, FrameCache};
 use super::fit::{Role, fold_parts};
 use super::known_defects::FOLDS;
+use super::looks::Looks;
 use super::thresholds::check_rate;
 use super::{Context, Event, GroupProblem};
-use crate::bundle::{BackboneCard, MAX_SHAPES};
+use crate::bundle::BackboneCard;
 use crate::calibrate;
-use crate::config::{Align, Augment, Config, Decision, Fit, Grouping, Shape, Shapes, Size, SpaceKind};
+use crate::config::{Augment, Config, Grouping, Shapes, Size, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
 use crate::data::{
     self, Category, Dataset, GroupBy, Groups, Input, ReadAhead, SampleDepth, Split, check_unreadable, groups,
@@ -29,7 +29,7 @@ use crate::detector::Mask;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::features::{FeatureExtractor, FeatureTransform, backbone_features};
-use crate::frame::{Frame, Geometry, Preparation, Prepared, Preprocess, decode_frame, read_bytes, read_size};
+use crate::frame::{Frame, Preparation, Prepared};
 use crate::model::{self, Weights};
 use crate::text::hex;
 
@@ -51,8 +51,6 @@ pub struct TrainingSet {
     folder: PathBuf,
     /// From frames to inputs.
     pub(super) preparation: Preparation,
-    /// The shapes that the classes are looked at in.
-    pub(super) shapes: Shapes,
     /// What counts, by the number of the shape, where not all does.
     pub(super) masks: Option<Vec<Mask>>,
     pub(super) data_sha256: String,
@@ -158,23 +156,8 @@ impl TrainingSet {
         device: &Device,
         context: Context<'_>,
     ) -> Result<Self> {
-        let shapes = shapes(config, data, context)?;
-        let preparation = Preparation::new(&config.input, shapes.clone());
-        // What a mask covers at the edges costs nothing.
-        let masked = mask(config, &preparation)?;
-        let masks = masked.iter().flat_map(|(masks, _)| masks).map(Some).chain(std::iter::repeat(None));
-        let plain = config.input.fit == Fit::Stretch && config.input.align == Align::None;
-        let left = |(shape, mask): (&Shape, Option<&Mask>)| {
-            let left = mask.filter(|_| plain).map(|mask| shape.within(mask.bounds(), config.input.roi));
-            left.filter(|left| config.in_shape(left).check("mask").is_ok()).unwrap_or(*shape)
-        };
-        let left: Vec<Shape> = shapes.distinct().iter().zip(masks).map(left).collect();
-        let shapes = Shapes::new((0..shapes.classes()).map(|class| left[shapes.of(class)]).collect());
-        let preparation = Preparation::new(&config.input, shapes.clone());
-        let (templates, reference) = align::templates(config, data, &preparation, context)?;
-        let preparation = preparation.with_templates(templates);
-        let grids: Vec<Size> = shapes.distinct().iter().map(|shape| shape.grid).collect();
-        let mask = mask(config, &preparation)?;
+        let Looks { preparation, masks, digests } = Looks::of(config, data, context)?;
+        let grids: Vec<Size> = preparation.shapes().distinct().iter().map(|shape| shape.grid).collect();
         let (digest, unreadable) = (Sha256::new(), Vec::new());
         let mut reader =
             Reader { config, data, preparation: preparation.clone(), folder, device, context, digest, unreadable };
@@ -195,16 +178,12 @@ impl TrainingSet {
             }
         };
         let names = data.categories.iter().map(|c| c.name.clone()).collect();
-        let masks = mask.map(|(masks, digest)| {
-            reader.digest.update(digest);
-            masks
-        });
-        reference.into_iter().for_each(|digest| reader.digest.update(digest));
+        digests.into_iter().for_each(|digest| reader.digest.update(digest));
         let (data_sha256, unreadable) = (hex(&reader.digest.finalize()), reader.unreadable);
-        let whole = features(config, &shapes, &images, &images.teaching(|_| false), folder)?;
+        let whole = features(config, preparation.shapes(), &images, &images.teaching(|_| false), folder)?;
         let (device, folder) = (device.clone(), folder.to_owned());
         let mut set =
-            Self { device, names, images, weights, whole, folder, preparation, shapes, masks, data_sha256, unreadable };
+            Self { device, names, images, weights, whole, folder, preparation, masks, data_sha256, unreadable };
         for (class, category) in data.categories.iter().enumerate() {
             set.group(config, class, category, group_by, context)?;
         }
@@ -276,20 +255,25 @@ impl TrainingSet {
         classes.try_for_each(|(name, class)| check_rate(name, class.scored_parts(), target))
     }
 
+    /// The shapes that the classes are looked at in.
+    pub(super) fn shapes(&self) -> &Shapes {
+        self.preparation.shapes()
+    }
+
     /// The features that a network learns from, and their fit to images that it sees.
     pub(super) fn features(&self, config: &Config, role: Role) -> Result<Features> {
         match role {
             Role::Final => Ok(self.whole.clone()),
             Role::Fold(_) => {
                 let seen = self.images.teaching(|part| role.leaves_out(config, part));
-                features(config, &self.shapes, &self.images, &seen, &self.folder)
+                features(config, self.preparation.shapes(), &self.images, &seen, &self.folder)
             }
         }
     }
 
     /// The feature extractor of a model that is trained on these features, on the grid of its first shape.
     pub(super) fn extractor(&self, config: &Config, features: &Features) -> Result<Arc<FeatureExtractor>> {
-        let grid = self.shapes.distinct()[0].grid;
+        let grid = self.shapes().distinct()[0].grid;
         Ok(Arc::new(match &features.transform {
             None => FeatureExtractor::of_pixels(self.device.clone(), grid),
             Some(transform) => {
@@ -450,54 +434,6 @@ fn features(config: &Config, shapes: &Shapes, images: &Images, seen: &[Vec<usize
         }
     }
     Ok(Features { transform: Some(transform), cache: Arc::new(cache) })
-}
-
-/// The shape of each class: with `input.scale` that of its median frame, of which only the sizes are read.
-fn shapes(config: &Config, data: &Dataset, context: Context<'_>) -> Result<Shapes> {
-    if !config.has_own_shapes() {
-        return Ok(Shapes::one(config, data.categories.len()));
-    }
-    let whole = Preprocess::of(&config.input);
-    let shape = |category: &Category| {
-        context.stop.check()?;
-        let shown = |path: &PathBuf| {
-            let Size { width, height } = read_size(path).ok()?; // whoever reads the image says what is wrong with it
-            whole.geometry(width, height).ok().map(|Geometry { shown: [_, _, width, height], .. }| [width, height])
-        };
-        let sizes: Vec<[f64; 2]> = category.train.par_iter().filter_map(shown).collect();
-        if sizes.is_empty() {
-            return Err(Error::data(&category.root, "no image has a size that can be read"));
-        }
-        let shape = config.shape_of(&sizes);
-        let scale = config.input.scale.map(|scale| format!(", input.scale = {scale}")).unwrap_or_default();
-        config.in_shape(&shape).check(&format!("class {}{scale}", category.name))?;
-        Ok(shape)
-    };
-    let shapes = Shapes::new(data.categories.iter().map(shape).collect::<Result<_>>()?);
-    if shapes.distinct().len() > MAX_SHAPES {
-        let got = shapes.distinct().len();
-        return Err(Error::Usage(format!(
-            "the classes have {got} shapes (input.scale, input.align): expected at most {MAX_SHAPES}"
-        )));
-    }
-    if shapes.distinct().len() > 1 && config.detection.decision == Decision::PixelMinimum {
-        return Err(Error::Usage(format!(
-            "detection.decision = {}: expected {} where classes have several shapes (input.scale, input.align)",
-            Decision::PixelMinimum,
-            Decision::Class
-        )));
-    }
-    Ok(shapes)
-}
-
-/// The mask that the configuration names in each shape, with the digest of its file.
-fn mask(config: &Config, preparation: &Preparation) -> Result<Option<(Vec<Mask>, String)>> {
-    let Some(path) = &config.input.mask else { return Ok(None) };
-    let file = Path::new(path);
-    let bytes = read_bytes(file)?;
-    let masks = Mask::in_shapes(&decode_frame(&bytes, file)?, preparation)
-        .map_err(|error| Error::Usage(format!("input.mask = {path:?}: {error}")))?;
-    Ok(Some((masks, data::data_sha256([(file, Sha256::digest(&bytes).into())]))))
 }
 
 /// Whether a picture shows nothing: its values (0 to 255) hardly differ, or nearly all are black. A lamp that was off, a lens with its

@@ -158,10 +158,7 @@ impl FrameContext {
 fn warn_of_shape(preparation: &Preparation, class: Option<usize>, info: &VideoInfo) -> Result<(), String> {
     let (width, height) = (info.width() as usize, info.height() as usize);
     let tried = preparation.tried(class, width, height).map_err(|e| e.to_string())?;
-    let inputs = || {
-        let inputs = tried.shapes.iter().map(|&shape| preparation.ways()[shape].size.to_string());
-        inputs.collect::<Vec<_>>().join(" and ")
-    };
+    let inputs = || preparation.in_words(&tried);
     if !tried.fits {
         gst::warning!(log::CAT, "frames of {width}x{height} are unlike those of training: looked at as {}", inputs());
     } else if tried.shapes.len() > 1 {
