@@ -2,6 +2,8 @@
 //!
 //! Inputs come with their border already there (`pad`), so that the loops have no edges.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
 /// Shape of one depthwise convolution over a padded image.
@@ -35,10 +37,20 @@ pub fn pad(image: &[f32], width: usize, channels: usize, [top, bottom, left, rig
 /// `[(rows - 1) * stride + kernel, padded_width, channels]`, `weights` `[kernel, kernel, channels]`, `bias` `[channels]`.
 ///
 /// # Panics
-/// When a slice does not fit the shape or the kernel is not 3, 5 or 7 (mistakes of the caller).
+/// When a slice does not fit the shape, the kernel is not 3, 5 or 7 or the stride not 1 or 2 (mistakes of the caller).
 pub fn forward(padded: &[f32], weights: &[f32], bias: &[f32], out: &mut [f32], shape: Shape, relu6: bool) {
-    assert!(matches!(shape.kernel, 3 | 5 | 7), "depthwise kernel must be 3, 5 or 7, got {}", shape.kernel);
-    Arch::new().dispatch(Forward { padded, weights, bias, out, shape, relu6 });
+    let layer = Forward { padded, weights, bias, out, shape, relu6 };
+    match (shape.kernel, shape.stride) {
+        (3, 1) => layer.run::<3, 1>(),
+        (3, 2) => layer.run::<3, 2>(),
+        (5, 1) => layer.run::<5, 1>(),
+        (5, 2) => layer.run::<5, 2>(),
+        (7, 1) => layer.run::<7, 1>(),
+        (7, 2) => layer.run::<7, 2>(),
+        (kernel, stride) => {
+            panic!("depthwise: expected a kernel of 3, 5 or 7 and a stride of 1 or 2, got {kernel} and {stride}")
+        }
+    }
 }
 
 /// Adds the gradient of the weights and of the bias to `grad_weights` `[kernel, kernel, channels]` and `grad_bias`
@@ -59,9 +71,6 @@ pub fn backward_weights(padded: &[f32], grad: &[f32], grad_weights: &mut [f32], 
 pub fn flipped(weights: &[f32], channels: usize) -> Vec<f32> {
     weights.rchunks_exact(channels).flatten().copied().collect()
 }
-
-/// Outputs that are formed together: as many as share a weight without running out of registers.
-const OUTPUTS: usize = 6;
 
 /// First channel of each vector. The last one overlaps its neighbour where the channels do not divide: both write the same.
 fn starts(channels: usize, lanes: usize) -> impl Iterator<Item = usize> {
@@ -88,54 +97,108 @@ struct Forward<'a> {
     relu6: bool,
 }
 
-impl WithSimd for Forward<'_> {
+impl Forward<'_> {
+    fn run<const K: usize, const STRIDE: usize>(mut self) {
+        let channels = self.shape.channels;
+        let arch = if channels < arch_lanes() { Arch::Scalar } else { Arch::new() }; // fewer channels than lanes: one at a time
+        arch.dispatch(Planes::<K, STRIDE>(&mut self));
+    }
+}
+
+/// All outputs, one vector of channels after the other: what neighbours share of the input stays in the first-level cache.
+struct Planes<'a, 'b, const K: usize, const STRIDE: usize>(&'a mut Forward<'b>);
+
+impl<const K: usize, const STRIDE: usize> WithSimd for Planes<'_, '_, K, STRIDE> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let channels = self.shape.channels;
-        if channels < S::F32_LANES {
-            return self.with_simd(pulp::Scalar::new()); // fewer channels than lanes: one at a time
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self(layer) = self;
+        let width = layer.shape.out_width;
+        // Outputs that are formed together share weights and inputs; the columns are shared out evenly, as few outputs wait for
+        // their own sums.
+        let most = if S::F32_LANES >= 16 { 8 } else { 4 };
+        let tiles = width.div_ceil(most);
+        if tiles == 0 {
+            return;
         }
-        let rows = self.out.len() / (self.shape.out_width * channels).max(1);
-        for y in 0..rows {
-            for from in starts(channels, S::F32_LANES) {
-                let mut x = 0;
-                while x + OUTPUTS <= self.shape.out_width {
-                    self.outputs::<S, OUTPUTS>(simd, y, x, from);
-                    x += OUTPUTS;
+        let (low, more) = (width / tiles, width % tiles);
+        let middle = more * (low + 1);
+        macro_rules! columns {
+            ($count:expr, $from:expr, $columns:expr, $($n:literal)*) => {
+                match $count {
+                    $($n => simd.vectorize(Columns::<K, STRIDE, $n> { layer, from: $from, columns: $columns }),)*
+                    _ => unreachable!("at most 8 outputs are formed together"),
                 }
-                while x < self.shape.out_width {
-                    self.outputs::<S, 1>(simd, y, x, from);
-                    x += 1;
+            };
+        }
+        for from in starts(layer.shape.channels, S::F32_LANES) {
+            if more > 0 {
+                columns!(low + 1, from, 0..middle, 1 2 3 4 5 6 7 8);
+            }
+            columns!(low, from, middle..width, 1 2 3 4 5 6 7 8);
+        }
+    }
+}
+
+/// One vector of channels of some columns, `N` outputs at a time.
+struct Columns<'a, 'b, const K: usize, const STRIDE: usize, const N: usize> {
+    layer: &'a mut Forward<'b>,
+    from: usize,
+    columns: Range<usize>,
+}
+
+/// Inputs of a row that are held in registers: of 8 outputs with a kernel of 7 and a stride of 2.
+const INPUTS: usize = 21;
+
+impl<const K: usize, const STRIDE: usize, const N: usize> WithSimd for Columns<'_, '_, K, STRIDE, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { layer: Forward { padded, weights, bias, out, shape, relu6 }, from, columns } = self;
+        let Shape { padded_width, channels, out_width, .. } = *shape;
+        let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
+        let bias = load(simd, bias, from);
+        for (y, out) in out.chunks_exact_mut(out_width * channels).enumerate() {
+            for x in columns.clone().step_by(N) {
+                let mut sums = [bias; N];
+                for ky in 0..K {
+                    let row = &padded[((y * STRIDE + ky) * padded_width + x * STRIDE) * channels + from..];
+                    let row = &row[..((N - 1) * STRIDE + K - 1) * channels + S::F32_LANES];
+                    let mut inputs = [zero; INPUTS];
+                    for (i, input) in inputs.iter_mut().enumerate().take((N - 1) * STRIDE + K) {
+                        *input = load(simd, row, i * channels);
+                    }
+                    let taps = &weights[ky * K * channels + from..][..(K - 1) * channels + S::F32_LANES];
+                    for kx in 0..K {
+                        let w = load(simd, taps, kx * channels);
+                        for i in 0..N {
+                            sums[i] = simd.mul_add_e_f32s(inputs[i * STRIDE + kx], w, sums[i]);
+                        }
+                    }
+                }
+                for (i, sum) in sums.into_iter().enumerate() {
+                    // In this order of arguments what is not a number stays one.
+                    let sum = if *relu6 { simd.min_f32s(six, simd.max_f32s(zero, sum)) } else { sum };
+                    store(simd, out, (x + i) * channels + from, sum);
                 }
             }
         }
     }
 }
 
-impl Forward<'_> {
-    #[inline(always)]
-    fn outputs<S: Simd, const N: usize>(&mut self, simd: S, y: usize, x: usize, from: usize) {
-        let Shape { padded_width, channels, stride, out_width, kernel } = self.shape;
-        let mut sums = [load(simd, self.bias, from); N];
-        for ky in 0..kernel {
-            let row = &self.padded[((y * stride + ky) * padded_width + x * stride) * channels + from..];
-            for kx in 0..kernel {
-                let w = load(simd, self.weights, (ky * kernel + kx) * channels + from);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add_e_f32s(load(simd, row, (i * stride + kx) * channels), w, *sum);
-                }
-            }
-        }
-        for (i, &sum) in sums.iter().enumerate() {
-            let mut v = sum;
-            if self.relu6 {
-                v = simd.min_f32s(simd.max_f32s(v, simd.splat_f32s(0.0)), simd.splat_f32s(6.0));
-            }
-            store(simd, self.out, (y * out_width + x + i) * channels + from, v);
+fn arch_lanes() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
         }
     }
+    Arch::new().dispatch(Lanes)
 }
 
 struct Backward<'a, const K: usize> {

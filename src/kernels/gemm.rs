@@ -1,13 +1,18 @@
 //! Matrix product on slices with a fused epilogue: `C = act(A B + bias + add)`.
 //!
-//! One register tile does all the work: a few rows of A are broadcast against two vectors of a packed panel of B. A and B
-//! are given with both strides, so the three products of a linear layer (forward, gradient of the input, gradient of the
-//! weights) need no transposed copies. Every element of C is one chain of fused multiply-adds in the order of k: its bits
-//! do not depend on the other rows, on the threads or on the vector width.
+//! One register tile does all the work: a few rows of A are broadcast against one or two vectors of a packed panel of B. A and
+//! B are given with both strides, so the three products of a linear layer (forward, gradient of the input, gradient of the
+//! weights) need no transposed copies. Rows are shared out evenly over tiles, since a tile of few rows waits for its own sums,
+//! and the last panel is one vector wide where that is enough. Every element of C is one chain of fused multiply-adds in the
+//! order of k, which may be continued by another call: its bits do not depend on the other rows, on the threads or on the
+//! vector width.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
+
+use super::buffer::Buffer;
 
 /// A matrix given by its slice and the distance between neighbouring rows and columns.
 #[derive(Clone, Copy)]
@@ -41,15 +46,26 @@ pub struct Epilogue<'a> {
     pub add: Option<&'a [f32]>,
     /// Clamps to 0..=6.
     pub relu6: bool,
-    /// Adds to what C holds.
+    /// The sums go on from what C holds.
     pub accumulate: bool,
 }
 
+/// Where the rows of C lie: `run` rows one behind the other, the next `run` of them `jump` elements after the first.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// Distance between neighbouring rows.
+    pub row: usize,
+    /// Rows of a run.
+    pub run: usize,
+    /// Distance between the first rows of neighbouring runs.
+    pub jump: usize,
+}
+
 /// A right-hand matrix `[k, n]` cut into panels as wide as the register tile. Packing is worth keeping where the matrix
-/// meets more than one product (the weights of a layer, once per call for a whole batch).
+/// meets more than one product (the weights of a layer).
 #[derive(Clone, Default)]
 pub struct Packed {
-    data: Vec<f32>, // [panels, k, width]
+    data: Buffer, // [panels, k, width]; the last panel may be one vector wide
     k: usize,
     n: usize,
 }
@@ -67,17 +83,21 @@ impl Packed {
 
     /// Packs another matrix into the same memory.
     pub fn refill(&mut self, k: usize, n: usize, b: Matrix<'_>) {
-        let width = NV * Arch::new().dispatch(Lanes);
-        let panels = n.div_ceil(width);
+        let lanes = Arch::new().dispatch(Lanes);
         (self.k, self.n) = (k, n);
-        self.data.clear();
-        self.data.resize(panels * k * width, 0.0);
+        let data = self.data.zeroed(n.div_ceil(lanes) * lanes * k);
         if k == 0 {
             return;
         }
-        for (index, panel) in self.data.chunks_exact_mut(k * width).enumerate() {
-            pack(panel, width, b, index * width, width.min(n - index * width), k);
+        for (index, panel) in data.chunks_mut(k * NV * lanes).enumerate() {
+            let at = index * NV * lanes;
+            pack(panel, panel.len() / k, b, at, (NV * lanes).min(n - at), k);
         }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.k, self.n)
     }
 }
 
@@ -86,11 +106,29 @@ impl Packed {
 /// # Panics
 /// When a slice is shorter than its shape says (a mistake of the caller).
 pub fn gemm(m: usize, a: Matrix<'_>, b: &Packed, c: &mut [f32], epilogue: Epilogue<'_>) {
-    if m == 0 || b.n == 0 {
+    let rows = Rows { row: b.n, run: m.max(1), jump: 0 };
+    gemm_part(m, a, b, (0..b.k, 0..b.n), c, rows, epilogue);
+}
+
+/// A part of the product: rows `k` and columns `n` of B, columns `k` of A (the first of them is the first of `a`), columns `n`
+/// of C (likewise). `n` begins at a multiple of [`PART`]; bias and `add` are those of this part.
+///
+/// # Panics
+/// When a slice is shorter than its shape says, or the part begins elsewhere (mistakes of the caller).
+pub fn gemm_part(
+    m: usize,
+    a: Matrix<'_>,
+    b: &Packed,
+    (k, n): (Range<usize>, Range<usize>),
+    c: &mut [f32],
+    rows: Rows,
+    epilogue: Epilogue<'_>,
+) {
+    if m == 0 || n.is_empty() {
         return;
     }
-    assert!(c.len() >= m * b.n, "gemm: C has {} elements, {m}x{} are written", c.len(), b.n);
-    Arch::new().dispatch(Product { m, a, b, c, epilogue });
+    assert!(k.end <= b.k && n.end <= b.n && n.start.is_multiple_of(PART), "gemm: no part {k:?}, {n:?} of B");
+    Arch::new().dispatch(Product { m, a, b, k, n, c, rows, epilogue });
 }
 
 /// `gemm` with a B that is used once: packed into memory that the thread keeps.
@@ -120,12 +158,17 @@ struct Product<'a> {
     m: usize,
     a: Matrix<'a>,
     b: &'a Packed,
+    k: Range<usize>,
+    n: Range<usize>,
     c: &'a mut [f32],
+    rows: Rows,
     epilogue: Epilogue<'a>,
 }
 
 /// Vectors per row of the register tile.
 const NV: usize = 2;
+/// Parts of a product begin at multiples of so many columns: whole panels for every vector width.
+pub const PART: usize = 32;
 /// Rows of A whose sums are formed before the next panel: keeps that part of A in the first-level cache.
 const ROW_BLOCK: usize = 96;
 
@@ -142,27 +185,39 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { m, a, b: Packed { data: packed, k, n }, c, epilogue } = self;
-        let (k, n) = (*k, *n);
+        let Self { m, a, b: Packed { data: packed, k: all_k, n: all_n }, k, n, c, rows, epilogue } = self;
         let width = NV * S::F32_LANES;
-        for block in (0..m).step_by(ROW_BLOCK) {
-            let block_end = (block + ROW_BLOCK).min(m);
-            for panel in 0..n.div_ceil(width) {
-                let j = panel * width;
-                let cols = width.min(n - j);
-                let (vectors, _) = S::as_simd_f32s(&packed[panel * k * width..][..k * width]);
-                let (vectors, _) = vectors.as_chunks::<NV>();
-                let mut sums: Sums = [[0.0; NV * MAX_LANES]; MAX_ROWS];
-                let mut i = block;
-                while i < block_end {
-                    let rows = if i + MR <= block_end { MR } else { 1 };
-                    if rows == MR {
-                        tile::<S, MR>(simd, k, a, i, vectors, &mut sums);
-                    } else {
-                        tile::<S, 1>(simd, k, a, i, vectors, &mut sums);
+        // Pieces of a run that neighbours share evenly, and as many of them as make a block of rows.
+        let per_run = rows.run.div_ceil(ROW_BLOCK);
+        let piece = rows.run.div_ceil(per_run);
+        let (pieces, group) = (m.div_ceil(rows.run) * per_run, (ROW_BLOCK / piece).max(1));
+        for block in (0..pieces).step_by(group) {
+            for j in (n.start..n.end).step_by(width) {
+                let (at, cols) = (j - n.start, width.min(n.end - j));
+                let padded = (all_n - j).div_ceil(S::F32_LANES).min(NV) * S::F32_LANES;
+                let panel = &packed[j * all_k..][..all_k * padded][k.start * padded..k.end * padded];
+                for index in block..(block + group).min(pieces) {
+                    let first = index / per_run * rows.run + index % per_run * piece;
+                    let end = (index / per_run * rows.run + rows.run).min(first + piece).min(m);
+                    if first >= end {
+                        continue;
                     }
-                    store(&sums, c, n, &Corner { rows, i, j, cols }, &epilogue);
-                    i += rows;
+                    let origin = index / per_run * rows.jump + index % per_run * piece * rows.row + at;
+                    let tiles = (end - first).div_ceil(MR);
+                    let (low, more) = ((end - first) / tiles, (end - first) % tiles);
+                    let mut done = 0;
+                    for tile in 0..tiles {
+                        let count = low + usize::from(tile < more);
+                        let from = origin + done * rows.row;
+                        let corner = Corner { i: first + done, j: at, cols, row: rows.row, from };
+                        let c = &mut c[from..];
+                        if padded == width {
+                            tile_of::<S, NV>(simd, count, a, panel, c, corner, epilogue);
+                        } else {
+                            tile_of::<S, 1>(simd, count, a, panel, c, corner, epilogue);
+                        }
+                        done += count;
+                    }
                 }
             }
         }
@@ -186,86 +241,161 @@ fn pack(panel: &mut [f32], width: usize, b: Matrix<'_>, j: usize, cols: usize, k
     }
 }
 
-#[inline(always)]
-fn tile<S: Simd, const MR: usize>(simd: S, k: usize, a: Matrix<'_>, i: usize, panel: &[[S::f32s; NV]], out: &mut Sums) {
-    let zero = simd.splat_f32s(0.0);
-    let mut sums = [[zero; NV]; MR];
-    if k == 0 {
-        // nothing to add
-    } else if a.row == 1 && a.col >= MR {
-        // A is a transpose, read along its columns: MR neighbours at a time.
-        for (b, column) in panel.iter().zip(a.data[i..].chunks(a.col)) {
-            let Some(column) = column.first_chunk::<MR>() else { break };
-            for r in 0..MR {
-                let x = simd.splat_f32s(column[r]);
-                for v in 0..NV {
-                    sums[r][v] = simd.mul_add_e_f32s(x, b[v], sums[r][v]);
-                }
-            }
-        }
-    } else {
-        debug_assert_eq!(a.col, 1, "A must be row-major or a transpose");
-        let rows: [&[f32]; MR] = std::array::from_fn(|r| &a.data[(i + r) * a.row..][..k]);
-        let panel = &panel[..k]; // tells the compiler that p is in range below
-        for p in 0..k {
-            let b = &panel[p];
-            for r in 0..MR {
-                let x = simd.splat_f32s(rows[r][p]);
-                for v in 0..NV {
-                    sums[r][v] = simd.mul_add_e_f32s(x, b[v], sums[r][v]);
-                }
-            }
-        }
-    }
-    for (row, out) in sums.iter().zip(out.iter_mut()) {
-        let (vectors, _) = S::as_mut_simd_f32s(out);
-        vectors[..NV].copy_from_slice(row);
-    }
-}
-
-/// Sums of one register tile on their way out of the registers: rows of at most `NV * 16` columns.
-type Sums = [[f32; NV * MAX_LANES]; MAX_ROWS];
-/// The widest vectors there are.
-const MAX_LANES: usize = 16;
-/// The tallest register tile.
-const MAX_ROWS: usize = 12;
-
-/// The part of C that a tile covers.
+/// Where a tile begins: row of A, column of the part; its columns, and the distance between its rows in C.
+#[derive(Clone, Copy)]
 struct Corner {
-    rows: usize,
     i: usize,
     j: usize,
     cols: usize,
+    row: usize,
+    /// Index in C.
+    from: usize,
 }
 
-/// Applies the epilogue to a tile and stores it. Plain loops: once per tile, not once per k.
+/// A tile of `count` rows, at most 12.
 #[inline(always)]
-fn store(sums: &Sums, c: &mut [f32], n: usize, corner: &Corner, epilogue: &Epilogue<'_>) {
-    let Corner { rows, i, j, cols } = *corner;
-    for (r, row) in sums.iter().take(rows).enumerate() {
-        let at = (i + r) * n + j;
-        let mut row = *row;
+fn tile_of<S: Simd, const V: usize>(
+    simd: S,
+    count: usize,
+    a: Matrix<'_>,
+    panel: &[f32],
+    c: &mut [f32],
+    corner: Corner,
+    epilogue: Epilogue<'_>,
+) {
+    macro_rules! heights {
+        ($($rows:literal)*) => {
+            match count {
+                $($rows => simd.vectorize(Tile::<$rows, V> { a, panel, c, corner, epilogue }),)*
+                _ => unreachable!("tiles have at most 12 rows"),
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+/// Sums that stay in registers from the first multiply-add to the store.
+struct Tile<'a, 'b, const MR: usize, const V: usize> {
+    a: Matrix<'a>,
+    panel: &'a [f32],
+    c: &'b mut [f32],
+    corner: Corner,
+    epilogue: Epilogue<'a>,
+}
+
+impl<const MR: usize, const V: usize> WithSimd for Tile<'_, '_, MR, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { a, panel, c, corner, epilogue } = self;
+        let Corner { i, j, cols, row, from } = corner;
+        let (panel, _) = S::as_simd_f32s(panel).0.as_chunks::<V>();
+        let zero = simd.splat_f32s(0.0);
+        let mut sums = [[zero; V]; MR];
+        if epilogue.accumulate {
+            sums = read_rows::<S, MR, V>(simd, c, row, cols);
+        }
+        if panel.is_empty() {
+            // nothing to add
+        } else if a.row == 1 && a.col >= MR {
+            // A is a transpose, read along its columns: MR neighbours at a time.
+            for (b, column) in panel.iter().zip(a.data[i..].chunks(a.col)) {
+                let Some(column) = column.first_chunk::<MR>() else { break };
+                for r in 0..MR {
+                    let x = simd.splat_f32s(column[r]);
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add_e_f32s(x, b[v], sums[r][v]);
+                    }
+                }
+            }
+        } else {
+            debug_assert_eq!(a.col, 1, "A must be row-major or a transpose");
+            let k = panel.len();
+            let rows: [&[f32]; MR] = std::array::from_fn(|r| &a.data[(i + r) * a.row..][..k]);
+            for p in 0..k {
+                let b = &panel[p];
+                for r in 0..MR {
+                    let x = simd.splat_f32s(rows[r][p]);
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add_e_f32s(x, b[v], sums[r][v]);
+                    }
+                }
+            }
+        }
         if let Some(bias) = epilogue.bias {
-            add(&mut row, &bias[j..][..cols]);
+            let [bias] = read_rows::<S, 1, V>(simd, &bias[j..], cols, cols);
+            for row in &mut sums {
+                for v in 0..V {
+                    row[v] = simd.add_f32s(row[v], bias[v]);
+                }
+            }
         }
         if let Some(other) = epilogue.add {
-            add(&mut row, &other[at..][..cols]);
-        }
-        let out = &mut c[at..][..cols];
-        if epilogue.accumulate {
-            add(&mut row, out);
+            let other = read_rows::<S, MR, V>(simd, &other[from..], row, cols);
+            for r in 0..MR {
+                for v in 0..V {
+                    sums[r][v] = simd.add_f32s(sums[r][v], other[r][v]);
+                }
+            }
         }
         if epilogue.relu6 {
-            row.iter_mut().for_each(|y| *y = y.clamp(0.0, 6.0));
+            // In this order of arguments what is not a number stays one.
+            let six = simd.splat_f32s(6.0);
+            for sum in sums.as_flattened_mut() {
+                *sum = simd.min_f32s(six, simd.max_f32s(zero, *sum));
+            }
         }
-        out.copy_from_slice(&row[..cols]);
+        write_rows::<S, MR, V>(simd, sums, c, row, cols);
     }
 }
 
+/// Rows of `cols` elements, each `row` elements behind the last.
 #[inline(always)]
-fn add(row: &mut [f32], other: &[f32]) {
-    for (y, x) in row.iter_mut().zip(other) {
-        *y += x;
+fn read_rows<S: Simd, const MR: usize, const V: usize>(
+    simd: S,
+    values: &[f32],
+    row: usize,
+    cols: usize,
+) -> [[S::f32s; V]; MR] {
+    let mut vectors = [[simd.splat_f32s(0.0); V]; MR];
+    if cols == V * S::F32_LANES {
+        for r in 0..MR {
+            let (whole, _) = S::as_simd_f32s(&values[r * row..]);
+            vectors[r].copy_from_slice(&whole[..V]);
+        }
+        return vectors;
+    }
+    let mut some = [[simd.splat_f32s(0.0); V]; MR]; // indexed at run time: not in registers
+    for (r, vectors) in some.iter_mut().enumerate() {
+        for (vector, values) in vectors.iter_mut().zip(values[r * row..][..cols].chunks(S::F32_LANES)) {
+            *vector = simd.partial_load_f32s(values);
+        }
+    }
+    some
+}
+
+/// The inverse of [`read_rows`].
+#[inline(always)]
+fn write_rows<S: Simd, const MR: usize, const V: usize>(
+    simd: S,
+    sums: [[S::f32s; V]; MR],
+    out: &mut [f32],
+    row: usize,
+    cols: usize,
+) {
+    if cols == V * S::F32_LANES {
+        for r in 0..MR {
+            let (whole, _) = S::as_mut_simd_f32s(&mut out[r * row..]);
+            whole[..V].copy_from_slice(&sums[r]);
+        }
+        return;
+    }
+    let some = sums; // indexed at run time: not in registers
+    for (r, sums) in some.iter().enumerate() {
+        for (out, sum) in out[r * row..][..cols].chunks_mut(S::F32_LANES).zip(sums) {
+            simd.partial_store_f32s(out, *sum);
+        }
     }
 }
 
@@ -313,6 +443,35 @@ mod tests {
             for i in 0..m {
                 gemm_once(1, n, k, Matrix::rows(&a[i * k..], k), Matrix::rows(&b, n), &mut one, Epilogue::default());
                 prop_assert_eq!(&all[i * n..][..n], &one[..]);
+            }
+        }
+
+        /// Some columns of B at a time, and the sums continued over k, in runs of rows that lie apart: the same bits.
+        #[test]
+        fn parts_make_the_whole(run in 1usize..20, runs in 1usize..4, n in 1usize..100, k in 2usize..70, gap in 0usize..5) {
+            let m = run * runs;
+            let (a, b, bias) = (values(m * k, 8), values(k * n, 9), values(n, 10));
+            let packed = Packed::new(k, n, Matrix::rows(&b, n));
+            let mut whole = vec![0.0; m * n];
+            let epilogue = Epilogue { bias: Some(&bias), relu6: true, ..Epilogue::default() };
+            gemm(m, Matrix::rows(&a, k), &packed, &mut whole, epilogue);
+            for from in (0..n).step_by(PART) {
+                let to = (from + PART).min(n);
+                let (row, middle) = (to - from + gap, k / 2);
+                let jump = run * row + gap;
+                let mut part = vec![7.0; runs * jump];
+                let rows = Rows { row, run, jump };
+                for (some, first) in [(0..middle, true), (middle..k, false)] {
+                    let a = Matrix::rows(&a[some.start..], k);
+                    let last = Epilogue { bias: Some(&bias[from..to]), relu6: true, accumulate: true, ..Epilogue::default() };
+                    let epilogue = if first { Epilogue::default() } else { last };
+                    gemm_part(m, a, &packed, (some, from..to), &mut part, rows, epilogue);
+                }
+                for i in 0..m {
+                    let at = i / run * jump + i % run * row;
+                    prop_assert_eq!(&part[at..][..to - from], &whole[i * n + from..i * n + to]);
+                    prop_assert!(part[at + to - from..][..gap].iter().all(|&x| x == 7.0), "written beyond the row");
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Nothing here knows tensors, models or threads pools beyond rayon. All kernels compute each output element in one fixed
 //! order: neither the number of threads nor the rest of a batch changes a bit.
 
+pub mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod depthwise;
