@@ -1,7 +1,7 @@
 //! The fused operations against plain candle: values and gradients, on random shapes.
 
 use candle_core::{Device, Result, Tensor, Var};
-use diad::ops::{self, AttentionShape, ConvNextShape, Dropout};
+use diad::ops::{self, AttentionShape, ConvNextShape, Dropout, Mode, Packs};
 use proptest::prelude::*;
 
 /// Values that look random and are the same everywhere.
@@ -66,7 +66,7 @@ proptest! {
         let x = var(&[batch, height * width, channels], 3, 1.0);
         let p = var(&[shape.parameters()], 4, 0.2);
         let m = var(&[batch, 3 * channels], 5, 0.5);
-        assert_same(&[&x, &p, &m], || ops::convnext(&x, &p, &m, shape, None, true), || ops::convnext_composite(&x, &p, &m, shape, None, true));
+        assert_same(&[&x, &p, &m], || ops::convnext(&x, &p, &m, shape, None, Mode::Training), || ops::convnext_composite(&x, &p, &m, shape, None, true));
     }
 
     #[test]
@@ -76,7 +76,7 @@ proptest! {
         let x = var(&[batch, tokens, heads * d], 6, 1.0);
         let p = var(&[shape.parameters()], 7, 0.4);
         let m = var(&[batch, 3 * heads * d], 8, 0.5);
-        assert_same(&[&x, &p, &m], || ops::attention(&x, &p, &m, shape, true), || ops::attention_composite(&x, &p, &m, shape, true));
+        assert_same(&[&x, &p, &m], || ops::attention(&x, &p, &m, shape, Mode::Training), || ops::attention_composite(&x, &p, &m, shape, true));
     }
 
     #[test]
@@ -96,10 +96,10 @@ const SHAPE: ConvNextShape = ConvNextShape { height: 6, width: 5, channels: 16, 
 fn a_sample_does_not_depend_on_its_batch() {
     let x = var(&[5, 30, 16], 1, 1.0);
     let (p, m) = (var(&[SHAPE.parameters()], 2, 0.3), var(&[5, 48], 3, 0.5));
-    let all = ops::convnext(&x, &p, &m, SHAPE, None, false).unwrap();
+    let all = ops::convnext(&x, &p, &m, SHAPE, None, Mode::Inference(&Packs::default())).unwrap();
     for i in 0..5 {
         let (x, m) = (x.narrow(0, i, 1).unwrap(), m.narrow(0, i, 1).unwrap());
-        let one = ops::convnext(&x, &p, &m, SHAPE, None, false).unwrap();
+        let one = ops::convnext(&x, &p, &m, SHAPE, None, Mode::Inference(&Packs::default())).unwrap();
         let (one, all) = (one.flatten_all().unwrap(), all.get(i).unwrap().flatten_all().unwrap());
         assert_eq!(one.to_vec1::<f32>().unwrap(), all.to_vec1::<f32>().unwrap());
     }
@@ -111,7 +111,9 @@ fn dropout_gradient_is_the_slope_of_the_dropped_loss() {
     let x = var(&[2, 30, 16], 1, 1.0);
     let (p, m) = (var(&[SHAPE.parameters()], 2, 0.3), var(&[2, 48], 3, 0.5));
     let dropout = Some(Dropout { probability: 0.4, seed: 77 });
-    let loss = |p: &Tensor| ops::convnext(&x, p, &m, SHAPE, dropout, true).unwrap().sqr().unwrap().sum_all().unwrap();
+    let loss = |p: &Tensor| {
+        ops::convnext(&x, p, &m, SHAPE, dropout, Mode::Training).unwrap().sqr().unwrap().sum_all().unwrap()
+    };
     let grads = loss(&p).backward().unwrap();
     let direction = Tensor::from_vec(values(SHAPE.parameters(), 5, 1.0), SHAPE.parameters(), &Device::Cpu).unwrap();
     let slope = (grads.get(&p).unwrap() * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -121,8 +123,8 @@ fn dropout_gradient_is_the_slope_of_the_dropped_loss() {
     };
     let measured = (at(1e-2) - at(-1e-2)) / 2e-2;
     assert!((measured - f64::from(slope)).abs() < 0.01 * measured.abs(), "{measured} != {slope}");
-    let plain = ops::convnext(&x, &p, &m, SHAPE, None, false).unwrap();
-    let dropped = ops::convnext(&x, &p, &m, SHAPE, dropout, false).unwrap();
+    let plain = ops::convnext(&x, &p, &m, SHAPE, None, Mode::Inference(&Packs::default())).unwrap();
+    let dropped = ops::convnext(&x, &p, &m, SHAPE, dropout, Mode::Inference(&Packs::default())).unwrap();
     let changed = (plain - dropped).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     assert!(changed > 1e-3, "dropout changes nothing");
 }
@@ -133,5 +135,8 @@ fn wrong_shapes_are_errors_that_show_them() {
     let error = ops::depthwise(&x, &var(&[4, 4, 4], 2, 1.0), 1, [1; 4]).unwrap_err().to_string();
     assert!(error.contains("[4, 4, 4]") && error.contains("k 3, 5 or 7"), "{error}");
     let x = var(&[1, 30, 16], 1, 1.0);
-    assert!(ops::convnext(&x, &var(&[3], 2, 1.0), &var(&[1, 48], 3, 1.0), SHAPE, None, false).is_err());
+    assert!(
+        ops::convnext(&x, &var(&[3], 2, 1.0), &var(&[1, 48], 3, 1.0), SHAPE, None, Mode::Inference(&Packs::default()))
+            .is_err()
+    );
 }

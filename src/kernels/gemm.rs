@@ -63,7 +63,7 @@ pub struct Rows {
 
 /// A right-hand matrix `[k, n]` cut into panels as wide as the register tile. Packing is worth keeping where the matrix
 /// meets more than one product (the weights of a layer).
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Packed {
     data: Buffer, // [panels, k, width]; the last panel may be one vector wide
     k: usize,

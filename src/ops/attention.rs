@@ -1,11 +1,15 @@
 //! Self-attention with adaLN and a gated residual as one operation (Vaswani et al. 2017; adaLN-zero, Peebles & Xie 2023).
 
-use std::sync::OnceLock;
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Kernel, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
+use super::{
+    Kernel, Mode, Packs, STRIP_TOKENS, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order,
+};
+use crate::kernels::buffer::Buffer;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
@@ -32,6 +36,13 @@ impl AttentionShape {
         self.parts().iter().map(Shape::elem_count).sum()
     }
 
+    /// The two matrices as the kernel reads them.
+    fn packs(&self, parameters: &[f32]) -> [Packed; 2] {
+        let c = self.channels;
+        let [qkv, _, project, _] = split(parameters, &self.parts());
+        [Packed::new(c, 3 * c, Matrix::rows(qkv, 3 * c)), Packed::new(c, c, Matrix::rows(project, c))]
+    }
+
     fn scale(&self) -> f32 {
         1.0 / ((self.channels / self.heads) as f32).sqrt()
     }
@@ -40,7 +51,6 @@ impl AttentionShape {
 /// `x + gate * project(attention(norm(x) * (1 + scale) + shift))`.
 ///
 /// `x` `[B, T, C]`; `parameters` `[n]` as in [`AttentionShape::parameters`]; `modulation` `[B, 3 C]`: shift, scale, gate.
-/// `train` keeps what the gradient needs.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -49,7 +59,7 @@ pub fn attention(
     parameters: &Tensor,
     modulation: &Tensor,
     shape: AttentionShape,
-    train: bool,
+    mode: Mode<'_>,
 ) -> Result<Tensor> {
     if !shape.channels.is_multiple_of(shape.heads) {
         candle_core::bail!("{shape:?}: channels are no multiple of the heads");
@@ -57,9 +67,10 @@ pub fn attention(
     let arguments = [x, parameters, modulation];
     check_layer(&shape, arguments, [shape.tokens, shape.channels, shape.parameters()])?;
     if !has_cpu_kernel(x) {
-        return attention_composite(x, parameters, modulation, shape, train);
+        return attention_composite(x, parameters, modulation, shape, mode.trains());
     }
-    run(Attention { shape, stash: train.then(OnceLock::new) }, arguments, train)
+    let packs = Packs::of(mode, parameters, |parameters| shape.packs(parameters))?;
+    run(Attention { shape, packs, stash: mode.trains().then(OnceLock::new) }, arguments, mode.trains())
 }
 
 /// The same as a chain of operations.
@@ -101,21 +112,25 @@ struct Stash {
 
 struct Attention {
     shape: AttentionShape,
+    packs: Arc<[Packed; 2]>, // [C, 3 C] and [C, C]
     stash: Option<OnceLock<Stash>>,
 }
 
 impl Attention {
     /// Attention weights `[T, T]` of one head from one sample's `qkv` `[T, 3 C]`.
-    fn weights(&self, qkv: &[f32], head: usize) -> Vec<f32> {
+    fn weights(&self, qkv: &[f32], head: usize, weights: &mut [f32]) {
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let d = c / heads;
         let q = Matrix { data: &qkv[head * d..], row: 3 * c, col: 1 };
         let keys = Matrix { data: &qkv[c + head * d..], row: 1, col: 3 * c };
-        let mut weights = vec![0.0; tokens * tokens];
-        gemm_once(tokens, tokens, d, q, keys, &mut weights, Epilogue::default());
-        pw::softmax_rows(&mut weights, tokens, self.shape.scale());
-        weights
+        gemm_once(tokens, tokens, d, q, keys, weights, Epilogue::default());
+        pw::softmax_rows(weights, tokens, self.shape.scale());
     }
+}
+
+thread_local! {
+    /// Memory of a thread for what one task has on its way.
+    static SCRATCH: RefCell<Buffer> = RefCell::default();
 }
 
 /// Copies `[T, d]` into the columns of one head of `[T, stride]`.
@@ -129,30 +144,37 @@ impl Kernel<3> for Attention {
     const NAME: &'static str = "attention";
 
     fn forward(&self, [x, parameters, modulation]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
-        let [qkv_weight, qkv_bias, project, project_bias] = split(parameters, &self.shape.parts());
+        let [_, qkv_bias, _, project_bias] = split(parameters, &self.shape.parts());
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let (sample, d) = (tokens * c, c / heads);
-        let qkv_packed = Packed::new(c, 3 * c, Matrix::rows(qkv_weight, 3 * c));
-        let project_packed = Packed::new(c, c, Matrix::rows(project, c));
+        let [qkv_packed, project_packed] = &*self.packs;
+        let strip = STRIP_TOKENS * c;
 
         let mut qkv = vec![0.0; x.len() * 3];
         qkv.par_chunks_exact_mut(3 * sample)
             .zip(x.par_chunks_exact(sample))
             .zip(modulation.par_chunks_exact(3 * c))
             .for_each(|((qkv, x), m)| {
-                let mut normed = vec![0.0; sample];
-                pw::modulated_norm(x, &m[..c], &m[c..2 * c], &mut normed);
-                let epilogue = Epilogue { bias: Some(qkv_bias), ..Epilogue::default() };
-                gemm(tokens, Matrix::rows(&normed, c), &qkv_packed, qkv, epilogue);
+                qkv.par_chunks_mut(3 * strip).zip(x.par_chunks(strip)).for_each(|(qkv, x)| {
+                    SCRATCH.with_borrow_mut(|normed| {
+                        let normed = normed.of(x.len());
+                        pw::modulated_norm(x, &m[..c], &m[c..2 * c], normed);
+                        let epilogue = Epilogue { bias: Some(qkv_bias), ..Epilogue::default() };
+                        gemm(x.len() / c, Matrix::rows(normed, c), qkv_packed, qkv, epilogue);
+                    });
+                });
             });
         let per_head: Vec<Vec<f32>> = (0..x.len() / sample * heads)
             .into_par_iter()
             .map(|i| {
                 let (qkv, head) = (&qkv[i / heads * 3 * sample..][..3 * sample], i % heads);
-                let weights = self.weights(qkv, head);
                 let values = Matrix { data: &qkv[2 * c + head * d..], row: 3 * c, col: 1 };
                 let mut out = vec![0.0; tokens * d];
-                gemm_once(tokens, d, tokens, Matrix::rows(&weights, tokens), values, &mut out, Epilogue::default());
+                SCRATCH.with_borrow_mut(|weights| {
+                    let weights = weights.of(tokens * tokens);
+                    self.weights(qkv, head, weights);
+                    gemm_once(tokens, d, tokens, Matrix::rows(weights, tokens), values, &mut out, Epilogue::default());
+                });
                 out
             })
             .collect();
@@ -169,9 +191,13 @@ impl Kernel<3> for Attention {
                 for head in 0..heads {
                     scatter_head(&per_head[i * heads + head], d, head * d, c, mixed);
                 }
-                let epilogue = Epilogue { bias: Some(project_bias), ..Epilogue::default() };
-                gemm(tokens, Matrix::rows(mixed, c), &project_packed, update, epilogue);
-                pw::gated_add(x, &m[2 * c..], update, out);
+                let strips = mixed.par_chunks(strip).zip(update.par_chunks_mut(strip));
+                let strips = strips.zip(x.par_chunks(strip)).zip(out.par_chunks_mut(strip));
+                strips.for_each(|(((mixed, update), x), out)| {
+                    let epilogue = Epilogue { bias: Some(project_bias), ..Epilogue::default() };
+                    gemm(x.len() / c, Matrix::rows(mixed, c), project_packed, update, epilogue);
+                    pw::gated_add(x, &m[2 * c..], update, out);
+                });
             });
         if let Some(cell) = &self.stash {
             let _ = cell.set(Stash { qkv, mixed, update }); // set once: an op runs forward once
@@ -239,9 +265,9 @@ impl Attention {
         let d = c / heads;
         let mut grad_qkv = vec![0.0; tokens * 3 * c];
         let mut part = vec![0.0; tokens * d];
-        let mut grad_weights = vec![0.0; tokens * tokens];
+        let (mut weights, mut grad_weights) = (vec![0.0; tokens * tokens], vec![0.0; tokens * tokens]);
         for head in 0..heads {
-            let weights = self.weights(qkv, head);
+            self.weights(qkv, head, &mut weights);
             let columns = |offset: usize| Matrix { data: &qkv[offset + head * d..], row: 3 * c, col: 1 };
             let grad_out = Matrix { data: &grad_mixed[head * d..], row: c, col: 1 };
             let plain = Epilogue::default();

@@ -1,12 +1,14 @@
 //! One denoiser block as one operation: adaLN, depthwise convolution, MLP, gated residual (ConvNeXt, Liu et al. 2022, with
 //! adaLN-zero, Peebles & Xie 2023). Fused because its parts are bound by memory: a sample's activations stay in the cache.
 
-use std::sync::OnceLock;
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Kernel, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
+use super::{Kernel, Mode, Packs, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
+use crate::kernels::buffer::Buffer;
 use crate::kernels::depthwise as dw;
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
@@ -40,6 +42,13 @@ impl ConvNextShape {
     /// Number of parameters of a block.
     pub fn parameters(&self) -> usize {
         self.parts().iter().map(Shape::elem_count).sum()
+    }
+
+    /// The two matrices of the MLP as the kernel reads them.
+    fn packs(&self, parameters: &[f32]) -> [Packed; 2] {
+        let (c, hidden) = (self.channels, self.hidden);
+        let [_, _, up, _, down, _] = split(parameters, &self.parts());
+        [Packed::new(c, hidden, Matrix::rows(up, hidden)), Packed::new(hidden, c, Matrix::rows(down, c))]
     }
 
     fn depthwise_shape(&self) -> dw::Shape {
@@ -91,7 +100,7 @@ impl Dropout {
 /// `x + gate * MLP(depthwise(norm(x) * (1 + scale) + shift))`.
 ///
 /// `x` `[B, H*W, C]`; `parameters` `[n]` in the order of the block's parts (depthwise weights and bias, up and bias, down
-/// and bias); `modulation` `[B, 3 C]`: shift, scale, gate. `train` keeps what the gradient needs.
+/// and bias); `modulation` `[B, 3 C]`: shift, scale, gate.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -101,15 +110,17 @@ pub fn convnext(
     modulation: &Tensor,
     shape: ConvNextShape,
     dropout: Option<Dropout>,
-    train: bool,
+    mode: Mode<'_>,
 ) -> Result<Tensor> {
     let arguments = [x, parameters, modulation];
     check_layer(&shape, arguments, [shape.tokens(), shape.channels, shape.parameters()])?;
     let dropout = dropout.filter(|d| d.probability > 0.0);
     if !has_cpu_kernel(x) {
-        return convnext_composite(x, parameters, modulation, shape, dropout, train);
+        return convnext_composite(x, parameters, modulation, shape, dropout, mode.trains());
     }
-    run(ConvNext { shape, dropout, stash: train.then(OnceLock::new) }, arguments, train)
+    let packs = Packs::of(mode, parameters, |parameters| shape.packs(parameters))?;
+    let stash = mode.trains().then(OnceLock::new);
+    run(ConvNext { shape, dropout, packs, stash }, arguments, mode.trains())
 }
 
 /// The same as a chain of operations. Where nothing is trained, a GPU has one kernel for each of those that stand between the
@@ -154,6 +165,7 @@ struct Stash {
 struct ConvNext {
     shape: ConvNextShape,
     dropout: Option<Dropout>,
+    packs: Arc<[Packed; 2]>, // [C, hidden] and [hidden, C]
     stash: Option<OnceLock<Stash>>,
 }
 
@@ -167,12 +179,11 @@ impl Kernel<3> for ConvNext {
     const NAME: &'static str = "convnext";
 
     fn forward(&self, [x, parameters, modulation]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
-        let [depthwise, depthwise_bias, up, up_bias, down, down_bias] = split(parameters, &self.shape.parts());
+        let [depthwise, depthwise_bias, _, up_bias, _, down_bias] = split(parameters, &self.shape.parts());
         let ConvNextShape { height, width, channels: c, hidden, kernel } = self.shape;
         let sample = height * width * c;
         let batch = x.len() / sample;
-        let up = Packed::new(c, hidden, Matrix::rows(up, hidden));
-        let down = Packed::new(hidden, c, Matrix::rows(down, c));
+        let [up, down] = &*self.packs;
 
         let padded: Vec<Vec<f32>> = x
             .par_chunks_exact(sample)
@@ -206,24 +217,25 @@ impl Kernel<3> for ConvNext {
         tasks.into_par_iter().for_each(|(i, (((out, convolved), pre), update))| {
             let (index, first_row) = (i / strips, i % strips * STRIP_ROWS);
             let tokens = out.len() / c;
-            let mut local = (Vec::new(), Vec::new(), Vec::new());
-            let convolved = borrow(convolved, &mut local.0, tokens * c);
-            let pre = borrow(pre, &mut local.1, tokens * hidden);
-            let update = borrow(update, &mut local.2, tokens * c);
-            let shape = self.shape.depthwise_shape();
-            let rows = &padded[index][first_row * shape.padded_width * c..];
-            dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
-            let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
-            gemm(tokens, Matrix::rows(convolved, c), &up, pre, bias(up_bias));
-            let mut active = vec![0.0; tokens * hidden];
-            pw::gelu(pre, &mut active);
-            if let Some(dropout) = &self.dropout {
-                dropout.apply(&mut active, index, first_row * width * hidden);
-            }
-            gemm(tokens, Matrix::rows(&active, hidden), &down, update, bias(down_bias));
-            let from = index * sample + first_row * width * c;
-            let gate = &modulation[index * 3 * c + 2 * c..][..c];
-            pw::gated_add(&x[from..][..tokens * c], gate, update, out);
+            SCRATCH.with_borrow_mut(|[convolved_here, pre_here, active, update_here]| {
+                let convolved = borrow(convolved, convolved_here, tokens * c);
+                let pre = borrow(pre, pre_here, tokens * hidden);
+                let update = borrow(update, update_here, tokens * c);
+                let shape = self.shape.depthwise_shape();
+                let rows = &padded[index][first_row * shape.padded_width * c..];
+                dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
+                let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
+                gemm(tokens, Matrix::rows(convolved, c), up, pre, bias(up_bias));
+                let active = active.of(tokens * hidden);
+                pw::gelu(pre, active);
+                if let Some(dropout) = &self.dropout {
+                    dropout.apply(active, index, first_row * width * hidden);
+                }
+                gemm(tokens, Matrix::rows(active, hidden), down, update, bias(down_bias));
+                let from = index * sample + first_row * width * c;
+                let gate = &modulation[index * 3 * c + 2 * c..][..c];
+                pw::gated_add(&x[from..][..tokens * c], gate, update, out);
+            });
         });
         if let Some(cell) = &self.stash {
             let _ = cell.set(stash); // set once: an op runs forward once
@@ -282,13 +294,13 @@ impl Kernel<3> for ConvNext {
 }
 
 /// The kept memory, or local memory where nothing is kept.
-fn borrow<'a>(kept: &'a mut [f32], local: &'a mut Vec<f32>, len: usize) -> &'a mut [f32] {
-    if kept.is_empty() {
-        local.resize(len, 0.0);
-        local
-    } else {
-        kept
-    }
+fn borrow<'a>(kept: &'a mut [f32], local: &'a mut Buffer, len: usize) -> &'a mut [f32] {
+    if kept.is_empty() { local.of(len) } else { kept }
+}
+
+thread_local! {
+    /// Memory of a thread for what one strip has on its way.
+    static SCRATCH: RefCell<[Buffer; 4]> = RefCell::default();
 }
 
 /// Disjoint pieces of the given lengths.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::int;
-use super::{Kernel, Op, has_cpu_kernel, has_kernel, sum_in_order};
+use super::{Kernel, Op, STRIP_TOKENS, has_cpu_kernel, has_kernel, sum_in_order};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{Numbers, Work, launch};
 use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
@@ -53,12 +53,15 @@ impl Kernel<3> for Linear {
         let packed = Packed::new(k, n, Matrix::rows(weight, n));
         let mut out = vec![0.0; batch * tokens * n];
         out.par_chunks_exact_mut(tokens * n).zip(x.par_chunks_exact(tokens * k)).for_each(|(out, x)| {
-            let epilogue = if per_token {
-                Epilogue { add: Some(bias), ..Epilogue::default() }
-            } else {
-                Epilogue { bias: Some(bias), ..Epilogue::default() }
-            };
-            gemm(tokens, Matrix::rows(x, k), &packed, out, epilogue);
+            let strips = out.par_chunks_mut(STRIP_TOKENS * n).zip(x.par_chunks(STRIP_TOKENS * k));
+            strips.enumerate().for_each(|(strip, (out, x))| {
+                let epilogue = if per_token {
+                    Epilogue { add: Some(&bias[strip * STRIP_TOKENS * n..]), ..Epilogue::default() }
+                } else {
+                    Epilogue { bias: Some(bias), ..Epilogue::default() }
+                };
+                gemm(out.len() / n, Matrix::rows(x, k), &packed, out, epilogue);
+            });
         });
         Ok((out, (batch, tokens, n).into()))
     }

@@ -5,7 +5,11 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
+
+use crate::kernels::gemm::Packed;
 
 mod attention;
 mod convnext;
@@ -20,6 +24,46 @@ pub use convnext::{ConvNextShape, Dropout, convnext, convnext_composite};
 pub use depthwise::{depthwise, depthwise_biased, depthwise_composite};
 pub use linear::{linear, linear_composite, modulated_norm, modulated_norm_composite};
 pub use pointwise::{bias_clamp, bias_gelu, dropout, gated_add};
+
+/// What a layer is computed for.
+#[derive(Clone, Copy, Debug)]
+pub enum Mode<'a> {
+    /// A gradient: what it needs is kept. The parameters may change from call to call.
+    Training,
+    /// An answer.
+    Inference(&'a Packs),
+}
+
+impl Mode<'_> {
+    /// Whether what the gradient needs is kept.
+    pub fn trains(self) -> bool {
+        matches!(self, Self::Training)
+    }
+}
+
+/// The matrices of one layer as its kernel reads them, made at the first call and kept: they belong to parameters that stay.
+#[derive(Debug, Default)]
+pub struct Packs(OnceLock<Arc<[Packed; 2]>>);
+
+impl Packs {
+    /// Those of `parameters`, from `pack` where they are not there yet, or where the parameters can change.
+    fn of(mode: Mode<'_>, parameters: &Tensor, pack: impl FnOnce(&[f32]) -> [Packed; 2]) -> Result<Arc<[Packed; 2]>> {
+        let make = || with_elements([parameters], "packing", |[parameters]| Ok(Arc::new(pack(parameters))));
+        match mode {
+            Mode::Inference(Self(kept)) if !parameters.is_variable() => {
+                if let Some(packs) = kept.get() {
+                    return Ok(packs.clone());
+                }
+                let packs = make()?;
+                Ok(kept.get_or_init(|| packs).clone())
+            }
+            _ => make(),
+        }
+    }
+}
+
+/// Tokens of a sample that one task takes: enough for the matrix kernel, few enough for several cores to share a sample.
+const STRIP_TOKENS: usize = 64;
 
 /// Whether the CPU kernels compute this; elsewhere it is tensor operations.
 fn has_cpu_kernel(x: &Tensor) -> bool {

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 
 use crate::config::Position;
 use crate::error::{Error, Result};
-use crate::ops::{self, AttentionShape, ConvNextShape, Dropout};
+use crate::ops::{self, AttentionShape, ConvNextShape, Dropout, Mode, Packs};
 
 mod classes;
 mod shape;
@@ -24,8 +24,15 @@ use windows::Windows;
 
 struct Layer {
     parameters: Tensor,
+    packs: Packs,
     weight: Tensor, // modulation
     bias: Tensor,
+}
+
+impl Layer {
+    fn mode(&self, train: bool) -> Mode<'_> {
+        if train { Mode::Training } else { Mode::Inference(&self.packs) }
+    }
 }
 
 /// What the blocks are told about noise level and class.
@@ -112,6 +119,7 @@ impl Denoiser {
         let layer = |prefix: String, parameters: &str| -> Result<Layer> {
             Ok(Layer {
                 parameters: get(&format!("{prefix}.{parameters}"))?,
+                packs: Packs::default(),
                 weight: get(&format!("{prefix}.modulation.weight"))?,
                 bias: get(&format!("{prefix}.modulation.bias"))?,
             })
@@ -266,6 +274,7 @@ impl Denoiser {
             }
         }
         let (mut kept, mut block) = (Vec::new(), 0);
+        let mode = |layer| Layer::mode(layer, train.is_some());
         for stage in &self.stages {
             h = match stage {
                 Stage::Block(layer, shape) => {
@@ -274,13 +283,13 @@ impl Denoiser {
                         seed: seed.wrapping_add(u64::wrapping_mul(block, 0x9e37_79b9_7f4a_7c15)),
                     });
                     block += 1;
-                    ops::convnext(&h, &layer.parameters, next()?, *shape, dropout, train.is_some())?
+                    ops::convnext(&h, &layer.parameters, next()?, *shape, dropout, mode(layer))?
                 }
                 Stage::Attention(layer, shape, None) => {
-                    ops::attention(&h, &layer.parameters, next()?, *shape, train.is_some())?
+                    ops::attention(&h, &layer.parameters, next()?, *shape, mode(layer))?
                 }
                 Stage::Attention(layer, shape, Some(windows)) => {
-                    windows.attention(&h, &layer.parameters, next()?, *shape, train.is_some())?
+                    windows.attention(&h, &layer.parameters, next()?, *shape, mode(layer))?
                 }
                 Stage::Shrink([weight, bias], side) => {
                     let small = ops::linear(&blocks_to_channels(&h, *side)?, weight, bias)?;

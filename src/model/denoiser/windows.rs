@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::config::Size;
-use crate::ops::{self, AttentionShape};
+use crate::ops::{self, AttentionShape, Mode};
 
 /// The windows of a grid, those of one size together.
 pub(super) struct Windows {
@@ -74,7 +74,7 @@ impl Windows {
         parameters: &Tensor,
         modulation: &Tensor,
         shape: AttentionShape,
-        train: bool,
+        mode: Mode<'_>,
     ) -> Result<Tensor> {
         let (batch, _, channels) = x.dims3()?;
         let width = modulation.dim(1)?;
@@ -84,7 +84,7 @@ impl Windows {
             let modulation = modulation.unsqueeze(1)?.broadcast_as((batch, *windows, width))?.contiguous()?;
             let modulation = modulation.reshape((batch * windows, width))?;
             let shape = AttentionShape { tokens, ..shape };
-            ops::attention(&own, parameters, &modulation, shape, train)?.reshape((batch, all, channels))
+            ops::attention(&own, parameters, &modulation, shape, mode)?.reshape((batch, all, channels))
         };
         let groups = self.groups.iter().map(group).collect::<Result<Vec<_>>>()?;
         Tensor::cat(&groups, 1)?.index_select(&self.back, 1)
@@ -94,6 +94,7 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Packs;
 
     fn number(i: usize) -> f32 {
         ((i as f32 * 12.9898).sin() * 43758.547).fract()
@@ -111,22 +112,24 @@ mod tests {
         let x = tensor(&[2, grid.area(), channels], 0);
         let (parameters, modulation) = (tensor(&[shape.parameters()], 9000), tensor(&[2, 3 * channels], 5000));
         let windows = Windows::of(grid, side, false, &Device::Cpu).unwrap().unwrap();
-        let whole = windows.attention(&x, &parameters, &modulation, shape, false).unwrap();
+        let whole = windows.attention(&x, &parameters, &modulation, shape, Mode::Inference(&Packs::default())).unwrap();
         // Columns 2 to 4, rows 2 and 3: rows are 0..2, 2..4, 4..7, columns 0..2, 2..5.
         let cells: Vec<u32> = [2, 3].iter().flat_map(|y| [2, 3, 4].map(|x| y * 5 + x)).collect();
         let cells = Tensor::new(cells.as_slice(), &Device::Cpu).unwrap();
         let own = AttentionShape { tokens: 6, ..shape };
         let alone = x.index_select(&cells, 1).unwrap();
-        let alone = ops::attention(&alone, &parameters, &modulation, own, false).unwrap();
+        let alone = ops::attention(&alone, &parameters, &modulation, own, Mode::Inference(&Packs::default())).unwrap();
         let list = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         // Shifted, the edges lie in the middles: rows 0..1, 1..3, 3..5, 5..7, columns 0..1, 1..3, 3..5.
         let shifted = Windows::of(grid, side, true, &Device::Cpu).unwrap().unwrap();
-        let shifted = shifted.attention(&x, &parameters, &modulation, shape, false).unwrap();
+        let shifted =
+            shifted.attention(&x, &parameters, &modulation, shape, Mode::Inference(&Packs::default())).unwrap();
         let near: Vec<u32> = [3, 4].iter().flat_map(|y| [1, 2].map(|x| y * 5 + x)).collect();
         let near = Tensor::new(near.as_slice(), &Device::Cpu).unwrap();
         let together = x.index_select(&near, 1).unwrap();
         let four = AttentionShape { tokens: 4, ..shape };
-        let together = ops::attention(&together, &parameters, &modulation, four, false).unwrap();
+        let together =
+            ops::attention(&together, &parameters, &modulation, four, Mode::Inference(&Packs::default())).unwrap();
         assert_eq!(list(shifted.index_select(&near, 1).unwrap()), list(together));
         assert_eq!(list(whole.index_select(&cells, 1).unwrap()), list(alone));
         assert!(Windows::of(grid, 7, true, &Device::Cpu).unwrap().is_none(), "one window holds all");
