@@ -387,6 +387,9 @@ pub(super) struct BenchArgs {
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(super) ddim_steps: Vec<u16>,
 
+    /// What each layer costs on the CPU instead, against the most that its cores can do
+    #[arg(long, conflicts_with_all = ["batch", "ddim_steps", "device", "precision"])]
+    pub(super) layers: bool,
     /// Also write the figures here as JSON
     #[arg(long, value_name = "R.json")]
     pub(super) report: Option<PathBuf>,

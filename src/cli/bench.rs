@@ -24,7 +24,7 @@ use crate::synthetic::{Kind, draw_part};
 use crate::worker::{self, Job, Ticket, Worker};
 
 /// Share of the frames that are run before the clock counts.
-const WARM_UP: usize = 5; // a fifth
+pub(super) const WARM_UP: usize = 5; // a fifth
 /// The frame is this much larger than the model's input, as a camera's is: it has to be resized.
 const OVERSIZE: usize = 2;
 /// Callers in the rows about frames in flight.
@@ -40,6 +40,9 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         check_writable(path)?;
     }
     images::check_exists(&args.model)?;
+    if args.layers {
+        return super::layers::run(context, args);
+    }
     let device = args.on.find()?;
     let detector = Detector::open_on(&args.model, &device.open()?)?;
     let size = detector.network().branch(0).input().map(|side| side * OVERSIZE);
@@ -99,7 +102,7 @@ fn request(ddim_steps: usize) -> Request {
 }
 
 /// A drawn board, cut to this size.
-fn frame_of(size: Size) -> Result<Frame> {
+pub(super) fn frame_of(size: Size) -> Result<Frame> {
     let side = size.width.max(size.height);
     let board = draw_part(Kind::Board, 0, side, None).frame;
     if size.is_square() {

@@ -30,6 +30,7 @@ mod ground_truth;
 mod images;
 mod inspect;
 mod jsonl;
+mod layers;
 mod messages;
 mod predict;
 mod progress;

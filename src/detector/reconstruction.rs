@@ -13,6 +13,7 @@ use crate::diffusion::{
     Ddim, EpsMode, NoiseLevel, Plan, Prediction, Process, Schedule, Start, add_noise, ancestral, reconstruct,
 };
 use crate::error::{Error, Result};
+use crate::model::Layer;
 use crate::model::denoiser::{Condition, Denoiser, Denoisers, normal, pooled};
 
 /// The denoisers of a model, and what its configuration says about sampling with them.
@@ -231,6 +232,24 @@ impl Reconstructor {
         };
         let noise_errors = plan.probes.iter().map(noise_error).collect::<Result<_>>()?;
         Ok(Reconstruction { residuals, noise_errors })
+    }
+
+    /// The first evaluation of the denoiser for features `x0` `[B, T, D]`, for what its layers cost: `watch` is called as each of
+    /// them is done.
+    ///
+    /// # Errors
+    /// As [`Reconstructor::reconstruct`].
+    pub fn layers(
+        &self,
+        x0: &Tensor,
+        plan: &SamplerPlan,
+        class: Option<usize>,
+        watch: &mut dyn FnMut(Layer),
+    ) -> Result<()> {
+        let conditions = plan.conditions.first().and_then(|conditions| conditions.get(&class));
+        let none = || Error::Internal(format!("detector: no condition for {class:?}"));
+        let condition = conditions.ok_or_else(none)?;
+        self.denoisers.answering(class).0.layers(x0, condition, self.guide(x0)?.as_ref(), watch)
     }
 
     /// Draws a sample of what the network has learned, features `[T, D]`: from pure noise in DDIM steps. Equal arguments give

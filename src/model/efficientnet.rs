@@ -6,9 +6,9 @@
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{Backbone, Tap, Weights, check_images, unknown, weight};
+use super::{Backbone, Layer, Tap, Weights, check_images, unknown, weight};
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, Packed};
 use crate::kernels::mbconv::{InvertedResidual, Pointwise, same_padding, stem};
 use crate::ops;
@@ -149,17 +149,33 @@ impl EfficientNetLite {
         rgb: &[f32],
         height: usize,
         width: usize,
+        watch: &mut dyn FnMut(Layer),
     ) -> Vec<Vec<f32>> {
         let scaled = rgb.iter().map(|x| (x - 127.0) / 128.0).collect::<Vec<_>>();
         let (mut x, mut height, mut width) = stem(&scaled, height, width, stem_layer);
+        watch(Layer::new("stem", 27 * x.len(), rgb.len() + x.len() + 28 * STEM));
         let mut taps = Vec::with_capacity(self.ends.len());
         for (i, block) in blocks.iter().enumerate() {
+            let before = (x.len(), height * width);
             (x, height, width) = block.forward(&x, height, width);
+            watch(block_layer(i, block, before, (x.len(), height * width)));
             if self.ends.contains(&i) {
                 taps.push(x.clone());
             }
         }
         taps
+    }
+
+    /// One image `[H, W, 3]` on the CPU, for what its layers cost: `watch` is called as each of them is done.
+    ///
+    /// # Errors
+    /// When the network is not on the CPU, or the image not of this size.
+    pub fn layers(&self, rgb: &[f32], height: usize, width: usize, watch: &mut dyn FnMut(Layer)) -> Result<()> {
+        let image = Tensor::from_slice(rgb, (1, height, width, 3), &candle_core::Device::Cpu)?;
+        check_images(&self.name, &image)?;
+        let none = || Error::Internal(format!("{}: no kernels here whose layers could be told apart", self.name));
+        self.forward_frame(self.kernels.as_ref().ok_or_else(none)?, rgb, height, width, watch);
+        Ok(())
     }
 
     /// The same on any device, in tensor operations.
@@ -202,7 +218,7 @@ impl Backbone for EfficientNetLite {
         let pixels = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let frames: Vec<Vec<Vec<f32>>> = pixels
             .par_chunks_exact(height * width * 3)
-            .map(|rgb| self.forward_frame(kernels, rgb, height, width))
+            .map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ()))
             .collect();
         let mut maps = vec![Vec::new(); self.taps.len()];
         for frame in frames {
@@ -253,6 +269,15 @@ impl Block {
         let y = dense(&middle.contiguous()?, &self.project, NO_LIMITS)?;
         Ok(if self.stride == 1 && self.input == self.output { (x + y)? } else { y })
     }
+}
+
+/// What an inverted residual costs; before and after it: values and pixels.
+fn block_layer(index: usize, block: &InvertedResidual, before: (usize, usize), after: (usize, usize)) -> Layer {
+    let &InvertedResidual { input, expanded, output, kernel, .. } = block;
+    let expand = if block.expand.is_some() { input * expanded } else { 0 };
+    let taps = kernel * kernel * expanded;
+    let multiply_adds = before.1 * expand + after.1 * (taps + expanded * output);
+    Layer::new(format!("block {index}"), multiply_adds, before.0 + after.0 + expand + taps + expanded * output)
 }
 
 fn pointwise(layer: &Folded) -> Result<Pointwise> {

@@ -45,6 +45,24 @@ pub trait Backbone: Send + Sync {
     fn forward(&self, images: &Tensor) -> Result<Vec<Tensor>>;
 }
 
+/// A layer of a network for one sample, as `diad bench --layers` counts it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// Its name.
+    pub name: String,
+    /// Multiply-adds.
+    pub multiply_adds: usize,
+    /// Bytes that cannot be spared: its weights, what goes in and what comes out, in single precision.
+    pub bytes: usize,
+}
+
+impl Layer {
+    /// With the number of its weights, and of the values that go in and come out.
+    fn new(name: impl Into<String>, multiply_adds: usize, values: usize) -> Self {
+        Self { name: name.into(), multiply_adds, bytes: values * size_of::<f32>() }
+    }
+}
+
 /// Smallest image that a backbone takes: the coarsest tap has two cells then.
 const MIN_SIDE: usize = 32;
 

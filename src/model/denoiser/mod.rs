@@ -7,6 +7,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::Layer as Cost;
 use crate::config::Position;
 use crate::error::{Error, Result};
 use crate::ops::{self, AttentionShape, ConvNextShape, Dropout, Mode, Packs};
@@ -67,6 +68,22 @@ enum Stage {
         join: [Tensor; 2],
         side: usize,
     },
+}
+
+impl Stage {
+    /// Its name, and multiply-adds for a batch; 0 for what only changes the number of cells.
+    fn cost(&self, batch: usize) -> (&'static str, usize) {
+        match self {
+            Self::Block(_, ConvNextShape { height, width, channels: c, hidden, kernel }) => {
+                ("block", batch * height * width * (kernel * kernel * c + 2 * c * hidden))
+            }
+            Self::Attention(_, AttentionShape { tokens, channels: c, .. }, windows) => {
+                let seen = windows.as_ref().map_or(tokens * tokens, Windows::pairs);
+                ("attention", batch * (4 * tokens * c * c + 2 * seen * c))
+            }
+            Self::Shrink(..) | Self::Grow { .. } => ("scale", 0),
+        }
+    }
 }
 
 /// Where cells lie.
@@ -231,7 +248,22 @@ impl Denoiser {
     /// When shapes do not fit, or the guide is missing or superfluous.
     pub fn predict(&self, x: &Tensor, condition: &Condition, guide: Option<&Tensor>) -> Result<Tensor> {
         let weight = self.input.narrow(0, 0, self.shape.dim)?;
-        self.run(x, [&weight, &self.position.of(None)?], condition, guide, None)
+        self.run(x, [&weight, &self.position.of(None)?], condition, guide, None, &mut |_| ())
+    }
+
+    /// `predict` for what its layers cost: `watch` is called as each of them is done.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`].
+    pub fn layers(
+        &self,
+        x: &Tensor,
+        condition: &Condition,
+        guide: Option<&Tensor>,
+        watch: &mut dyn FnMut(Cost),
+    ) -> Result<()> {
+        let weight = self.input.narrow(0, 0, self.shape.dim)?;
+        self.run(x, [&weight, &self.position.of(None)?], condition, guide, None, watch).map(drop)
     }
 
     /// `predict` for training: `x` `[B, T, D + 1]` carries the mask as its last channel and 0 in masked tokens;
@@ -247,7 +279,7 @@ impl Denoiser {
         cells: Option<&Tensor>,
         dropout_seed: u64,
     ) -> Result<Tensor> {
-        self.run(x, [&self.input, &self.position.of(cells)?], condition, guide, Some(dropout_seed))
+        self.run(x, [&self.input, &self.position.of(cells)?], condition, guide, Some(dropout_seed), &mut |_| ())
     }
 
     fn run(
@@ -257,11 +289,17 @@ impl Denoiser {
         condition: &Condition,
         guide: Option<&Tensor>,
         train: Option<u64>,
+        watch: &mut dyn FnMut(Cost),
     ) -> Result<Tensor> {
         let mut modulations = condition.modulations.iter();
         let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
         let (given, own) = (x.dtype(), self.class.dtype());
         let mut h = ops::linear(&x.to_dtype(own)?, weight, position)?;
+        let dense = |name: &str, x: &Tensor, y: &Tensor, weights: usize| {
+            let tokens = x.elem_count() / x.dim(2)?;
+            Ok::<_, Error>(Cost::new(name, tokens * weights, x.elem_count() + y.elem_count() + weights))
+        };
+        watch(dense("input", x, &h, weight.elem_count())?);
         match (&self.guide, guide) {
             (Some([weight, bias]), Some(guide)) => {
                 let cells = Tensor::new(self.shape.guide_cells(), self.device())?;
@@ -275,7 +313,7 @@ impl Denoiser {
         }
         let (mut kept, mut block) = (Vec::new(), 0);
         let mode = |layer| Layer::mode(layer, train.is_some());
-        for stage in &self.stages {
+        for (index, stage) in self.stages.iter().enumerate() {
             h = match stage {
                 Stage::Block(layer, shape) => {
                     let dropout = train.map(|seed| Dropout {
@@ -302,8 +340,15 @@ impl Denoiser {
                     (large + ops::linear(&skip, &join[0], &join[1])?)?
                 }
             };
+            if let Stage::Block(layer, _) | Stage::Attention(layer, ..) = stage {
+                let (name, multiply_adds) = stage.cost(h.dim(0)?);
+                let values = 2 * h.elem_count() + layer.parameters.elem_count();
+                watch(Cost::new(format!("{name} {index}"), multiply_adds, values));
+            }
         }
-        Ok(self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)?.to_dtype(given)?)
+        let answer = self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)?;
+        watch(dense("output", &h, &answer, self.output[0].elem_count() / self.shape.heads)?);
+        Ok(answer.to_dtype(given)?)
     }
 
     /// The output layer; with heads, each sample's own.

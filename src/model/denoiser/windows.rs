@@ -64,6 +64,12 @@ impl Windows {
         Ok(Some(Self { groups, back: Tensor::new(back.as_slice(), device)? }))
     }
 
+    /// Pairs of cells that meet.
+    pub(super) fn pairs(&self) -> usize {
+        let pairs = |group: &Group| group.cells.elem_count().pow(2) / group.windows;
+        self.groups.iter().map(pairs).sum()
+    }
+
     /// [`ops::attention`] in each window, `x` `[B, T, C]`.
     ///
     /// # Errors
