@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::config::Size;
 use crate::device::Device;
@@ -139,7 +139,7 @@ pub fn backbone_features(backbone: &dyn Backbone, device: &Device, grid: Size, f
     let (height, width) = frames.first().map_or((0, 0), |frame| (frame.height(), frame.width()));
     let bytes: Vec<&[u8]> = frames.iter().map(|frame| frame.rgb()).collect();
     let images = device.upload(&bytes, (frames.len(), height, width, 3))?;
-    grid::to_grid(&backbone.forward(&images.to_dtype(DType::F32)?)?, grid)
+    grid::to_grid(&backbone.forward(&images)?, grid)
 }
 
 /// Mean colour of each cell, `[height, width, 3]` in 0..=255.

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::relu6;
+
 /// Shape of one depthwise convolution over a padded image.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -156,9 +158,8 @@ impl<const K: usize, const STRIDE: usize, const N: usize> WithSimd for Columns<'
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { layer: Forward { padded, weights, bias, out, shape, relu6 }, from, columns } = self;
+        let Self { layer: Forward { padded, weights, bias, out, shape, relu6: clamps }, from, columns } = self;
         let Shape { padded_width, channels, out_width, .. } = *shape;
-        let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
         let bias = load(simd, bias, from);
         for (y, out) in out.chunks_exact_mut(out_width * channels).enumerate() {
             for x in columns.clone().step_by(N) {
@@ -166,7 +167,7 @@ impl<const K: usize, const STRIDE: usize, const N: usize> WithSimd for Columns<'
                 for ky in 0..K {
                     let row = &padded[((y * STRIDE + ky) * padded_width + x * STRIDE) * channels + from..];
                     let row = &row[..((N - 1) * STRIDE + K - 1) * channels + S::F32_LANES];
-                    let mut inputs = [zero; INPUTS];
+                    let mut inputs = [simd.splat_f32s(0.0); INPUTS];
                     for (i, input) in inputs.iter_mut().enumerate().take((N - 1) * STRIDE + K) {
                         *input = load(simd, row, i * channels);
                     }
@@ -179,8 +180,7 @@ impl<const K: usize, const STRIDE: usize, const N: usize> WithSimd for Columns<'
                     }
                 }
                 for (i, sum) in sums.into_iter().enumerate() {
-                    // In this order of arguments what is not a number stays one.
-                    let sum = if *relu6 { simd.min_f32s(six, simd.max_f32s(zero, sum)) } else { sum };
+                    let sum = if *clamps { relu6(simd, sum) } else { sum };
                     store(simd, out, (x + i) * channels + from, sum);
                 }
             }

@@ -13,6 +13,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::buffer::Buffer;
+use super::relu6;
 
 /// A matrix given by its slice and the distance between neighbouring rows and columns.
 #[derive(Clone, Copy)]
@@ -340,10 +341,8 @@ impl<const MR: usize, const V: usize> WithSimd for Tile<'_, '_, MR, V> {
             }
         }
         if epilogue.relu6 {
-            // In this order of arguments what is not a number stays one.
-            let six = simd.splat_f32s(6.0);
             for sum in sums.as_flattened_mut() {
-                *sum = simd.min_f32s(six, simd.max_f32s(zero, *sum));
+                *sum = relu6(simd, *sum);
             }
         }
         write_rows::<S, MR, V>(simd, sums, c, row, cols);

@@ -143,16 +143,15 @@ impl EfficientNetLite {
     }
 
     /// One image on the CPU: `[H, W, 3]` in 0..=255 to the taps' maps.
-    fn forward_frame(
+    fn forward_frame<T: Copy + Into<f32> + Sync>(
         &self,
         (stem_layer, blocks): &(Pointwise, Vec<InvertedResidual>),
-        rgb: &[f32],
+        rgb: &[T],
         height: usize,
         width: usize,
         watch: &mut dyn FnMut(Layer),
     ) -> Vec<Vec<f32>> {
-        let scaled = rgb.iter().map(|x| (x - 127.0) / 128.0).collect::<Vec<_>>();
-        let (mut x, mut height, mut width) = stem(&scaled, height, width, stem_layer);
+        let (mut x, mut height, mut width) = stem(rgb, height, width, stem_layer);
         watch(Layer::new("stem", 27 * x.len(), rgb.len() + x.len() + 28 * STEM));
         let mut taps = Vec::with_capacity(self.ends.len());
         for (i, block) in blocks.iter().enumerate() {
@@ -215,11 +214,16 @@ impl Backbone for EfficientNetLite {
         let Some(kernels) = &self.kernels else {
             return self.forward_tensor(&images.to_dtype(DType::F32)?);
         };
-        let pixels = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let frames: Vec<Vec<Vec<f32>>> = pixels
-            .par_chunks_exact(height * width * 3)
-            .map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ()))
-            .collect();
+        let frame = height * width * 3;
+        let frames: Vec<Vec<Vec<f32>>> = if images.dtype() == DType::U8 {
+            let pixels = images.flatten_all()?.to_vec1::<u8>()?;
+            let frames = pixels.par_chunks_exact(frame);
+            frames.map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ())).collect()
+        } else {
+            let pixels = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let frames = pixels.par_chunks_exact(frame);
+            frames.map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ())).collect()
+        };
         let mut maps = vec![Vec::new(); self.taps.len()];
         for frame in frames {
             for (map, tap) in maps.iter_mut().zip(frame) {

@@ -38,7 +38,7 @@ pub trait Backbone: Send + Sync {
     fn taps(&self) -> &[Tap];
 
     /// Feature maps `[B, H / stride, W / stride, C]`, one per tap, in the numbers of the device, of images `[B, H, W, 3]`:
-    /// RGB in 0..=255 as f32. On the CPU a sample's features do not depend on the rest of the batch.
+    /// RGB in 0..=255, bytes or f32. On the CPU a sample's features do not depend on the rest of the batch.
     ///
     /// # Errors
     /// When the shape does not fit or the device fails.

@@ -185,17 +185,22 @@ impl Kernel<3> for ConvNext {
         let batch = x.len() / sample;
         let [up, down] = &*self.packs;
 
-        let padded: Vec<Vec<f32>> = x
-            .par_chunks_exact(sample)
+        // Each row goes straight to its place between the borders.
+        let (border, line) = (kernel / 2, (width + kernel - 1) * c);
+        let padded_sample = (height + kernel - 1) * line;
+        let mut padded = vec![0.0; batch * padded_sample];
+        padded
+            .par_chunks_exact_mut(padded_sample)
+            .zip(x.par_chunks_exact(sample))
             .zip(modulation.par_chunks_exact(3 * c))
-            .map(|(x, modulation)| {
-                let mut normed = vec![0.0; sample];
-                pw::modulated_norm(x, &modulation[..c], &modulation[c..2 * c], &mut normed);
-                let mut padded = Vec::new();
-                dw::pad(&normed, width, c, [kernel / 2; 4], &mut padded);
-                padded
-            })
-            .collect();
+            .for_each(|((padded, x), m)| {
+                let rows = padded[border * line..].par_chunks_mut(STRIP_ROWS * line);
+                rows.zip(x.par_chunks(STRIP_ROWS * width * c)).for_each(|(padded, x)| {
+                    for (padded, x) in padded.chunks_exact_mut(line).zip(x.chunks_exact(width * c)) {
+                        pw::modulated_norm(x, &m[..c], &m[c..2 * c], &mut padded[border * c..][..width * c]);
+                    }
+                });
+            });
 
         let kept = self.stash.is_some();
         let keep = |n: usize| if kept { vec![0.0; n] } else { Vec::new() };
@@ -222,7 +227,7 @@ impl Kernel<3> for ConvNext {
                 let pre = borrow(pre, pre_here, tokens * hidden);
                 let update = borrow(update, update_here, tokens * c);
                 let shape = self.shape.depthwise_shape();
-                let rows = &padded[index][first_row * shape.padded_width * c..];
+                let rows = &padded[index * padded_sample + first_row * line..];
                 dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
                 let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
                 gemm(tokens, Matrix::rows(convolved, c), up, pre, bias(up_bias));
