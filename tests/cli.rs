@@ -349,6 +349,20 @@ fn a_model_is_evaluated_asked_calibrated_and_inspected() {
     assert_eq!(worker.map(|row| row["in_flight"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4, 2, 4]);
     assert!(bench["rows"][0]["frames_per_second"].as_f64().unwrap() > 0.0);
 
+    let run = diad("bench --model {} --frames 2 --layers --report {}", &[&shop.model, &at("layers.json")]).ok();
+    assert!(run.stdout.contains("% of peak") && run.stdout.contains("attention"), "{}", run.stdout);
+    let bench: Value = serde_json::from_slice(&fs::read(at("layers.json")).unwrap()).unwrap();
+    let of = |network: &str| {
+        let rows = bench["layers"].as_array().unwrap().iter().filter(|row| row["network"] == network);
+        let (whole, layers): (Vec<_>, Vec<_>) = rows.partition(|row| row["layer"] == "together");
+        let sum: f64 = layers.iter().map(|row| row["multiply_adds"].as_f64().unwrap()).sum();
+        assert!((whole[0]["multiply_adds"].as_f64().unwrap() - sum).abs() < 1e-6, "{network}");
+        layers.len()
+    };
+    assert_eq!(of("backbone"), 12, "a stem and eleven blocks");
+    assert!(of("denoiser") >= 3 && bench["peak"].as_f64().unwrap() > 0.0);
+    diad("bench --model {} --layers --device cuda", &[&shop.model]).refused(2, &["--layers", "--device"]);
+
     // A reader that goes away is no failure.
     let mut child = command("inspect --json {}", &[&shop.model]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

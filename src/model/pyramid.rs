@@ -1,6 +1,6 @@
 //! One backbone on several scales of an image.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Backbone, MIN_SIDE, Tap};
 use crate::error::{Error, Result};
@@ -54,6 +54,7 @@ fn reduced(images: &Tensor, n: usize) -> Result<Tensor> {
     if !height.is_multiple_of(n) || !width.is_multiple_of(n) || rows.min(columns) < MIN_SIDE {
         return Err(Error::Internal(format!("backbone: an image of {width}x{height} cannot be reduced by {n}")));
     }
+    let images = images.to_dtype(DType::F32)?; // bytes cannot hold their sums
     let down = images.reshape((batch * rows, n, width * channels))?.sum(1)?; // [B h, W 3]
     let across = down.reshape((batch * rows * columns, n, channels))?.sum(1)?; // [B h w, 3]
     Ok((across.reshape((batch, rows, columns, channels))? / (n * n) as f64)?)
