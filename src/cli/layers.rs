@@ -12,7 +12,7 @@ use crate::detector::Detector;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::kernels;
+use crate::kernels::peak::peak;
 use crate::model::{self, EfficientNetLite, Layer};
 use crate::report::{Latency, json};
 
@@ -130,7 +130,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         input: size.sides(),
         frames,
         threads,
-        peak: 1e-9 * kernels::peak(PEAK_TIME),
+        peak: 1e-9 * peak(PEAK_TIME),
         layers: [trunk.rows("backbone"), denoiser.rows("denoiser")].into_iter().flatten().collect(),
     };
     if let Some(path) = &args.report {

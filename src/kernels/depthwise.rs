@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::relu6;
+use super::simd::relu6;
 
 /// Shape of one depthwise convolution over a padded image.
 #[derive(Clone, Copy, Debug)]
@@ -41,14 +41,14 @@ pub fn pad(image: &[f32], width: usize, channels: usize, [top, bottom, left, rig
 /// # Panics
 /// When a slice does not fit the shape, the kernel is not 3, 5 or 7 or the stride not 1 or 2 (mistakes of the caller).
 pub fn forward(padded: &[f32], weights: &[f32], bias: &[f32], out: &mut [f32], shape: Shape, relu6: bool) {
-    let layer = Forward { padded, weights, bias, out, shape, relu6 };
+    let (arch, layer) = (Arch::new(), Forward { padded, weights, bias, out, shape, relu6 });
     match (shape.kernel, shape.stride) {
-        (3, 1) => layer.run::<3, 1>(),
-        (3, 2) => layer.run::<3, 2>(),
-        (5, 1) => layer.run::<5, 1>(),
-        (5, 2) => layer.run::<5, 2>(),
-        (7, 1) => layer.run::<7, 1>(),
-        (7, 2) => layer.run::<7, 2>(),
+        (3, 1) => arch.dispatch(Planes::<3, 1>(layer)),
+        (3, 2) => arch.dispatch(Planes::<3, 2>(layer)),
+        (5, 1) => arch.dispatch(Planes::<5, 1>(layer)),
+        (5, 2) => arch.dispatch(Planes::<5, 2>(layer)),
+        (7, 1) => arch.dispatch(Planes::<7, 1>(layer)),
+        (7, 2) => arch.dispatch(Planes::<7, 2>(layer)),
         (kernel, stride) => {
             panic!("depthwise: expected a kernel of 3, 5 or 7 and a stride of 1 or 2, got {kernel} and {stride}")
         }
@@ -99,23 +99,18 @@ struct Forward<'a> {
     relu6: bool,
 }
 
-impl Forward<'_> {
-    fn run<const K: usize, const STRIDE: usize>(mut self) {
-        let channels = self.shape.channels;
-        let arch = if channels < arch_lanes() { Arch::Scalar } else { Arch::new() }; // fewer channels than lanes: one at a time
-        arch.dispatch(Planes::<K, STRIDE>(&mut self));
-    }
-}
-
 /// All outputs, one vector of channels after the other: what neighbours share of the input stays in the first-level cache.
-struct Planes<'a, 'b, const K: usize, const STRIDE: usize>(&'a mut Forward<'b>);
+struct Planes<'a, const K: usize, const STRIDE: usize>(Forward<'a>);
 
-impl<const K: usize, const STRIDE: usize> WithSimd for Planes<'_, '_, K, STRIDE> {
+impl<const K: usize, const STRIDE: usize> WithSimd for Planes<'_, K, STRIDE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self(layer) = self;
+        if self.0.shape.channels < S::F32_LANES {
+            return self.with_simd(pulp::Scalar::new()); // fewer channels than lanes: one at a time
+        }
+        let Self(mut layer) = self;
         let width = layer.shape.out_width;
         // Outputs that are formed together share weights and inputs; the columns are shared out evenly, as few outputs wait for
         // their own sums.
@@ -129,7 +124,7 @@ impl<const K: usize, const STRIDE: usize> WithSimd for Planes<'_, '_, K, STRIDE>
         macro_rules! columns {
             ($count:expr, $from:expr, $columns:expr, $($n:literal)*) => {
                 match $count {
-                    $($n => simd.vectorize(Columns::<K, STRIDE, $n> { layer, from: $from, columns: $columns }),)*
+                    $($n => simd.vectorize(Columns::<K, STRIDE, $n> { layer: &mut layer, from: $from, columns: $columns }),)*
                     _ => unreachable!("at most 8 outputs are formed together"),
                 }
             };
@@ -186,19 +181,6 @@ impl<const K: usize, const STRIDE: usize, const N: usize> WithSimd for Columns<'
             }
         }
     }
-}
-
-fn arch_lanes() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    Arch::new().dispatch(Lanes)
 }
 
 struct Backward<'a, const K: usize> {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::buffer::Buffer;
-use super::relu6;
+use super::simd::{lanes, relu6};
 
 /// A matrix given by its slice and the distance between neighbouring rows and columns.
 #[derive(Clone, Copy)]
@@ -84,7 +84,7 @@ impl Packed {
 
     /// Packs another matrix into the same memory.
     pub fn refill(&mut self, k: usize, n: usize, b: Matrix<'_>) {
-        let lanes = Arch::new().dispatch(Lanes);
+        let lanes = lanes();
         (self.k, self.n) = (k, n);
         let data = self.data.zeroed(n.div_ceil(lanes) * lanes * k);
         if k == 0 {
@@ -142,17 +142,6 @@ pub fn gemm_once(m: usize, n: usize, k: usize, a: Matrix<'_>, b: Matrix<'_>, c: 
 
 thread_local! {
     static PACKED: RefCell<Packed> = RefCell::new(Packed::default());
-}
-
-struct Lanes;
-
-impl WithSimd for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
-    }
 }
 
 struct Product<'a> {

