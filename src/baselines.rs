@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::config::Blocks;
 use crate::error::Result;
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm};
 use crate::residuals::{ResidualStatistics, ResidualSums};
 
 /// Most feature rows in a class's memory bank.
@@ -118,7 +118,7 @@ impl Bank {
         let blocks = rows
             .chunks(BLOCK * dim)
             .map(|block| Block {
-                rows: Packed::new(dim, block.len() / dim, Matrix::transposed(block, dim)),
+                rows: Packed::new(Factors::F32, dim, block.len() / dim, Matrix::transposed(block, dim)),
                 penalty: block.chunks_exact(dim).map(|row| -square(row) / 2.0).collect(),
             })
             .collect();

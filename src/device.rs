@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -9,21 +10,9 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result, catch_panic};
-use crate::named::named;
-
-named! {
-    /// The numbers that a network computes in. Features are normalised and residuals measured in single precision always.
-    #[derive(Default, Hash)]
-    pub enum Precision: "precision" {
-        /// Single precision.
-        #[default]
-        F32 = "f32",
-        /// Half precision (IEEE 754 binary16), sums in single precision.
-        F16 = "f16",
-        /// bfloat16, sums in single precision.
-        Bf16 = "bf16",
-    }
-}
+use crate::kernels::bf16::Bf16;
+use crate::kernels::gemm::Factors;
+pub use crate::precision::{Arithmetic, Precision};
 
 /// Items that a GPU gets at once, at most: more gain nothing, and an operation of candle counts its elements in 32 bits.
 const MOST_AT_ONCE: usize = 64;
@@ -50,6 +39,8 @@ enum Kind {
 pub struct Device {
     candle: candle_core::Device,
     dtype: DType,
+    /// Of the CPU's kernels.
+    factors: Factors,
     #[cfg(feature = "cuda")]
     staging: std::sync::Arc<crate::kernels::cuda::Staging>,
 }
@@ -61,7 +52,10 @@ impl fmt::Display for DeviceSpec {
             Kind::Cpu => f.write_str("cpu"),
             Kind::Cuda(index) => write!(f, "cuda:{index}"),
         }?;
-        if self.precision == Precision::F32 { Ok(()) } else { write!(f, " {}", self.precision) }
+        match self.precision {
+            Precision::F32 | Precision::Auto => Ok(()),
+            other => write!(f, " {other}"),
+        }
     }
 }
 
@@ -99,7 +93,7 @@ impl DeviceSpec {
     /// device it took, and why that is not a GPU: as a warning where the program could have used one.
     ///
     /// # Errors
-    /// When a GPU is asked for and not there (never another device in its place), or a CPU in other numbers than f32.
+    /// When a GPU is asked for and not there (never another device in its place), or a CPU in numbers that it does not multiply.
     pub fn find(self, precision: Precision) -> Result<Self> {
         let kind = match self.kind {
             Kind::Cpu => Kind::Cpu,
@@ -113,12 +107,44 @@ impl DeviceSpec {
                 self.kind
             }
         };
-        if kind == Kind::Cpu && precision != Precision::F32 {
-            return Err(Error::Usage(format!(
-                "precision = {precision}: a CPU computes in f32 only; expected f32, or a GPU as the device"
-            )));
+        if kind == Kind::Cpu {
+            factors(precision)?;
         }
         Ok(Self { kind, precision })
+    }
+
+    /// This device, found before, for a `model` that has thresholds for what `measured` says yes to: never `auto`, but the precision
+    /// that stands for. Says in the log which that is where it is not the fastest.
+    ///
+    /// # Errors
+    /// When the model has no thresholds for the precision that is asked for.
+    pub fn for_model(self, model: &Path, measured: impl Fn(Arithmetic) -> bool) -> Result<Self> {
+        let Self { kind, precision } = self;
+        let of = |precision| Self { kind, precision };
+        if precision != Precision::Auto {
+            return if measured(self.arithmetic()) { Ok(self) } else { Err(self.arithmetic().unmeasured(model)) };
+        }
+        if kind == Kind::Cpu && Bf16::find().is_some() {
+            if measured(Arithmetic::CpuBf16) {
+                return Ok(of(Precision::Bf16));
+            }
+            tracing::info!(
+                "precision = auto: f32, as {} has no thresholds for bf16 on a CPU, which would be faster; diad calibrate measures them",
+                model.display()
+            );
+        }
+        Ok(of(Precision::F32))
+    }
+
+    /// How networks compute here; with the precision `auto`, in single precision.
+    pub fn arithmetic(self) -> Arithmetic {
+        let gpu = matches!(self.kind, Kind::Cuda(_));
+        match self.precision {
+            Precision::Auto | Precision::F32 => Arithmetic::F32,
+            Precision::F16 => Arithmetic::GpuF16,
+            Precision::Bf16 if gpu => Arithmetic::GpuBf16,
+            Precision::Bf16 => Arithmetic::CpuBf16,
+        }
     }
 
     /// The numbers that networks compute in.
@@ -141,11 +167,6 @@ impl DeviceSpec {
     /// As [`DeviceSpec::find`] for a device that was not found yet; what the driver says; [`Error::Threads`].
     pub fn open(self) -> Result<Device> {
         start_threads()?;
-        let dtype = match self.precision {
-            Precision::F32 => DType::F32,
-            Precision::F16 => DType::F16,
-            Precision::Bf16 => DType::BF16,
-        };
         let candle = match self.kind {
             Kind::Auto => return self.find(self.precision)?.open(),
             Kind::Cpu => candle_core::Device::Cpu,
@@ -158,7 +179,22 @@ impl DeviceSpec {
         {
             tracing::warn!(%error, "batches will allocate: the memory pool cannot be told to keep what is freed");
         }
-        Ok(Device::new(candle, dtype))
+        Device::new(candle, DType::F32).in_precision(self.precision)
+    }
+}
+
+/// What the CPU's kernels multiply.
+fn factors(precision: Precision) -> Result<Factors> {
+    match precision {
+        Precision::Auto | Precision::F32 => Ok(Factors::F32),
+        Precision::Bf16 => Bf16::find().map(Factors::Bf16).ok_or_else(|| {
+            Error::Usage(
+                "precision = bf16: this CPU does not multiply bfloat16 (AVX-512 BF16); expected f32 or auto".into(),
+            )
+        }),
+        Precision::F16 => Err(Error::Usage(
+            "precision = f16: a CPU does not compute in it; expected auto, f32 or bf16, or a GPU as the device".into(),
+        )),
     }
 }
 
@@ -204,6 +240,7 @@ impl Device {
         Self {
             candle,
             dtype,
+            factors: Factors::F32,
             #[cfg(feature = "cuda")]
             staging: std::sync::Arc::default(),
         }
@@ -212,6 +249,40 @@ impl Device {
     /// The CPU in single precision.
     pub fn cpu() -> Self {
         Self::new(candle_core::Device::Cpu, DType::F32)
+    }
+
+    /// The same device, whose networks compute in another precision (`auto`: in single precision).
+    ///
+    /// # Errors
+    /// When it is a CPU that does not multiply such numbers.
+    pub fn in_precision(&self, precision: Precision) -> Result<Self> {
+        let mut device = self.clone();
+        (device.dtype, device.factors) = if self.candle.is_cpu() {
+            (DType::F32, factors(precision)?)
+        } else {
+            let dtype = match precision {
+                Precision::Auto | Precision::F32 => DType::F32,
+                Precision::F16 => DType::F16,
+                Precision::Bf16 => DType::BF16,
+            };
+            (dtype, Factors::F32)
+        };
+        Ok(device)
+    }
+
+    /// How networks compute here.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match (self.dtype, self.factors) {
+            (DType::BF16, _) => Arithmetic::GpuBf16,
+            (DType::F16, _) => Arithmetic::GpuF16,
+            (_, Factors::Bf16(_)) => Arithmetic::CpuBf16,
+            (_, Factors::F32) => Arithmetic::F32,
+        }
+    }
+
+    /// What the CPU's kernels multiply for an answer.
+    pub fn factors(&self) -> Factors {
+        self.factors
     }
 
     /// The device in candle's terms: that of all tensors.
@@ -224,7 +295,7 @@ impl Device {
         self.dtype
     }
 
-    /// Whether this is the CPU in single precision, for which the project has kernels of its own; everything else computes by
+    /// Whether this is the CPU with tensors of single precision, for which the project has kernels of its own; everything else computes by
     /// tensor operations.
     pub fn has_cpu_kernels(&self) -> bool {
         self.candle.is_cpu() && self.dtype == DType::F32
@@ -288,7 +359,7 @@ mod tests {
             let message = name.parse::<DeviceSpec>().unwrap_err().to_string();
             assert!(message.contains(&format!("{name:?}")) && message.contains("cuda:N"), "{message}");
         }
-        for name in ["f32", "f16", "bf16"] {
+        for name in ["auto", "f32", "f16", "bf16"] {
             assert_eq!(name.parse::<Precision>().unwrap().to_string(), name);
         }
         assert!("f64".parse::<Precision>().unwrap_err().to_string().contains("bf16"));

@@ -38,6 +38,10 @@ fn gpu() -> Option<DeviceSpec> {
 fn devices() -> Vec<(String, Device, f32)> {
     let cpu = |dtype| Device::new(candle_core::Device::Cpu, dtype);
     let mut all = vec![("cpu f64".to_owned(), cpu(DType::F64), 1e-4), ("cpu f16".to_owned(), cpu(DType::F16), 2e-2)];
+    match Device::cpu().in_precision(Precision::Bf16) {
+        Ok(device) => all.push(("cpu bf16".into(), device, 3e-2)),
+        Err(error) => println!("{error}"),
+    }
     match gpu() {
         Some(device) => {
             for (precision, tolerance) in [(Precision::F32, 1e-3), (Precision::F16, 2e-2), (Precision::Bf16, 1e-1)] {
@@ -198,14 +202,14 @@ fn assert_same_findings(what: &str, tolerance: f32, got: &[Detection], expected:
 /// The whole way of a frame, alone and in a batch that goes through as one.
 #[track_caller]
 fn assert_same_scores_everywhere(what: &str, model: &Path) {
-    let expected = Detector::open(model).unwrap();
+    let expected = Detector::open_on(model, &Device::cpu()).unwrap();
     let (inputs, request) = (inputs(&expected), Request::default());
     let frames: Vec<(&[Prepared], &Request)> = inputs.iter().map(|inputs| (&inputs[..], &request)).collect();
     let found =
         |detector: &Detector| -> Vec<Detection> { detector.inspect(&frames).into_iter().map(Result::unwrap).collect() };
     let expected = found(&expected);
     for (name, device, tolerance) in devices() {
-        let detector = Detector::open_on(model, &device).unwrap();
+        let detector = Detector::open_unmeasured(model, &device).unwrap();
         let together = found(&detector);
         assert_same_findings(&format!("{what} on {name}"), tolerance, &together, &expected);
         let alone: Vec<Detection> = frames.iter().map(|&frame| detector.inspect(&[frame]).remove(0).unwrap()).collect();
@@ -230,12 +234,13 @@ fn every_choice_of_the_method_gives_the_same_scores_everywhere() {
 
 #[test]
 fn a_worker_answers_on_every_device() {
-    let reference = Detector::open(&shop().model).unwrap();
+    let reference = Detector::open_on(&shop().model, &Device::cpu()).unwrap();
     let (inputs, request) = (inputs(&reference), Arc::new(Request::default()));
     let frames: Vec<(&[Prepared], &Request)> = inputs.iter().map(|inputs| (&inputs[..], request.as_ref())).collect();
     let expected: Vec<Detection> = reference.inspect(&frames).into_iter().map(Result::unwrap).collect();
     for (name, device, tolerance) in devices() {
-        let open: Open = Box::new(move || Ok(Box::new(Detector::open_on(&shop().model, &device)?) as Box<dyn Detect>));
+        let open: Open =
+            Box::new(move || Ok(Box::new(Detector::open_unmeasured(&shop().model, &device)?) as Box<dyn Detect>));
         let options =
             diad::worker::Options { name: name.clone(), batch_size: 4, batch_timeout: Duration::from_millis(2) };
         let worker = Worker::start(open, options).unwrap();
@@ -295,7 +300,7 @@ fn checkpoints_move_between_devices() {
 #[test]
 fn a_frame_of_the_wrong_size_is_an_error_everywhere() {
     for (name, device, _) in devices() {
-        let detector = Detector::open_on(&shop().model, &device).unwrap();
+        let detector = Detector::open_unmeasured(&shop().model, &device).unwrap();
         let (mut inputs, request) = (inputs(&detector), Request::default());
         inputs.truncate(2);
         inputs[1][0].frame = Frame::new(32, 32, vec![0; 32 * 32 * 3]).unwrap();

@@ -84,7 +84,7 @@ proptest! {
         let x = var(&[batch, tokens, k], 9, 1.0);
         let w = var(&[k, n], 10, 1.0);
         let b = if positions { var(&[tokens, n], 11, 1.0) } else { var(&[n], 11, 1.0) };
-        assert_same(&[&x, &w, &b], || ops::linear(&x, &w, &b), || ops::linear_composite(&x, &w, &b));
+        assert_same(&[&x, &w, &b], || ops::linear(&x, &w, &b, Mode::Training), || ops::linear_composite(&x, &w, &b));
         let m = var(&[batch, 2 * k], 12, 0.5);
         assert_same(&[&x, &m], || ops::modulated_norm(&x, &m), || ops::modulated_norm_composite(&x, &m));
     }

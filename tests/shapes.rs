@@ -91,7 +91,11 @@ fn each_class_is_looked_at_in_the_shape_of_its_frames() {
 fn a_worker_answers_with_the_bits_of_the_library() {
     let folder = tempfile::tempdir().unwrap();
     let detector = teach(folder.path(), &[]);
-    let (_, open) = worker::open(&folder.path().join("m.diad"), diad::device::DeviceSpec::CPU).unwrap();
+    let (_, _, open) = worker::open(
+        &folder.path().join("m.diad"),
+        diad::device::DeviceSpec::CPU.find(diad::device::Precision::Auto).unwrap(),
+    )
+    .unwrap();
     let options = worker::Options { name: "shapes".into(), batch_size: 4, batch_timeout: Duration::from_millis(2) };
     let worker = Worker::start(open, options).unwrap();
     let frames: Vec<Frame> = (200..204).flat_map(|n| [frame("square", n), frame("strip", n)]).collect();

@@ -58,16 +58,17 @@ fn the_top_level_holds_what_the_layout_says() {
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("named", &["error"]),
+    ("precision", &["error", "named"]),
     ("text", &[]),
     ("files", &["error"]),
     ("calibrate", &["error"]),
     ("regions", &["error"]),
     ("metrics", &["calibrate", "error", "regions"]),
     ("kernels", &[]),
-    ("device", &["error", "kernels", "named"]),
+    ("device", &["error", "kernels", "named", "precision"]),
     ("ops", &["kernels"]),
     ("diffusion", &["error", "named"]),
-    ("config", &["diffusion", "error", "files", "named", "text"]),
+    ("config", &["diffusion", "error", "files", "named", "precision", "text"]),
     ("frame", &["config", "error", "files"]),
     ("heatmap", &["frame"]),
     ("data", &["config", "error", "files", "frame", "text"]),
@@ -76,7 +77,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("maps", &["config"]),
     ("residuals", &["config", "error", "kernels"]),
     ("features", &["config", "device", "error", "frame", "kernels", "maps", "model"]),
-    ("bundle", &["calibrate", "config", "error", "files", "named", "text"]),
+    ("bundle", &["calibrate", "config", "error", "files", "named", "precision", "text"]),
     (
         "detector",
         &[

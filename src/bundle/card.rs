@@ -9,6 +9,7 @@ use crate::calibrate::{GoodScores, Threshold, TooFew};
 use crate::config::{Align, Config, Decision, GroupSource, Shape, Shapes, Size, SpaceKind};
 use crate::error::Error;
 use crate::named::named;
+use crate::precision::Arithmetic;
 
 /// Version of the model file. It is raised when an older program could misread a file of the new kind.
 pub const SCHEMA: u32 = 2;
@@ -105,6 +106,9 @@ pub struct ClassCard {
     pub pixel_threshold: f32,
     /// A part that is farther from the class's prototype is not of this class. Root mean square over the features.
     pub prototype_limit: f32,
+    /// Scores and thresholds of this class in other arithmetics than single precision, by their names ([`Arithmetic`]).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured: BTreeMap<String, Measured>,
     /// What defects are known of this product, and what they have taught; absent where none are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_defects: Option<KnownDefectsCard>,
@@ -114,6 +118,26 @@ pub struct ClassCard {
     /// Keys of a later version.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// What a class of parts measures in one arithmetic: the scores of good ones, and the thresholds that they make. The fields are
+/// those of [`ClassCard`], which holds them for single precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Ascending.
+    pub calibration_scores: Vec<f32>,
+    /// As many, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibration_groups: Vec<u32>,
+    /// Where the scores come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationCard>,
+    /// A part with a higher score is rejected.
+    pub ng: Threshold,
+    /// A part with a higher score has at least the verdict `warn`.
+    pub warn: Threshold,
+    /// A map value above this belongs to a region.
+    pub pixel_threshold: f32,
 }
 
 /// The known defects of a class.
@@ -304,6 +328,18 @@ impl Card {
         Shapes::new(self.classes.iter().map(|class| class.shape.unwrap_or_else(|| self.config.shape())).collect())
     }
 
+    /// Whether all classes have thresholds in this arithmetic.
+    pub fn is_measured_in(&self, arithmetic: Arithmetic) -> bool {
+        self.classes.iter().all(|class| class.measured_in(arithmetic).is_some())
+    }
+
+    /// This card for whoever computes in this arithmetic: the scores and thresholds of its classes are those. It is for use, not
+    /// for a file. None where one of the classes has no thresholds in it.
+    pub fn seen_in(&self, arithmetic: Arithmetic) -> Option<Self> {
+        let classes = self.classes.iter().map(|class| Some(class.clone().with(class.measured_in(arithmetic)?)));
+        Some(Self { classes: classes.collect::<Option<_>>()?, ..self.clone() })
+    }
+
     /// Digest of the whole model, lowercase hexadecimal SHA-256: of this card, which holds the digest of the tensors. Reports and
     /// results name their model by it. That of a card which was read is the digest of its text, whatever version wrote it.
     pub fn digest(&self) -> String {
@@ -347,7 +383,66 @@ impl Card {
     }
 }
 
+impl Measured {
+    fn good_scores(&self) -> GoodScores {
+        match self.calibration {
+            Some(calibration) => calibration.source.good_scores(&self.calibration_scores, &self.calibration_groups),
+            None => GoodScores::new(&self.calibration_scores, &self.calibration_groups),
+        }
+    }
+
+    fn check(&self, key: &str, found: &mut Mistakes) {
+        let scores = &self.calibration_scores;
+        let at = format!("{key}.calibration_scores");
+        if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
+            found.add(&format!("{at}[{i}]"), scores[i], "a finite number".into());
+        } else if let Some(i) = scores.windows(2).position(|pair| pair[0] > pair[1]) {
+            found.add(&format!("{at}[{}]", i + 1), scores[i + 1], format!("at least {}, ascending", scores[i]));
+        } else if scores.is_empty() {
+            found.add(&at, "[]", "at least one score".into());
+        }
+        let groups = self.calibration_groups.len();
+        if groups != 0 && groups != scores.len() {
+            let expected = format!("{}, one for each calibration score", scores.len());
+            return found.add(&format!("{key}.calibration_groups"), format!("{groups} groups"), expected);
+        }
+        if !self.pixel_threshold.is_finite() {
+            found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
+        }
+        let good = self.good_scores();
+        check_threshold(&format!("{key}.ng"), &self.ng, scores, &good, found);
+        check_threshold(&format!("{key}.warn"), &self.warn, scores, &good, found);
+        if self.warn.rank > self.ng.rank {
+            found.add(&format!("{key}.warn.rank"), self.warn.rank, format!("at most {}, the rank of ng", self.ng.rank));
+        } else if self.warn.value > self.ng.value {
+            let expected = format!("at most {}, the value of ng", self.ng.value);
+            found.add(&format!("{key}.warn.value"), self.warn.value, expected);
+        }
+    }
+}
+
 impl ClassCard {
+    /// What this class measures in an arithmetic, where that is known.
+    pub fn measured_in(&self, arithmetic: Arithmetic) -> Option<Measured> {
+        if arithmetic != Arithmetic::F32 {
+            return self.measured.get(arithmetic.name()).cloned();
+        }
+        Some(Measured {
+            calibration_scores: self.calibration_scores.clone(),
+            calibration_groups: self.calibration_groups.clone(),
+            calibration: self.calibration,
+            ng: self.ng,
+            warn: self.warn,
+            pixel_threshold: self.pixel_threshold,
+        })
+    }
+
+    /// This class with these scores and thresholds in place of its own.
+    pub(crate) fn with(self, measured: Measured) -> Self {
+        let Measured { calibration_scores, calibration_groups, calibration, ng, warn, pixel_threshold } = measured;
+        Self { calibration_scores, calibration_groups, calibration, ng, warn, pixel_threshold, ..self }
+    }
+
     /// The calibration scores with what each counts.
     pub fn good_scores(&self) -> GoodScores {
         self.as_calibrated(&self.calibration_scores, &self.calibration_groups)
@@ -376,19 +471,10 @@ impl ClassCard {
 
     fn check(&self, key: &str, found: &mut Mistakes) {
         found.name(&format!("{key}.name"), &self.name);
-        let scores = &self.calibration_scores;
-        let at = format!("{key}.calibration_scores");
-        if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
-            found.add(&format!("{at}[{i}]"), scores[i], "a finite number".into());
-        } else if let Some(i) = scores.windows(2).position(|pair| pair[0] > pair[1]) {
-            found.add(&format!("{at}[{}]", i + 1), scores[i + 1], format!("at least {}, ascending", scores[i]));
-        } else if scores.is_empty() {
-            found.add(&at, "[]", "at least one score".into());
-        }
-        let groups = self.calibration_groups.len();
-        if groups != 0 && groups != scores.len() {
-            let expected = format!("{}, one for each calibration score", scores.len());
-            return found.add(&format!("{key}.calibration_groups"), format!("{groups} groups"), expected);
+        let own = self.measured_in(Arithmetic::F32);
+        own.iter().for_each(|own| own.check(key, found));
+        for (name, measured) in &self.measured {
+            measured.check(&format!("{key}.measured.{name}"), found);
         }
         for (i, image) in self.images.iter().enumerate() {
             found.digest(&format!("{key}.images[{i}].file_sha256"), &image.file_sha256);
@@ -401,20 +487,8 @@ impl ClassCard {
                 found.add(&format!("{key}.known_defects.images[{i}].score"), image.score, "a finite number".into());
             }
         }
-        if !self.pixel_threshold.is_finite() {
-            found.add(&format!("{key}.pixel_threshold"), self.pixel_threshold, "a finite number".into());
-        }
         if !(self.prototype_limit.is_finite() && self.prototype_limit > 0.0) {
             found.add(&format!("{key}.prototype_limit"), self.prototype_limit, "a finite number above 0".into());
-        }
-        let good = self.good_scores();
-        check_threshold(&format!("{key}.ng"), &self.ng, scores, &good, found);
-        check_threshold(&format!("{key}.warn"), &self.warn, scores, &good, found);
-        if self.warn.rank > self.ng.rank {
-            found.add(&format!("{key}.warn.rank"), self.warn.rank, format!("at most {}, the rank of ng", self.ng.rank));
-        } else if self.warn.value > self.ng.value {
-            let expected = format!("at most {}, the value of ng", self.ng.value);
-            found.add(&format!("{key}.warn.value"), self.warn.value, expected);
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn card(classes: &[&str]) -> Card {
         warn: threshold,
         pixel_threshold: 1.0,
         prototype_limit: 1.0,
+        measured: BTreeMap::new(),
         known_defects: None,
         images: Vec::new(),
         unknown: BTreeMap::new(),

@@ -30,8 +30,8 @@ use candle_core::Tensor;
 #[cfg(feature = "train")]
 pub(crate) use card::MAX_SHAPES;
 pub use card::{
-    BackboneCard, CalibrationCard, Card, ClassCard, DefectImageCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA,
-    ScoreSource, TrainingCard, Unknown,
+    BackboneCard, CalibrationCard, Card, ClassCard, DefectImageCard, ImageCard, KnownDefectsCard, Measured, ReadFrom,
+    SCHEMA, ScoreSource, TrainingCard, Unknown,
 };
 #[cfg(feature = "cli")]
 pub(crate) use hash::sha256_hex;

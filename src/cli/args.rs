@@ -207,8 +207,8 @@ pub(super) struct OnArgs {
     #[command(flatten)]
     pub(super) place: DeviceArg,
 
-    /// What networks compute in on a GPU: f32, f16 or bf16
-    #[arg(long, value_name = "NUMBERS", default_value_t = Precision::F32)]
+    /// What networks compute in: auto (the fastest that the model has thresholds for), f32, bf16, or f16 on a GPU
+    #[arg(long, value_name = "NUMBERS", default_value_t = Precision::Auto)]
     pub(super) precision: Precision,
 }
 
@@ -388,7 +388,7 @@ pub(super) struct BenchArgs {
     pub(super) ddim_steps: Vec<u16>,
 
     /// What each layer costs on the CPU instead, against the most that its cores can do
-    #[arg(long, conflicts_with_all = ["batch", "ddim_steps", "device", "precision"])]
+    #[arg(long, conflicts_with_all = ["batch", "ddim_steps", "device"])]
     pub(super) layers: bool,
     /// Also write the figures here as JSON
     #[arg(long, value_name = "R.json")]

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::args::BenchArgs;
 use super::table::{Align, Table};
 use super::{Context, images};
+use crate::bundle;
 use crate::config::Size;
 use crate::detector::{Detector, Request, preparation};
 use crate::device::DeviceSpec;
@@ -43,7 +44,8 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     if args.layers {
         return super::layers::run(context, args);
     }
-    let device = args.on.find()?;
+    let card = bundle::read_card(&args.model)?;
+    let device = args.on.find()?.for_model(&args.model, |arithmetic| card.is_measured_in(arithmetic))?;
     let detector = Detector::open_on(&args.model, &device.open()?)?;
     let size = detector.network().branch(0).input().map(|side| side * OVERSIZE);
     let frame = frame_of(size)?;
@@ -175,7 +177,7 @@ impl Bench<'_> {
 
     /// Prepared frames through a worker of their own that never lacks any, as on the line: from submission to answer.
     fn worker(&self, model: &Path, device: DeviceSpec, steps: usize, batch: usize) -> Result<Row> {
-        let (_, open) = worker::open(model, device)?;
+        let (_, _, open) = worker::open(model, device)?;
         let options = worker::Options { name: "diad-worker".into(), batch_size: batch, batch_timeout: Duration::ZERO };
         let worker = Worker::start(open, options)?;
         let inputs = preparation(model)?.apply(self.frame, Some(0))?;

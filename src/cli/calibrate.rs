@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::args::CalibrateArgs;
+use super::args::{CalibrateArgs, OnArgs};
+use super::console::Console;
 use super::images::{check_exists, sketch};
 use super::train::warn_ignored;
 use super::{Context, messages};
@@ -11,9 +12,10 @@ use crate::bundle::{self, CalibrationCard, Card, ClassCard, ImageCard, SCHEMA, S
 use crate::config::{CalibrationConfig, Grouping};
 use crate::data::{Category, Dataset, GroupBy, Groups, Input, ReadAhead, check_unreadable, groups};
 use crate::detector::{ClassChoice, Detector, Network, Request, expected_tensors, set_defect_term};
+use crate::device::{Arithmetic, Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::check_writable;
-use crate::train::{ClassScores, FreshParts, KnownDefect, check_known_defects, check_not_good, check_rate, class_card};
+use crate::train::{ClassScores, FreshParts, KnownDefect, check_known_defects, check_not_good, check_rate, measured};
 
 /// Images scored at a time.
 const GROUP: usize = 8;
@@ -48,72 +50,93 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
     if !samples.is_empty() {
         check_known_defects(&card.config)?;
     }
+    let devices = devices(&card, &args.on)?;
+    if !samples.is_empty() && devices.iter().all(|device| device.arithmetic() != Arithmetic::F32) {
+        let precision = args.on.precision;
+        return Err(Error::Usage(format!(
+            "--precision {precision}: known defects are taught in f32; leave --precision out, to measure thresholds in {precision} as well"
+        )));
+    }
     let file = bundle::load(&args.model, expected_tensors)?;
     let mut tensors: BTreeMap<_, _> = file.tensors.into_iter().collect();
-    let detector = Detector::open_on(&args.model, &args.on.find()?.open()?)?;
+    let detectors = devices.iter().map(|device| Detector::open_unmeasured(&args.model, device));
+    let detectors = detectors.collect::<Result<Vec<_>>>()?;
     let mut card = file.card;
     let mut settings = card.config.calibration.clone();
     (settings.target_fpr, settings.warn_fpr) = (Some(args.target_fpr), args.warn_fpr);
-    let total = data.categories.iter().map(|category| category.train.len()).sum();
-    let mut task = context.task("calibrate", total);
+    let total: usize = data.categories.iter().map(|category| category.train.len()).sum();
+    let mut task = context.task("calibrate", total * detectors.len());
     let mut done = 0;
+    let preparation = detectors[0].preparation();
     for (product, (category, &class)) in data.categories.iter().zip(&targets).enumerate() {
         let known = Known::of(&card, args.known.defects.is_some().then_some(class));
         let defects = samples.get(product).map_or(&[][..], Vec::as_slice);
-        let read = |sample| KnownDefect::read(sample, detector.preparation(), class, &context.depth);
+        let read = |sample| KnownDefect::read(sample, preparation, class, &context.depth);
         let defects = defects.iter().map(read);
         let defects = defects.collect::<Result<Vec<_>>>()?;
         check_defects(&defects, &known)?;
-        let mut parts = (!defects.is_empty()).then(FreshParts::default);
-        let mut fresh = inspect(context, detector.network(), class, category, &known, parts.as_mut(), |more| {
-            done += more;
-            task.set(done, &category.name);
-        })?;
         if known.nothing {
             console.warn(format_args!(
                 "{}: cannot check whether these were trained on: the model was made by an older diad",
                 category.name
             ));
         }
-        let left_out = fresh.trained_on.len();
-        if let Some(first) = fresh.trained_on.first() {
-            let images = messages::count(left_out, "image");
-            console
-                .warn(format_args!("{images} left out that the model was trained on, the first {}", first.display()));
+        if args.on.precision == Precision::Auto {
+            forget(console, &mut card.classes[class], &devices);
         }
-        let old = &card.classes[class];
-        let groups = fresh.groups(rule.as_ref(), &settings, category)?;
-        console.note(messages::groups(&category.name, &fresh.paths, &groups));
-        let taught = match parts {
-            Some(parts) => {
-                let paths = fresh.paths.iter().map(PathBuf::as_path);
-                let digests: Vec<_> =
-                    fresh.images.iter().map(|image| [image.file_sha256.clone(), image.pixels_sha256.clone()]).collect();
-                check_not_good(&defects, paths.zip(&digests))?;
-                let taught = parts.teach(detector.network(), class, &groups.of, &defects, args.target_fpr)?;
-                for (image, [score, peak]) in fresh.images.iter_mut().zip(&taught.good) {
-                    (image.score, image.peak) = (Some(*score), Some(*peak));
-                }
-                Some(taught)
+        for (number, detector) in detectors.iter().enumerate() {
+            let arithmetic = detector.network().device().arithmetic();
+            let mut parts = (!defects.is_empty()).then(FreshParts::default);
+            let mut fresh = inspect(context, detector.network(), class, category, &known, parts.as_mut(), |more| {
+                done += more;
+                task.set(done, &category.name);
+            })?;
+            if let Some(first) = fresh.trained_on.first().filter(|_| number == 0) {
+                let images = messages::count(fresh.trained_on.len(), "image");
+                console.warn(format_args!(
+                    "{images} left out that the model was trained on, the first {}",
+                    first.display()
+                ));
             }
-            None => None,
-        };
-        let mut scores = ClassScores::default();
-        // Numbers of parts on the card go on.
-        let first = old.images.iter().filter(|image| image.taught).map(|image| image.group + 1).max().unwrap_or(0);
-        let mut images: Vec<_> = old.images.iter().filter(|image| image.taught).cloned().collect();
-        for (found, &group) in fresh.images.into_iter().zip(&groups.of) {
-            scores.push(found.score.unwrap_or_default(), found.peak.unwrap_or_default(), group);
-            images.push(ImageCard { group: first + group, ..found });
-        }
-        let source = CalibrationCard { source: ScoreSource::Fresh, folds: 0, groups: groups.source };
-        let new = class_card(&old.name, scores, old.prototype_limit, &settings, source)?;
-        let known_defects =
-            taught.as_ref().map_or_else(|| old.known_defects.clone(), |taught| Some(taught.card.clone()));
-        let (shape, train_images, unknown) = (old.shape, old.train_images, old.unknown.clone());
-        card.classes[class] = ClassCard { shape, train_images, known_defects, images, unknown, ..new };
-        if let Some(taught) = taught {
-            set_defect_term(&mut tensors, &card, class, taught.term)?;
+            let groups = fresh.groups(rule.as_ref(), &settings, category)?;
+            if number == 0 {
+                console.note(messages::groups(&category.name, &fresh.paths, &groups));
+            }
+            let taught = match parts {
+                Some(parts) => {
+                    let paths = fresh.paths.iter().map(PathBuf::as_path);
+                    let digests = |image: &ImageCard| [image.file_sha256.clone(), image.pixels_sha256.clone()];
+                    let digests: Vec<_> = fresh.images.iter().map(digests).collect();
+                    check_not_good(&defects, paths.zip(&digests))?;
+                    let taught = parts.teach(detector.network(), class, &groups.of, &defects, args.target_fpr)?;
+                    for (image, [score, peak]) in fresh.images.iter_mut().zip(&taught.good) {
+                        (image.score, image.peak) = (Some(*score), Some(*peak));
+                    }
+                    Some(taught)
+                }
+                None => None,
+            };
+            let mut scores = ClassScores::default();
+            for (found, &group) in fresh.images.iter().zip(&groups.of) {
+                scores.push(found.score.unwrap_or_default(), found.peak.unwrap_or_default(), group);
+            }
+            let source = CalibrationCard { source: ScoreSource::Fresh, folds: 0, groups: groups.source };
+            let new = &mut card.classes[class];
+            let measured = measured(&new.name, scores, &settings, source)?;
+            if arithmetic != Arithmetic::F32 {
+                new.measured.insert(arithmetic.name().to_owned(), measured);
+                continue;
+            }
+            *new = new.clone().with(measured);
+            // Numbers of parts on the card go on.
+            new.images.retain(|image| image.taught);
+            let first = new.images.iter().map(|image| image.group + 1).max().unwrap_or(0);
+            let found = fresh.images.into_iter().zip(&groups.of);
+            new.images.extend(found.map(|(found, &group)| ImageCard { group: first + group, ..found }));
+            if let Some(taught) = taught {
+                new.known_defects = Some(taught.card.clone());
+                set_defect_term(&mut tensors, &card, class, taught.term)?;
+            }
         }
     }
     task.finish();
@@ -130,6 +153,33 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The devices that measure, single precision first: in the precision that is asked for, or in all that the card has thresholds for
+/// and in the fastest, as far as they are there.
+fn devices(card: &Card, on: &OnArgs) -> Result<Vec<Device>> {
+    let device = on.place.device.find(Precision::F32)?.open()?;
+    if on.precision != Precision::Auto {
+        return Ok(vec![device.in_precision(on.precision)?]);
+    }
+    let held = |device: &Device| card.classes.iter().any(|class| class.measured_in(device.arithmetic()).is_some());
+    let fast = |device: &Device| device.arithmetic() == Arithmetic::CpuBf16;
+    let others =
+        [Precision::F16, Precision::Bf16].into_iter().filter_map(|precision| device.in_precision(precision).ok());
+    let others = others.filter(|device| held(device) || fast(device)).collect::<Vec<_>>();
+    Ok([device].into_iter().chain(others).collect())
+}
+
+/// Takes thresholds off a class that these devices cannot measure anew: they would promise another rate than the new ones.
+fn forget(console: &Console, class: &mut ClassCard, devices: &[Device]) {
+    let stays = |name: &str| devices.iter().any(|device| device.arithmetic().name() == name);
+    for name in class.measured.keys().filter(|name| !stays(name)) {
+        console.warn(format_args!(
+            "{}: its thresholds in {name} are left out: this device does not compute in it, and they promise what was promised before",
+            class.name
+        ));
+    }
+    class.measured.retain(|name, _| stays(name));
 }
 
 /// The folders to score, and for each the index of its class in the model.

@@ -76,7 +76,7 @@ pub(super) struct Inspected {
 /// When there is no such file, it is not a model, or the device is not there.
 pub(super) fn open_model(model: &Path, on: &OnArgs) -> Result<Detector> {
     check_exists(model)?;
-    Detector::open_on(model, &on.find()?.open()?)
+    Detector::open_found(model, on.find()?)
 }
 
 /// Checks, before any work, a file named on the command line.

@@ -9,7 +9,7 @@ use super::args::BenchArgs;
 use super::bench::{WARM_UP, frame_of};
 use super::table::{Align, Table};
 use crate::detector::Detector;
-use crate::device::Device;
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::kernels::peak::peak;
@@ -29,6 +29,7 @@ struct Figures {
     input: [usize; 2],
     frames: usize,
     threads: usize,
+    precision: Precision,
     /// Multiply-adds per second of all threads in registers alone, in units of 10^9.
     peak: f64,
     layers: Vec<Row>,
@@ -100,7 +101,8 @@ impl Watched {
 }
 
 pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
-    let detector = Detector::open_on(&args.model, &Device::cpu())?;
+    let device = Device::cpu().in_precision(args.on.precision)?;
+    let detector = Detector::open_unmeasured(&args.model, &device)?;
     let network = detector.network();
     let (branch, name) = (network.branch(0), &network.config().features.backbone);
     let size = branch.input();
@@ -114,7 +116,7 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
             "--layers: the model's backbone is {name}; expected efficientnet-lite0, for which there are kernels"
         ))
     })?;
-    let trunk = EfficientNetLite::new(name, &weights, &Device::cpu())?;
+    let trunk = EfficientNetLite::new(name, &weights, &device)?;
     let pixels: Vec<f32> = frame.rgb().iter().map(|&byte| f32::from(byte)).collect();
     let trunk = Watched::run(rounds, context, |watch| trunk.layers(&pixels, size.height, size.width, watch))?;
 
@@ -130,7 +132,8 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
         input: size.sides(),
         frames,
         threads,
-        peak: 1e-9 * peak(PEAK_TIME),
+        precision: device.arithmetic().precision(),
+        peak: 1e-9 * peak(device.factors(), PEAK_TIME),
         layers: [trunk.rows("backbone"), denoiser.rows("denoiser")].into_iter().flatten().collect(),
     };
     if let Some(path) = &args.report {
@@ -158,6 +161,7 @@ impl Figures {
                 format!("{:.0}", 100.0 * rate / self.peak),
             ]);
         }
-        format!("{rows}\n\nthe most that {} threads reach in registers: {:.0} GFLOP/s", self.threads, 2.0 * self.peak)
+        let (threads, precision, most) = (self.threads, self.precision, 2.0 * self.peak);
+        format!("{rows}\n\nthe most that {threads} threads reach in registers in {precision}: {most:.0} GFLOP/s")
     }
 }

@@ -51,11 +51,19 @@ pub(super) fn cost(class: &ClassCard) -> String {
         Some(ScoreSource::OutOfFold) => "each scored by networks that have not seen it",
         _ => "not trained on",
     };
+    let also: String = class
+        .measured
+        .iter()
+        .map(|(arithmetic, measured)| {
+            let (ng, warn) = (measured.ng.value, measured.warn.value);
+            format!("\n  in {arithmetic}: rejected above {ng:.4}, warned of above {warn:.4}")
+        })
+        .collect();
     format!(
         "{name}: rejected above {:.4}, warned of above {:.4}; set on {}{images}, {scored}\n  \
          good parts rejected: at most {} on average; with this very set {low} to {high} (95 %)\n  \
          good parts warned of: at most {}\n  \
-         for {} rejected: {way}",
+         for {} rejected: {way}{also}",
         ng.value,
         warn.value,
         count(ng.parts(), "good part"),

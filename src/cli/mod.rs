@@ -60,7 +60,7 @@ impl args::DeviceArg {
     /// # Errors
     /// When it is not there.
     fn find(&self) -> Result<DeviceSpec> {
-        self.device.find(Precision::F32)
+        self.device.find(Precision::Auto)
     }
 }
 

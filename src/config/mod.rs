@@ -22,6 +22,7 @@ pub use self::shape::{Shape, Shapes, Tried, shaped};
 pub use self::size::{Blocks, Size};
 use crate::diffusion::{Prediction, Process, Schedule};
 use crate::error::Result;
+use crate::precision::Precision;
 
 /// The backbones that can be asked for, with the channels that their taps deliver together.
 pub const BACKBONES: [(&str, usize); 6] = [
@@ -288,6 +289,8 @@ config! {
         folds: usize = 5, integer(1, 50);
         /// How images of one part are told where the command line does not say it.
         groups: Grouping = Grouping::Auto, Kind::OneOf(Grouping::NAMES);
+        /// Thresholds are measured in single precision, and in this precision as well where the device computes in it.
+        precision: Precision = Precision::Auto, Kind::OneOf(Precision::NAMES);
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::bundle::{self, Card, ClassCard};
 use crate::calibrate::GoodScores;
 use crate::config::Size;
-use crate::device::Device;
+use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::frame::{Frame, Pose, Preparation, Prepared};
 use crate::named::named;
@@ -133,19 +133,46 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// Opens a model file on the CPU.
+    /// Opens a model file on the CPU, as the line does: in the fastest precision that this one computes in and the model has thresholds
+    /// for.
     ///
     /// # Errors
     /// When the file is not a model, is damaged, or is from a newer version.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_on(path, &Device::cpu())
+        Self::open_found(path, DeviceSpec::CPU.find(Precision::Auto)?)
     }
 
     /// Opens a model file on a device.
     ///
     /// # Errors
-    /// As [`Detector::open`], and when the device fails.
+    /// As [`Detector::open`], when the device fails, and when the model has no thresholds that were measured in the arithmetic of the
+    /// device.
     pub fn open_on(path: &Path, device: &Device) -> Result<Self> {
+        let mut detector = Self::open_unmeasured(path, device)?;
+        let arithmetic = device.arithmetic();
+        let card = detector.card.seen_in(arithmetic).ok_or_else(|| arithmetic.unmeasured(path))?;
+        detector.limits = Limits::of(&card);
+        detector.good = card.classes.iter().map(ClassCard::good_scores).collect();
+        detector.card = card;
+        Ok(detector)
+    }
+
+    /// Opens a model file on a device that was found, in the precision that `auto` stands for with this model.
+    ///
+    /// # Errors
+    /// As [`Detector::open_on`].
+    pub fn open_found(path: &Path, device: DeviceSpec) -> Result<Self> {
+        let card = bundle::read_card(path)?;
+        let device = device.for_model(path, |arithmetic| card.is_measured_in(arithmetic))?;
+        Self::open_on(path, &device.open()?)
+    }
+
+    /// Opens a model file on a device, with the thresholds of single precision whatever the device computes in: to measure what
+    /// this arithmetic does, not to judge by it.
+    ///
+    /// # Errors
+    /// As [`Detector::open`], and when the device fails.
+    pub fn open_unmeasured(path: &Path, device: &Device) -> Result<Self> {
         let file = bundle::load(path, expected_tensors)?;
         let network = file::network(&file.card, &file.tensors, device).map_err(|error| match error {
             // What is wrong inside is wrong with the file.

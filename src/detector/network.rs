@@ -100,6 +100,13 @@ impl Network {
         Ok(Self { config: config.clone(), shapes, branches, scorer, decision, prototypes })
     }
 
+    /// Looks with other branches, of the same shapes, and gives those that it had: to see what the same statistics make of another
+    /// precision.
+    #[cfg(feature = "train")]
+    pub(crate) fn exchange(&mut self, branches: &mut Vec<Branch>) {
+        std::mem::swap(&mut self.branches, branches);
+    }
+
     /// The configuration that the network was made with.
     pub fn config(&self) -> &Config {
         &self.config

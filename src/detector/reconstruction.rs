@@ -115,7 +115,7 @@ impl Reconstructor {
         }
         Ok(Self {
             device: device.clone(),
-            denoisers,
+            denoisers: denoisers.multiplying(device.factors()),
             process: config.diffusion.process()?,
             noise,
             conditioned: is_conditioned(config),

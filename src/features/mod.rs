@@ -27,7 +27,7 @@ pub struct FeatureExtractor {
 }
 
 enum Source {
-    Backbone(Box<dyn Backbone>, FeatureTransform),
+    Backbone(Box<dyn Backbone>, Box<FeatureTransform>),
     Pixels,
 }
 
@@ -43,7 +43,7 @@ impl FeatureExtractor {
         transform: FeatureTransform,
     ) -> Result<Self> {
         let transform = transform.on(device.candle())?;
-        Ok(Self { device, grid, source: Source::Backbone(backbone, transform).into() })
+        Ok(Self { device, grid, source: Source::Backbone(backbone, Box::new(transform)).into() })
     }
 
     /// RGB in -1..=1, averaged over the cells of a grid whose sides divide those of the frames.

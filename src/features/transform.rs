@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::model::Weights;
 
 #[cfg(feature = "train")]
@@ -31,7 +31,7 @@ const NAMES: [&str; 3] = ["features.mean", "features.deviation", "features.proje
 impl FeatureTransform {
     fn set_projection(&mut self, projection: Vec<f32>) {
         let dim = projection.len() / self.mean.len();
-        self.packed = Packed::new(self.mean.len(), dim, Matrix::rows(&projection, dim));
+        self.packed = Packed::new(Factors::F32, self.mean.len(), dim, Matrix::rows(&projection, dim));
         self.projection = projection;
     }
 
@@ -115,9 +115,8 @@ impl FeatureTransform {
         let mut out = vec![0.0; values.len() / dim * channels];
         let transposed = Matrix::transposed(&self.projection, dim);
         gemm_once(
-            out.len() / channels,
-            channels,
-            dim,
+            Factors::F32,
+            [out.len() / channels, channels, dim],
             Matrix::rows(&scaled, dim),
             transposed,
             &mut out,

@@ -5,20 +5,20 @@ use std::ops::Deref;
 /// Bytes of a cache line, and of the widest vectors.
 const LINE: usize = 64;
 
-/// Floats in a row, the first at the boundary of a cache line. Kept and used again, it is not cleared anew.
+/// Numbers in a row, the first at the boundary of a cache line. Kept and used again, it is not cleared anew.
 #[derive(Debug, Default)]
-pub struct Buffer {
-    data: Vec<f32>,
+pub struct Buffer<T = f32> {
+    data: Vec<T>,
     start: usize,
     len: usize,
 }
 
-impl Buffer {
-    /// `len` floats, whatever they were.
-    pub fn of(&mut self, len: usize) -> &mut [f32] {
-        let room = len + LINE / size_of::<f32>();
+impl<T: Copy + Default> Buffer<T> {
+    /// `len` numbers, whatever they were.
+    pub fn of(&mut self, len: usize) -> &mut [T] {
+        let room = len + LINE / size_of::<T>();
         if self.data.len() < room {
-            self.data.resize(room, 0.0);
+            self.data.resize(room, T::default());
         }
         self.start = self.data.as_ptr().align_offset(LINE).min(room - len);
         self.len = len;
@@ -26,22 +26,22 @@ impl Buffer {
     }
 
     /// `len` zeros.
-    pub fn zeroed(&mut self, len: usize) -> &mut [f32] {
+    pub fn zeroed(&mut self, len: usize) -> &mut [T] {
         let data = self.of(len);
-        data.fill(0.0);
+        data.fill(T::default());
         data
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T> Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.data[self.start..][..self.len]
     }
 }
 
-impl Clone for Buffer {
+impl<T: Copy + Default> Clone for Buffer<T> {
     fn clone(&self) -> Self {
         let mut copy = Self::default();
         copy.of(self.len).copy_from_slice(self);

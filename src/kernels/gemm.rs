@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::bf16::{Bf16, words};
 use super::buffer::Buffer;
 use super::simd::{lanes, relu6};
 
@@ -62,11 +63,24 @@ pub struct Rows {
     pub jump: usize,
 }
 
+/// The numbers that are multiplied; they are added up in single precision always.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Factors {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Rounded to bfloat16, two at a time.
+    Bf16(Bf16),
+}
+
 /// A right-hand matrix `[k, n]` cut into panels as wide as the register tile. Packing is worth keeping where the matrix
-/// meets more than one product (the weights of a layer).
+/// meets more than one product (the weights of a layer). It says in which numbers it is multiplied: the rows of A that meet
+/// it are rounded on their way.
 #[derive(Clone, Debug, Default)]
 pub struct Packed {
-    data: Buffer, // [panels, k, width]; the last panel may be one vector wide
+    factors: Factors,
+    data: Buffer,       // [panels, k, width]; the last panel may be one vector wide
+    words: Buffer<u32>, // or, of bfloat16, [panels, k / 2, width]
     k: usize,
     n: usize,
 }
@@ -76,24 +90,39 @@ impl Packed {
     ///
     /// # Panics
     /// When the slice is shorter than its shape says (a mistake of the caller).
-    pub fn new(k: usize, n: usize, b: Matrix<'_>) -> Self {
+    pub fn new(factors: Factors, k: usize, n: usize, b: Matrix<'_>) -> Self {
         let mut packed = Self::default();
-        packed.refill(k, n, b);
+        packed.refill(factors, k, n, b);
         packed
     }
 
     /// Packs another matrix into the same memory.
-    pub fn refill(&mut self, k: usize, n: usize, b: Matrix<'_>) {
+    pub fn refill(&mut self, factors: Factors, k: usize, n: usize, b: Matrix<'_>) {
         let lanes = lanes();
-        (self.k, self.n) = (k, n);
-        let data = self.data.zeroed(n.div_ceil(lanes) * lanes * k);
+        let (width, padded) = (NV * lanes, n.div_ceil(lanes) * lanes);
+        (self.factors, self.k, self.n) = (factors, k, n);
         if k == 0 {
             return;
         }
-        for (index, panel) in data.chunks_mut(k * NV * lanes).enumerate() {
-            let at = index * NV * lanes;
-            pack(panel, panel.len() / k, b, at, (NV * lanes).min(n - at), k);
+        let cols = |index: usize| width.min(n - index * width);
+        match factors {
+            Factors::F32 => {
+                for (index, panel) in self.data.zeroed(padded * k).chunks_mut(k * width).enumerate() {
+                    pack(panel, panel.len() / k, b, index * width, cols(index), k);
+                }
+            }
+            Factors::Bf16(bf16) => {
+                let words = words(k);
+                for (index, panel) in self.words.zeroed(padded * words).chunks_mut(words * width).enumerate() {
+                    bf16.pack(panel, panel.len() / words, b, index * width, cols(index), k);
+                }
+            }
         }
+    }
+
+    /// The numbers that it is multiplied in.
+    pub fn factors(&self) -> Factors {
+        self.factors
     }
 
     /// Rows and columns.
@@ -112,7 +141,8 @@ pub fn gemm(m: usize, a: Matrix<'_>, b: &Packed, c: &mut [f32], epilogue: Epilog
 }
 
 /// A part of the product: rows `k` and columns `n` of B, columns `k` of A (the first of them is the first of `a`), columns `n`
-/// of C (likewise). `n` begins at a multiple of [`PART`]; bias and `add` are those of this part.
+/// of C (likewise). `n` begins at a multiple of [`PART`], and so do `k` where they are not all; bias and `add` are those of this
+/// part.
 ///
 /// # Panics
 /// When a slice is shorter than its shape says, or the part begins elsewhere (mistakes of the caller).
@@ -128,19 +158,30 @@ pub fn gemm_part(
     if m == 0 || n.is_empty() {
         return;
     }
-    assert!(k.end <= b.k && n.end <= b.n && n.start.is_multiple_of(PART), "gemm: no part {k:?}, {n:?} of B");
-    Arch::new().dispatch(Product { m, a, b, k, n, c, rows, epilogue });
+    let even =
+        matches!(b.factors, Factors::F32) || (k.start.is_multiple_of(2) && (k.end == b.k || k.end.is_multiple_of(2)));
+    assert!(even && k.end <= b.k && n.end <= b.n && n.start.is_multiple_of(PART), "gemm: no part {k:?}, {n:?} of B");
+    ROUNDED.with_borrow_mut(|rounded| Arch::new().dispatch(Product { m, a, b, k, n, c, rows, epilogue, rounded }));
 }
 
 /// `gemm` with a B that is used once: packed into memory that the thread keeps.
-pub fn gemm_once(m: usize, n: usize, k: usize, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], epilogue: Epilogue<'_>) {
+pub fn gemm_once(
+    factors: Factors,
+    [m, n, k]: [usize; 3],
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    epilogue: Epilogue<'_>,
+) {
     PACKED.with_borrow_mut(|packed| {
-        packed.refill(k, n, b);
+        packed.refill(factors, k, n, b);
         gemm(m, a, packed, c, epilogue);
     });
 }
 
 thread_local! {
+    /// The rows of A that are under way, rounded.
+    static ROUNDED: RefCell<Buffer<u32>> = RefCell::default();
     static PACKED: RefCell<Packed> = RefCell::new(Packed::default());
 }
 
@@ -153,6 +194,7 @@ struct Product<'a> {
     c: &'a mut [f32],
     rows: Rows,
     epilogue: Epilogue<'a>,
+    rounded: &'a mut Buffer<u32>,
 }
 
 /// Vectors per row of the register tile.
@@ -175,19 +217,30 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { m, a, b: Packed { data: packed, k: all_k, n: all_n }, k, n, c, rows, epilogue } = self;
+        let Self { m, a, b, k, n, c, rows, epilogue, rounded } = self;
         let width = NV * S::F32_LANES;
         // Pieces of a run that neighbours share evenly, and as many of them as make a block of rows.
         let per_run = rows.run.div_ceil(ROW_BLOCK);
         let piece = rows.run.div_ceil(per_run);
         let (pieces, group) = (m.div_ceil(rows.run) * per_run, (ROW_BLOCK / piece).max(1));
+        let (words, all_words, first_word) = (words(k.len()), words(b.k), k.start / 2);
+        let first_of = |piece_index: usize| piece_index / per_run * rows.run + piece_index % per_run * piece;
         for block in (0..pieces).step_by(group) {
+            let first_row = first_of(block);
+            let rounded = match b.factors {
+                Factors::F32 => &[][..],
+                Factors::Bf16(bf16) => {
+                    let end = if block + group < pieces { first_of(block + group).min(m) } else { m };
+                    let rounded = rounded.of(end.saturating_sub(first_row) * words);
+                    bf16.round_rows(a, first_row, k.len(), rounded);
+                    &*rounded
+                }
+            };
             for j in (n.start..n.end).step_by(width) {
                 let (at, cols) = (j - n.start, width.min(n.end - j));
-                let padded = (all_n - j).div_ceil(S::F32_LANES).min(NV) * S::F32_LANES;
-                let panel = &packed[j * all_k..][..all_k * padded][k.start * padded..k.end * padded];
+                let padded = (b.n - j).div_ceil(S::F32_LANES).min(NV) * S::F32_LANES;
                 for index in block..(block + group).min(pieces) {
-                    let first = index / per_run * rows.run + index % per_run * piece;
+                    let first = first_of(index);
                     let end = (index / per_run * rows.run + rows.run).min(first + piece).min(m);
                     if first >= end {
                         continue;
@@ -199,12 +252,22 @@ impl Product<'_> {
                     for tile in 0..tiles {
                         let count = low + usize::from(tile < more);
                         let from = origin + done * rows.row;
-                        let corner = Corner { i: first + done, j: at, cols, row: rows.row, from };
-                        let c = &mut c[from..];
-                        if padded == width {
-                            tile_of::<S, NV>(simd, count, a, panel, c, corner, epilogue);
-                        } else {
-                            tile_of::<S, 1>(simd, count, a, panel, c, corner, epilogue);
+                        let target = Target { c: &mut c[from..], from, j: at, cols, row: rows.row, epilogue };
+                        match b.factors {
+                            Factors::F32 => {
+                                let panel = &b.data[j * b.k..][..b.k * padded][k.start * padded..k.end * padded];
+                                if padded == width {
+                                    tile_of::<S, NV>(simd, count, a, first + done, panel, target);
+                                } else {
+                                    tile_of::<S, 1>(simd, count, a, first + done, panel, target);
+                                }
+                            }
+                            Factors::Bf16(bf16) => {
+                                let panel = &b.words[j * all_words..][..all_words * padded];
+                                let panel = &panel[first_word * padded..][..words * padded];
+                                let rows = &rounded[(first + done - first_row) * words..][..count * words];
+                                bf16.tile(count, rows, panel, padded, target);
+                            }
                         }
                         done += count;
                     }
@@ -231,32 +294,74 @@ fn pack(panel: &mut [f32], width: usize, b: Matrix<'_>, j: usize, cols: usize, k
     }
 }
 
-/// Where a tile begins: row of A, column of the part; its columns, and the distance between its rows in C.
-#[derive(Clone, Copy)]
-struct Corner {
-    i: usize,
-    j: usize,
-    cols: usize,
-    row: usize,
-    /// Index in C.
+/// Where the sums of a tile go.
+pub(super) struct Target<'a, 'b> {
+    /// C from the tile's first element on.
+    c: &'b mut [f32],
+    /// Index of that element in C.
     from: usize,
+    /// Its column of the part.
+    j: usize,
+    /// Columns of the tile.
+    cols: usize,
+    /// Distance between rows.
+    row: usize,
+    epilogue: Epilogue<'a>,
 }
 
-/// A tile of `count` rows, at most 12.
+impl Target<'_, '_> {
+    /// What the sums go on from.
+    #[inline(always)]
+    pub(super) fn begin<S: Simd, const MR: usize, const V: usize>(&self, simd: S) -> [[S::f32s; V]; MR] {
+        if self.epilogue.accumulate {
+            return read_rows::<S, MR, V>(simd, self.c, self.row, self.cols);
+        }
+        [[simd.splat_f32s(0.0); V]; MR]
+    }
+
+    /// The epilogue, and the store.
+    #[inline(always)]
+    pub(super) fn end<S: Simd, const MR: usize, const V: usize>(self, simd: S, mut sums: [[S::f32s; V]; MR]) {
+        let Self { c, from, j, cols, row, epilogue } = self;
+        if let Some(bias) = epilogue.bias {
+            let [bias] = read_rows::<S, 1, V>(simd, &bias[j..], cols, cols);
+            for row in &mut sums {
+                for v in 0..V {
+                    row[v] = simd.add_f32s(row[v], bias[v]);
+                }
+            }
+        }
+        if let Some(other) = epilogue.add {
+            let other = read_rows::<S, MR, V>(simd, &other[from..], row, cols);
+            for r in 0..MR {
+                for v in 0..V {
+                    sums[r][v] = simd.add_f32s(sums[r][v], other[r][v]);
+                }
+            }
+        }
+        if epilogue.relu6 {
+            for sum in sums.as_flattened_mut() {
+                *sum = relu6(simd, *sum);
+            }
+        }
+        write_rows::<S, MR, V>(simd, sums, c, row, cols);
+    }
+}
+
+/// A tile of `count` rows from row `i` of A, at most 12.
 #[inline(always)]
 fn tile_of<S: Simd, const V: usize>(
     simd: S,
     count: usize,
     a: Matrix<'_>,
+    i: usize,
     panel: &[f32],
-    c: &mut [f32],
-    corner: Corner,
-    epilogue: Epilogue<'_>,
+    target: Target<'_, '_>,
 ) {
     macro_rules! heights {
         ($($rows:literal)*) => {
             match count {
-                $($rows => simd.vectorize(Tile::<$rows, V> { a, panel, c, corner, epilogue }),)*
+                $($rows => simd.vectorize(Tile::<$rows, V> { a, i, panel, target }),)*
                 _ => unreachable!("tiles have at most 12 rows"),
             }
         };
@@ -267,10 +372,9 @@ fn tile_of<S: Simd, const V: usize>(
 /// Sums that stay in registers from the first multiply-add to the store.
 struct Tile<'a, 'b, const MR: usize, const V: usize> {
     a: Matrix<'a>,
+    i: usize,
     panel: &'a [f32],
-    c: &'b mut [f32],
-    corner: Corner,
-    epilogue: Epilogue<'a>,
+    target: Target<'a, 'b>,
 }
 
 impl<const MR: usize, const V: usize> WithSimd for Tile<'_, '_, MR, V> {
@@ -278,14 +382,9 @@ impl<const MR: usize, const V: usize> WithSimd for Tile<'_, '_, MR, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { a, panel, c, corner, epilogue } = self;
-        let Corner { i, j, cols, row, from } = corner;
+        let Self { a, i, panel, target } = self;
         let (panel, _) = S::as_simd_f32s(panel).0.as_chunks::<V>();
-        let zero = simd.splat_f32s(0.0);
-        let mut sums = [[zero; V]; MR];
-        if epilogue.accumulate {
-            sums = read_rows::<S, MR, V>(simd, c, row, cols);
-        }
+        let mut sums = target.begin::<S, MR, V>(simd);
         if panel.is_empty() {
             // nothing to add
         } else if a.row == 1 && a.col >= MR {
@@ -313,28 +412,7 @@ impl<const MR: usize, const V: usize> WithSimd for Tile<'_, '_, MR, V> {
                 }
             }
         }
-        if let Some(bias) = epilogue.bias {
-            let [bias] = read_rows::<S, 1, V>(simd, &bias[j..], cols, cols);
-            for row in &mut sums {
-                for v in 0..V {
-                    row[v] = simd.add_f32s(row[v], bias[v]);
-                }
-            }
-        }
-        if let Some(other) = epilogue.add {
-            let other = read_rows::<S, MR, V>(simd, &other[from..], row, cols);
-            for r in 0..MR {
-                for v in 0..V {
-                    sums[r][v] = simd.add_f32s(sums[r][v], other[r][v]);
-                }
-            }
-        }
-        if epilogue.relu6 {
-            for sum in sums.as_flattened_mut() {
-                *sum = relu6(simd, *sum);
-            }
-        }
-        write_rows::<S, MR, V>(simd, sums, c, row, cols);
+        target.end(simd, sums);
     }
 }
 
@@ -393,6 +471,11 @@ mod tests {
 
     use super::*;
 
+    /// Rounded ones where this processor has them.
+    fn factors(rounded: bool) -> Factors {
+        Bf16::find().filter(|_| rounded).map_or(Factors::F32, Factors::Bf16)
+    }
+
     fn values(n: usize, seed: u32) -> Vec<f32> {
         (0..n).map(|i| ((i as f32 + seed as f32) * 0.7371).sin()).collect()
     }
@@ -407,7 +490,7 @@ mod tests {
             let am = if ta { Matrix::transposed(&a, m) } else { Matrix::rows(&a, k) };
             let bm = if tb { Matrix::transposed(&b, k) } else { Matrix::rows(&b, n) };
             let mut c = before.clone();
-            gemm_once(m, n, k, am, bm, &mut c, Epilogue { bias: Some(&bias), add: Some(&add), relu6, accumulate });
+            gemm_once(Factors::F32, [m, n, k], am, bm, &mut c, Epilogue { bias: Some(&bias), add: Some(&add), relu6, accumulate });
             for i in 0..m {
                 for j in 0..n {
                     let mut y = 0.0;
@@ -422,30 +505,56 @@ mod tests {
             }
         }
 
+        /// Factors rounded to bfloat16, sums in single precision: what half's rounding and plain sums give.
         #[test]
-        fn a_row_does_not_depend_on_its_neighbours(m in 2usize..40, n in 1usize..70, k in 1usize..200) {
+        fn bf16_equals_the_plain_sum_of_rounded_factors(
+            m in 1usize..40, n in 1usize..80, k in 0usize..60, tb: bool, wide in 0usize..4, accumulate: bool,
+        ) {
+            let Some(bf16) = Bf16::find() else { return Ok(()) };
+            let (a, b, before) = (values(m * (k + wide), 1), values(k * n, 2), values(m * n, 5));
+            let am = Matrix::rows(&a, k + wide);
+            let bm = if tb { Matrix::transposed(&b, k) } else { Matrix::rows(&b, n) };
+            let mut c = before.clone();
+            gemm_once(Factors::Bf16(bf16), [m, n, k], am, bm, &mut c, Epilogue { accumulate, ..Epilogue::default() });
+            let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+            for i in 0..m {
+                for j in 0..n {
+                    let mut y = if accumulate { f64::from(before[i * n + j]) } else { 0.0 };
+                    for p in 0..k {
+                        y += f64::from(rounded(a[i * am.row + p])) * f64::from(rounded(b[p * bm.row + j * bm.col]));
+                    }
+                    prop_assert!((f64::from(c[i * n + j]) - y).abs() < 1e-5, "({i},{j}): {} != {y}", c[i * n + j]);
+                }
+            }
+        }
+
+        #[test]
+        fn a_row_does_not_depend_on_its_neighbours(m in 2usize..40, n in 1usize..70, k in 1usize..200, rounded: bool) {
+            let factors = factors(rounded);
             let (a, b) = (values(m * k, 6), values(k * n, 7));
             let mut all = vec![0.0; m * n];
-            gemm_once(m, n, k, Matrix::rows(&a, k), Matrix::rows(&b, n), &mut all, Epilogue::default());
+            gemm_once(factors, [m, n, k], Matrix::rows(&a, k), Matrix::rows(&b, n), &mut all, Epilogue::default());
             let mut one = vec![0.0; n];
             for i in 0..m {
-                gemm_once(1, n, k, Matrix::rows(&a[i * k..], k), Matrix::rows(&b, n), &mut one, Epilogue::default());
+                gemm_once(factors, [1, n, k], Matrix::rows(&a[i * k..], k), Matrix::rows(&b, n), &mut one, Epilogue::default());
                 prop_assert_eq!(&all[i * n..][..n], &one[..]);
             }
         }
 
         /// Some columns of B at a time, and the sums continued over k, in runs of rows that lie apart: the same bits.
         #[test]
-        fn parts_make_the_whole(run in 1usize..20, runs in 1usize..4, n in 1usize..100, k in 2usize..70, gap in 0usize..5) {
+        fn parts_make_the_whole(
+            run in 1usize..20, runs in 1usize..4, n in 1usize..100, k in 2usize..70, gap in 0usize..5, rounded: bool,
+        ) {
             let m = run * runs;
             let (a, b, bias) = (values(m * k, 8), values(k * n, 9), values(n, 10));
-            let packed = Packed::new(k, n, Matrix::rows(&b, n));
+            let packed = Packed::new(factors(rounded), k, n, Matrix::rows(&b, n));
             let mut whole = vec![0.0; m * n];
             let epilogue = Epilogue { bias: Some(&bias), relu6: true, ..Epilogue::default() };
             gemm(m, Matrix::rows(&a, k), &packed, &mut whole, epilogue);
             for from in (0..n).step_by(PART) {
                 let to = (from + PART).min(n);
-                let (row, middle) = (to - from + gap, k / 2);
+                let (row, middle) = (to - from + gap, k / 4 * 2);
                 let jump = run * row + gap;
                 let mut part = vec![7.0; runs * jump];
                 let rows = Rows { row, run, jump };

@@ -210,6 +210,7 @@ pub fn stem<T: Copy + Into<f32> + Sync>(
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::gemm::Factors;
     use super::*;
 
     fn values(n: usize, seed: usize) -> Vec<f32> {
@@ -218,7 +219,7 @@ mod tests {
 
     fn layer(k: usize, n: usize, seed: usize) -> (Vec<f32>, Pointwise) {
         let weight = values(k * n, seed);
-        let packed = Packed::new(k, n, Matrix::rows(&weight, n));
+        let packed = Packed::new(Factors::F32, k, n, Matrix::rows(&weight, n));
         (weight, Pointwise { weight: packed, bias: values(n, seed + 1) })
     }
 

@@ -35,6 +35,7 @@
 //! middles used up in the cache the backbone took 1.7 times as long as now. OpenVINO's bf16 is slower than its f32 on these cores
 //! (backbone 5.8 and 3.5 ms): without AMX a product of bf16 has no more multiply-adds a cycle than one of f32.
 
+pub mod bf16;
 pub mod buffer;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::gemm::Factors;
+
 /// Sums that a core keeps under way in [`peak`]: two multiply-adds a cycle, each with a latency of four, and some to spare.
-const SUMS: usize = 12;
+pub(super) const SUMS: usize = 12;
 
 /// Multiply-adds per second of all threads together, in registers alone: what no kernel here exceeds. Measured for `time`.
-pub fn peak(time: Duration) -> f64 {
+pub fn peak(factors: Factors, time: Duration) -> f64 {
     struct Sums(Instant, Duration);
 
     impl WithSimd for Sums {
@@ -36,5 +38,9 @@ pub fn peak(time: Duration) -> f64 {
 
     let threads = rayon::current_num_threads();
     let started = Instant::now();
-    (0..threads).into_par_iter().with_max_len(1).map(|_| Arch::new().dispatch(Sums(started, time))).sum()
+    let rates = (0..threads).into_par_iter().with_max_len(1).map(|_| match factors {
+        Factors::F32 => Arch::new().dispatch(Sums(started, time)),
+        Factors::Bf16(bf16) => bf16.peak(started, time),
+    });
+    rates.sum()
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::{Backbone, Layer, Tap, Weights, check_images, unknown, weight};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Matrix, Packed};
+use crate::kernels::gemm::{Factors, Matrix, Packed};
 use crate::kernels::mbconv::{InvertedResidual, Pointwise, same_padding, stem};
 use crate::ops;
 
@@ -134,8 +134,9 @@ impl EfficientNetLite {
             }
         }
         let kernels = if device.has_cpu_kernels() {
-            let blocks = blocks.iter().map(Block::kernel).collect::<Result<Vec<_>>>()?;
-            Some((pointwise(&stem)?, blocks))
+            let factors = device.factors();
+            let blocks = blocks.iter().map(|block| block.kernel(factors)).collect::<Result<Vec<_>>>()?;
+            Some((pointwise(&stem, factors)?, blocks))
         } else {
             None
         };
@@ -247,7 +248,8 @@ impl Backbone for EfficientNetLite {
 }
 
 impl Block {
-    fn kernel(&self) -> Result<InvertedResidual> {
+    fn kernel(&self, factors: Factors) -> Result<InvertedResidual> {
+        let pointwise = |layer: &Folded| pointwise(layer, factors);
         Ok(InvertedResidual {
             input: self.input,
             expanded: self.expanded,
@@ -291,10 +293,10 @@ fn block_layer(index: usize, block: &InvertedResidual, before: (usize, usize), a
     Layer::new(format!("block {index}"), multiply_adds, before.0 + after.0 + expand + taps + expanded * output)
 }
 
-fn pointwise(layer: &Folded) -> Result<Pointwise> {
+fn pointwise(layer: &Folded, factors: Factors) -> Result<Pointwise> {
     let (k, n) = layer.weight.dims2()?;
     let weight = layer.weight.flatten_all()?.to_vec1::<f32>()?;
-    Ok(Pointwise { weight: Packed::new(k, n, Matrix::rows(&weight, n)), bias: layer.bias.to_vec1()? })
+    Ok(Pointwise { weight: Packed::new(factors, k, n, Matrix::rows(&weight, n)), bias: layer.bias.to_vec1()? })
 }
 
 struct Loader<'a> {

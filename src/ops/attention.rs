@@ -10,7 +10,7 @@ use super::{
     Kernel, Mode, Packs, STRIP_TOKENS, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order,
 };
 use crate::kernels::buffer::Buffer;
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
 /// Sizes of a self-attention layer.
@@ -37,10 +37,10 @@ impl AttentionShape {
     }
 
     /// The two matrices as the kernel reads them.
-    fn packs(&self, parameters: &[f32]) -> [Packed; 2] {
+    fn packs(&self, factors: Factors, parameters: &[f32]) -> [Packed; 2] {
         let c = self.channels;
         let [qkv, _, project, _] = split(parameters, &self.parts());
-        [Packed::new(c, 3 * c, Matrix::rows(qkv, 3 * c)), Packed::new(c, c, Matrix::rows(project, c))]
+        [Packed::new(factors, c, 3 * c, Matrix::rows(qkv, 3 * c)), Packed::new(factors, c, c, Matrix::rows(project, c))]
     }
 
     fn scale(&self) -> f32 {
@@ -69,7 +69,7 @@ pub fn attention(
     if !has_cpu_kernel(x) {
         return attention_composite(x, parameters, modulation, shape, mode.trains());
     }
-    let packs = Packs::of(mode, parameters, |parameters| shape.packs(parameters))?;
+    let packs = Packs::of(mode, parameters, |factors, parameters| shape.packs(factors, parameters))?;
     run(Attention { shape, packs, stash: mode.trains().then(OnceLock::new) }, arguments, mode.trains())
 }
 
@@ -112,18 +112,18 @@ struct Stash {
 
 struct Attention {
     shape: AttentionShape,
-    packs: Arc<[Packed; 2]>, // [C, 3 C] and [C, C]
+    packs: Arc<[Packed]>, // [C, 3 C] and [C, C]
     stash: Option<OnceLock<Stash>>,
 }
 
 impl Attention {
     /// Attention weights `[T, T]` of one head from one sample's `qkv` `[T, 3 C]`.
-    fn weights(&self, qkv: &[f32], head: usize, weights: &mut [f32]) {
+    fn weights(&self, factors: Factors, qkv: &[f32], head: usize, weights: &mut [f32]) {
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let d = c / heads;
         let q = Matrix { data: &qkv[head * d..], row: 3 * c, col: 1 };
         let keys = Matrix { data: &qkv[c + head * d..], row: 1, col: 3 * c };
-        gemm_once(tokens, tokens, d, q, keys, weights, Epilogue::default());
+        gemm_once(factors, [tokens, tokens, d], q, keys, weights, Epilogue::default());
         pw::softmax_rows(weights, tokens, self.shape.scale());
     }
 }
@@ -147,8 +147,8 @@ impl Kernel<3> for Attention {
         let [_, qkv_bias, _, project_bias] = split(parameters, &self.shape.parts());
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let (sample, d) = (tokens * c, c / heads);
-        let [qkv_packed, project_packed] = &*self.packs;
-        let strip = STRIP_TOKENS * c;
+        let (qkv_packed, project_packed) = (&self.packs[0], &self.packs[1]);
+        let (strip, factors) = (STRIP_TOKENS * c, qkv_packed.factors());
 
         let mut qkv = vec![0.0; x.len() * 3];
         qkv.par_chunks_exact_mut(3 * sample)
@@ -172,8 +172,9 @@ impl Kernel<3> for Attention {
                 let mut out = vec![0.0; tokens * d];
                 SCRATCH.with_borrow_mut(|weights| {
                     let weights = weights.of(tokens * tokens);
-                    self.weights(qkv, head, weights);
-                    gemm_once(tokens, d, tokens, Matrix::rows(weights, tokens), values, &mut out, Epilogue::default());
+                    self.weights(factors, qkv, head, weights);
+                    let weights = Matrix::rows(weights, tokens);
+                    gemm_once(factors, [tokens, d, tokens], weights, values, &mut out, Epilogue::default());
                 });
                 out
             })
@@ -217,8 +218,8 @@ impl Kernel<3> for Attention {
         let AttentionShape { tokens, channels: c, .. } = self.shape;
         let sample = tokens * c;
         let [qkv_weight, _, project, _] = split(parameters, &self.shape.parts());
-        let qkv_packed = Packed::new(3 * c, c, Matrix::transposed(qkv_weight, 3 * c));
-        let project_packed = Packed::new(c, c, Matrix::transposed(project, c));
+        let qkv_packed = Packed::new(Factors::F32, 3 * c, c, Matrix::transposed(qkv_weight, 3 * c));
+        let project_packed = Packed::new(Factors::F32, c, c, Matrix::transposed(project, c));
         let mut grad_x = grad.to_vec(); // the residual path
         let mut grad_modulation = vec![0.0; modulation.len()];
         let parts: Vec<Vec<f32>> = grad_x
@@ -238,7 +239,14 @@ impl Kernel<3> for Attention {
                 pw::gated_add_backward(&grad[at.clone()], gate, &stash.update[at.clone()], &mut grad_update, grad_gate);
                 pw::add_column_sums(&grad_update, pb_sum);
                 let mixed = Matrix::transposed(&stash.mixed[at.clone()], c);
-                gemm_once(c, c, tokens, mixed, Matrix::rows(&grad_update, c), p_sum, Epilogue::default());
+                gemm_once(
+                    Factors::F32,
+                    [c, c, tokens],
+                    mixed,
+                    Matrix::rows(&grad_update, c),
+                    p_sum,
+                    Epilogue::default(),
+                );
                 let mut grad_mixed = vec![0.0; sample];
                 gemm(tokens, Matrix::rows(&grad_update, c), &project_packed, &mut grad_mixed, Epilogue::default());
 
@@ -248,7 +256,14 @@ impl Kernel<3> for Attention {
                 let mut normed = vec![0.0; sample];
                 pw::modulated_norm(x, shift, scale, &mut normed);
                 let a = Matrix::transposed(&normed, c);
-                gemm_once(c, 3 * c, tokens, a, Matrix::rows(&grad_qkv, 3 * c), w_sum, Epilogue::default());
+                gemm_once(
+                    Factors::F32,
+                    [c, 3 * c, tokens],
+                    a,
+                    Matrix::rows(&grad_qkv, 3 * c),
+                    w_sum,
+                    Epilogue::default(),
+                );
                 gemm(tokens, Matrix::rows(&grad_qkv, 3 * c), &qkv_packed, &mut grad_update, Epilogue::default());
                 pw::modulated_norm_backward(x, scale, &grad_update, gx, grad_shift, grad_scale);
                 sums
@@ -267,21 +282,42 @@ impl Attention {
         let mut part = vec![0.0; tokens * d];
         let (mut weights, mut grad_weights) = (vec![0.0; tokens * tokens], vec![0.0; tokens * tokens]);
         for head in 0..heads {
-            self.weights(qkv, head, &mut weights);
+            self.weights(Factors::F32, qkv, head, &mut weights);
             let columns = |offset: usize| Matrix { data: &qkv[offset + head * d..], row: 3 * c, col: 1 };
             let grad_out = Matrix { data: &grad_mixed[head * d..], row: c, col: 1 };
             let plain = Epilogue::default();
             // value: P^T dO
-            gemm_once(tokens, d, tokens, Matrix::transposed(&weights, tokens), grad_out, &mut part, plain);
+            gemm_once(
+                Factors::F32,
+                [tokens, d, tokens],
+                Matrix::transposed(&weights, tokens),
+                grad_out,
+                &mut part,
+                plain,
+            );
             scatter_head(&part, d, 2 * c + head * d, 3 * c, &mut grad_qkv);
             // weights: dO V^T, through the softmax
             let values = Matrix { data: &qkv[2 * c + head * d..], row: 1, col: 3 * c };
-            gemm_once(tokens, tokens, d, grad_out, values, &mut grad_weights, plain);
+            gemm_once(Factors::F32, [tokens, tokens, d], grad_out, values, &mut grad_weights, plain);
             pw::softmax_rows_backward(&weights, &mut grad_weights, tokens, self.shape.scale());
             // query: dS K; key: dS^T Q
-            gemm_once(tokens, d, tokens, Matrix::rows(&grad_weights, tokens), columns(c), &mut part, plain);
+            gemm_once(
+                Factors::F32,
+                [tokens, d, tokens],
+                Matrix::rows(&grad_weights, tokens),
+                columns(c),
+                &mut part,
+                plain,
+            );
             scatter_head(&part, d, head * d, 3 * c, &mut grad_qkv);
-            gemm_once(tokens, d, tokens, Matrix::transposed(&grad_weights, tokens), columns(0), &mut part, plain);
+            gemm_once(
+                Factors::F32,
+                [tokens, d, tokens],
+                Matrix::transposed(&grad_weights, tokens),
+                columns(0),
+                &mut part,
+                plain,
+            );
             scatter_head(&part, d, c + head * d, 3 * c, &mut grad_qkv);
         }
         grad_qkv

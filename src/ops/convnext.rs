@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{Kernel, Mode, Packs, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
 use crate::kernels::buffer::Buffer;
 use crate::kernels::depthwise as dw;
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
 /// Sizes of a block.
@@ -45,10 +45,13 @@ impl ConvNextShape {
     }
 
     /// The two matrices of the MLP as the kernel reads them.
-    fn packs(&self, parameters: &[f32]) -> [Packed; 2] {
+    fn packs(&self, factors: Factors, parameters: &[f32]) -> [Packed; 2] {
         let (c, hidden) = (self.channels, self.hidden);
         let [_, _, up, _, down, _] = split(parameters, &self.parts());
-        [Packed::new(c, hidden, Matrix::rows(up, hidden)), Packed::new(hidden, c, Matrix::rows(down, c))]
+        [
+            Packed::new(factors, c, hidden, Matrix::rows(up, hidden)),
+            Packed::new(factors, hidden, c, Matrix::rows(down, c)),
+        ]
     }
 
     fn depthwise_shape(&self) -> dw::Shape {
@@ -118,7 +121,7 @@ pub fn convnext(
     if !has_cpu_kernel(x) {
         return convnext_composite(x, parameters, modulation, shape, dropout, mode.trains());
     }
-    let packs = Packs::of(mode, parameters, |parameters| shape.packs(parameters))?;
+    let packs = Packs::of(mode, parameters, |factors, parameters| shape.packs(factors, parameters))?;
     let stash = mode.trains().then(OnceLock::new);
     run(ConvNext { shape, dropout, packs, stash }, arguments, mode.trains())
 }
@@ -165,7 +168,7 @@ struct Stash {
 struct ConvNext {
     shape: ConvNextShape,
     dropout: Option<Dropout>,
-    packs: Arc<[Packed; 2]>, // [C, hidden] and [hidden, C]
+    packs: Arc<[Packed]>, // [C, hidden] and [hidden, C]
     stash: Option<OnceLock<Stash>>,
 }
 
@@ -183,7 +186,7 @@ impl Kernel<3> for ConvNext {
         let ConvNextShape { height, width, channels: c, hidden, kernel } = self.shape;
         let sample = height * width * c;
         let batch = x.len() / sample;
-        let [up, down] = &*self.packs;
+        let (up, down) = (&self.packs[0], &self.packs[1]);
 
         // Each row goes straight to its place between the borders.
         let (border, line) = (kernel / 2, (width + kernel - 1) * c);
@@ -262,8 +265,8 @@ impl Kernel<3> for ConvNext {
         let [depthwise, _, up, _, down, _] = split(parameters, &self.shape.parts());
         let weights = Backward {
             op: self,
-            up: Packed::new(hidden, c, Matrix::transposed(up, hidden)),
-            down: Packed::new(c, hidden, Matrix::transposed(down, c)),
+            up: Packed::new(Factors::F32, hidden, c, Matrix::transposed(up, hidden)),
+            down: Packed::new(Factors::F32, c, hidden, Matrix::transposed(down, c)),
             flipped: dw::flipped(depthwise, c),
         };
         let mut grad_x = grad.to_vec(); // the residual path
@@ -362,9 +365,23 @@ impl Backward<'_> {
         if let Some(dropout) = &self.op.dropout {
             dropout.apply(&mut active, index, 0);
         }
-        gemm_once(hidden, c, tokens, Matrix::transposed(&active, hidden), Matrix::rows(&grad_update, c), sum_down, add);
+        gemm_once(
+            Factors::F32,
+            [hidden, c, tokens],
+            Matrix::transposed(&active, hidden),
+            Matrix::rows(&grad_update, c),
+            sum_down,
+            add,
+        );
         pw::add_column_sums(&grad_hidden, sum_up_bias);
-        gemm_once(c, hidden, tokens, Matrix::transposed(convolved, c), Matrix::rows(&grad_hidden, hidden), sum_up, add);
+        gemm_once(
+            Factors::F32,
+            [c, hidden, tokens],
+            Matrix::transposed(convolved, c),
+            Matrix::rows(&grad_hidden, hidden),
+            sum_up,
+            add,
+        );
         let mut grad_convolved = grad_update;
         gemm(tokens, Matrix::rows(&grad_hidden, hidden), &self.up, &mut grad_convolved, Epilogue::default());
 

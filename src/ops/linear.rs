@@ -2,25 +2,28 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, Layout};
+use std::sync::Arc;
+
 use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::int;
-use super::{Kernel, Op, STRIP_TOKENS, has_cpu_kernel, has_kernel, sum_in_order};
+use super::{Kernel, Mode, Op, Packs, STRIP_TOKENS, has_cpu_kernel, has_kernel, sum_in_order};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{Numbers, Work, launch};
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 
 /// Added to the variance before its root is taken.
 const NORM_EPSILON: f64 = 1e-5;
 
-/// `x W + bias` for `x` `[B, T, in]`, `weight` `[in, out]`, `bias` `[out]` or `[T, out]` (a learned position).
+/// `x W + bias` for `x` `[B, T, in]`, `weight` `[in, out]`, `bias` `[out]` or `[T, out]` (a learned position). What is kept for an
+/// answer belongs to this weight.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, mode: Mode<'_>) -> Result<Tensor> {
     let (_, tokens, k) = x.dims3()?;
     let (rows, n) = weight.dims2()?;
     if rows != k || !(bias.dims() == [n] || bias.dims() == [tokens, n]) {
@@ -29,7 +32,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if !has_cpu_kernel(x) {
         return linear_composite(x, weight, bias);
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Op(Linear))
+    let packed = Packs::of(mode, weight, |factors, weight| [Packed::new(factors, k, n, Matrix::rows(weight, n))])?;
+    x.contiguous()?.apply_op3(&weight.contiguous()?, bias, Op(Linear(packed)))
 }
 
 /// The same in plain candle ops.
@@ -41,16 +45,17 @@ pub fn linear_composite(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Te
     x.reshape((batch * tokens, k))?.matmul(weight)?.reshape((batch, tokens, ()))?.broadcast_add(bias)
 }
 
-struct Linear;
+/// With its matrix `[in, out]` as the kernel reads it.
+struct Linear(Arc<[Packed]>);
 
 impl Kernel<3> for Linear {
     const NAME: &'static str = "linear";
 
-    fn forward(&self, [x, weight, bias]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
+    fn forward(&self, [x, _, bias]: [&[f32]; 3], shapes: [&Shape; 3]) -> Result<(Vec<f32>, Shape)> {
         let (batch, tokens, k) = shapes[0].dims3()?;
         let n = shapes[1].dims2()?.1;
         let per_token = bias.len() != n;
-        let packed = Packed::new(k, n, Matrix::rows(weight, n));
+        let packed = &self.0[0];
         let mut out = vec![0.0; batch * tokens * n];
         out.par_chunks_exact_mut(tokens * n).zip(x.par_chunks_exact(tokens * k)).for_each(|(out, x)| {
             let strips = out.par_chunks_mut(STRIP_TOKENS * n).zip(x.par_chunks(STRIP_TOKENS * k));
@@ -60,7 +65,7 @@ impl Kernel<3> for Linear {
                 } else {
                     Epilogue { bias: Some(bias), ..Epilogue::default() }
                 };
-                gemm(out.len() / n, Matrix::rows(x, k), &packed, out, epilogue);
+                gemm(out.len() / n, Matrix::rows(x, k), packed, out, epilogue);
             });
         });
         Ok((out, (batch, tokens, n).into()))
@@ -69,7 +74,7 @@ impl Kernel<3> for Linear {
     fn backward(&self, [x, weight, bias]: [&[f32]; 3], shapes: [&Shape; 3], grad: &[f32]) -> Result<[Vec<f32>; 3]> {
         let (batch, tokens, k) = shapes[0].dims3()?;
         let n = shapes[1].dims2()?.1;
-        let transposed = Packed::new(n, k, Matrix::transposed(weight, n));
+        let transposed = Packed::new(Factors::F32, n, k, Matrix::transposed(weight, n));
         let mut grad_x = vec![0.0; batch * tokens * k];
         let parts = grad_x
             .par_chunks_exact_mut(tokens * k)
@@ -79,7 +84,7 @@ impl Kernel<3> for Linear {
                 gemm(tokens, Matrix::rows(g, n), &transposed, gx, Epilogue::default());
                 let mut gw = vec![0.0; k * n];
                 let (a, b) = (Matrix::transposed(x, k), Matrix::rows(g, n));
-                gemm_once(k, n, tokens, a, b, &mut gw, Epilogue::default());
+                gemm_once(Factors::F32, [k, n, tokens], a, b, &mut gw, Epilogue::default());
                 gw
             })
             .collect();

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
 
-use crate::kernels::gemm::Packed;
+use crate::kernels::gemm::{Factors, Packed};
 
 mod attention;
 mod convnext;
@@ -43,21 +43,35 @@ impl Mode<'_> {
 
 /// The matrices of one layer as its kernel reads them, made at the first call and kept: they belong to parameters that stay.
 #[derive(Debug, Default)]
-pub struct Packs(OnceLock<Arc<[Packed; 2]>>);
+pub struct Packs {
+    factors: Factors,
+    kept: OnceLock<Arc<[Packed]>>,
+}
 
 impl Packs {
+    /// None yet, of matrices that will be multiplied in these numbers.
+    pub fn new(factors: Factors) -> Self {
+        Self { factors, kept: OnceLock::new() }
+    }
+
     /// Those of `parameters`, from `pack` where they are not there yet, or where the parameters can change.
-    fn of(mode: Mode<'_>, parameters: &Tensor, pack: impl FnOnce(&[f32]) -> [Packed; 2]) -> Result<Arc<[Packed; 2]>> {
-        let make = || with_elements([parameters], "packing", |[parameters]| Ok(Arc::new(pack(parameters))));
+    fn of<const N: usize>(
+        mode: Mode<'_>,
+        parameters: &Tensor,
+        pack: impl FnOnce(Factors, &[f32]) -> [Packed; N],
+    ) -> Result<Arc<[Packed]>> {
+        let make =
+            |factors| with_elements([parameters], "packing", |[parameters]| Ok(Arc::from(pack(factors, parameters))));
         match mode {
-            Mode::Inference(Self(kept)) if !parameters.is_variable() => {
+            Mode::Training => make(Factors::F32),
+            Mode::Inference(Self { factors, .. }) if parameters.is_variable() => make(*factors),
+            Mode::Inference(Self { factors, kept }) => {
                 if let Some(packs) = kept.get() {
                     return Ok(packs.clone());
                 }
-                let packs = make()?;
+                let packs = make(*factors)?;
                 Ok(kept.get_or_init(|| packs).clone())
             }
-            _ => make(),
         }
     }
 }

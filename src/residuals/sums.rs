@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{ResidualStatistics, Scale, square_means};
 use crate::config::Blocks;
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Epilogue, Matrix, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, gemm_once};
 
 /// The average over all cells counts as this many images in the statistics of each cell.
 const SHRINKAGE: f64 = 20.0;
@@ -128,7 +128,14 @@ impl Sums {
                 cells.iter().for_each(|t| values.extend_from_slice(&vector[t * dim..][..dim]));
             }
             let epilogue = Epilogue { accumulate: true, ..Epilogue::default() };
-            gemm_once(dim, dim, rows, Matrix::transposed(&values, dim), Matrix::rows(&values, dim), product, epilogue);
+            gemm_once(
+                Factors::F32,
+                [dim, dim, rows],
+                Matrix::transposed(&values, dim),
+                Matrix::rows(&values, dim),
+                product,
+                epilogue,
+            );
         });
     }
 

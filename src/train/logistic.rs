@@ -4,7 +4,7 @@ use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Epilogue, Matrix, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, gemm_once};
 
 /// The data against the prior that there is no term: loss `|w|^2 / 2 + STRENGTH * mean loss`.
 const STRENGTH: f64 = 300.0;
@@ -82,7 +82,7 @@ impl Rows {
             }
             let mut product = vec![0.0f32; width * width];
             let (left, right) = (Matrix::transposed(&scaled, width), Matrix::rows(&scaled, width));
-            gemm_once(width, width, n, left, right, &mut product, Epilogue::default());
+            gemm_once(Factors::F32, [width, width, n], left, right, &mut product, Epilogue::default());
             let curvature = DMatrix::from_fn(width, width, |i, j| {
                 f64::from(product[i * width + j]) + if i == j { prior(i) + 1e-9 } else { 0.0 }
             });

@@ -22,6 +22,7 @@ mod fit;
 mod known_defects;
 mod logistic;
 mod looks;
+mod maker;
 mod optimizer;
 mod statistics;
 mod thresholds;
@@ -32,7 +33,7 @@ pub use crate::data::Stop;
 pub use fit::{Fit, fit, total_steps};
 pub use known_defects::{FEWEST_DEFECTS, FreshParts, KnownDefect, Taught, check_known_defects, check_not_good};
 pub use statistics::finish;
-pub use thresholds::{ClassScores, check_rate, check_rates, class_card};
+pub use thresholds::{ClassScores, check_rate, check_rates, class_card, measured};
 pub use training_set::TrainingSet;
 pub use untrained::untrained;
 

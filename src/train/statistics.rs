@@ -4,30 +4,26 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::fit::{Role, fold_parts};
 use super::known_defects::{Cells, FEWEST_DEFECTS, FOLDS, GoodPart, KnownDefect, Learned, fit, seen_by};
-use super::training_set::{Features, Image};
+use super::maker::Maker;
+use super::thresholds::measured as measured_by;
+use super::training_set::Image;
 use super::{ClassScores, Context, Event, TrainingSet, class_card};
 use crate::bundle::{
     CalibrationCard, Card, ClassCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard,
 };
 use crate::config::{Config, DEFAULT_TARGET_FPR, ScoreKind};
-use crate::detector::{
-    self, Branch, Inspection, Mask, Network, Reconstruction, Reconstructor, Scorer, mean_over_cells,
-    prototype_distance, stored_noise,
-};
+use crate::detector::{self, Branch, Inspection, Network};
+use crate::device::{Device, Precision};
 use crate::error::Result;
-use crate::features::FeatureExtractor;
 use crate::frame::Prepared;
-use crate::model::denoiser::Denoisers;
-use crate::residuals::ResidualSums;
 
 /// Images whose residuals are computed at a time.
-const STATISTICS_BATCH: usize = 16;
+pub(super) const STATISTICS_BATCH: usize = 16;
 /// A product is unknown when it is farther from the prototype than this times the farthest good part.
 const UNKNOWN_FACTOR: f32 = 2.0;
 
@@ -58,10 +54,13 @@ pub fn finish(
     let passes = roles.len() + usize::from(parts > 1) + again + usize::from(taught && parts > 1);
     // Of the images that are scored: without a term and, for one, two more; the final network sees them by itself.
     let looks = 1 + if taught { 2 + usize::from(parts > 1) } else { 0 };
+    let others = other_precisions(config, &set.device);
+    let looks = looks + others.len() * if taught { 2 } else { 1 };
     let mut progress = Progress { context, done: 0, total: passes * count(&all) + looks * images.frames.len() };
-    let maker = |role| Maker::new(config, set, averages, role);
+    let maker = |role, device: &Device| Maker::new(config, set, averages, role, device);
+    let in_others = |role| others.iter().map(|device| maker(role, device)?.branches()).collect::<Result<Vec<_>>>();
 
-    let last = maker(Role::Final)?;
+    let last = maker(Role::Final, &set.device)?;
     let sums = last.sums(&all, &mut progress)?;
     let (mut network, farthest) = last.network(&all, &sums, &mut progress)?;
     let mut good = GoodParts::new(set);
@@ -74,28 +73,40 @@ pub fn finish(
         }
     }
     let learned = if taught { good.learn(&network, defects)? } else { Vec::new() };
-    let mut unseen = Unseen::new(set);
+    let mut unseen = Unseen::new(set, others.len());
     if parts == 1 {
-        network = unseen.score_held_out(network, taught.then_some(&good), defects, &mut progress)?;
+        let (good, others) = (taught.then_some(&good), in_others(Role::Final)?);
+        network = unseen.score_held_out(network, others, good, defects, &mut progress)?;
     }
     for role in roles.into_iter().filter(|role| *role != Role::Final) {
         let parts: Vec<usize> = (0..parts).filter(|&part| role.leaves_out(config, part)).collect();
-        unseen.score_folds(&maker(role)?, &parts, taught.then_some(defects), &mut progress)?;
+        let (maker, others) = (maker(role, &set.device)?, in_others(role)?);
+        unseen.score_folds(&maker, others, &parts, taught.then_some(defects), &mut progress)?;
     }
-    let known = known_defects(config, set, [&unseen.without, &unseen.with], &learned, defects)?;
+    let [without, with] = &unseen.found[0];
+    let known = known_defects(config, set, [without, with], &learned, defects)?;
     if taught {
         let term = |(learned, card): (&Learned, &Option<KnownDefectsCard>)| {
             learned.weights.clone().filter(|_| card.as_ref().is_some_and(|card| card.taught))
         };
         network = network.with_known_defects(learned.iter().zip(&known).map(term).collect())?;
     }
-    let scored = unseen.chosen(&known);
+    let mut scored = unseen.chosen(&known).into_iter();
+    let own = scored.next().unwrap_or_default();
+    let (mut classes, limits) = class_cards(config, set, &own, &farthest, known)?;
+    for (device, scored) in others.iter().zip(scored) {
+        let measured = class_scores(config, set, &scored, &limits)?;
+        for ((class, scores), card) in measured.into_iter().enumerate().zip(&mut classes) {
+            let measured = measured_by(&card.name, scores, &config.calibration, calibration_card(config, set, class))?;
+            card.measured.insert(device.arithmetic().name().to_owned(), measured);
+        }
+    }
     let card = Card {
         schema: SCHEMA,
         tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
         config: config.clone(),
         backbone: set.backbone_card(config)?,
-        classes: class_cards(config, set, &scored, &farthest, known)?,
+        classes,
         training: TrainingCard {
             images: images.teachers(),
             data_sha256: set.data_sha256.clone(),
@@ -107,169 +118,6 @@ pub fn finish(
         read_from: ReadFrom::default(),
     };
     detector::save(out, &card, &network, &set.weights, &Role::Final.own(averages))
-}
-
-/// Makes networks with one denoiser and different statistics.
-struct Maker<'a> {
-    config: &'a Config,
-    set: &'a TrainingSet,
-    features: Features,
-    /// By the number of the shape.
-    shapes: Vec<InShape>,
-}
-
-/// What networks of one maker share in a shape of their input.
-struct InShape {
-    config: Config,
-    extractor: Arc<FeatureExtractor>,
-    reconstructor: Arc<Reconstructor>,
-}
-
-impl<'a> Maker<'a> {
-    /// With the denoiser of a role; `averages` are the weights of all.
-    fn new(config: &'a Config, set: &'a TrainingSet, averages: &BTreeMap<String, Tensor>, role: Role) -> Result<Self> {
-        let own = role.own(averages).into_iter();
-        let weights = own.map(|(name, tensor)| Ok((name, set.device.weight(&tensor)?)));
-        let weights = weights.collect::<Result<BTreeMap<String, Tensor>>>()?;
-        let features = set.features(config, role)?;
-        let extractor = set.extractor(config, &features)?;
-        let in_shape = |(number, own): (usize, Config)| {
-            let denoisers = Denoisers::new(config, set.shapes(), number, |name| weights.get(name).cloned())?;
-            let reconstructor = Reconstructor::new(&own, &set.device, denoisers, stored_noise(&own))?;
-            let extractor = Arc::new(extractor.on_grid(own.grid()));
-            Ok(InShape { config: own, extractor, reconstructor: Arc::new(reconstructor) })
-        };
-        let shapes = set.shapes().configs(config).into_iter().enumerate().map(in_shape).collect::<Result<_>>()?;
-        Ok(Self { config, set, features, shapes })
-    }
-
-    fn of_class(&self, class: usize) -> &InShape {
-        &self.shapes[self.set.shapes().of(class)]
-    }
-
-    /// What some images (by class, where their features are) add up to.
-    fn sums(&self, images: &[Vec<usize>], progress: &mut Progress<'_>) -> Result<Vec<ClassSums>> {
-        let dim = self.config.dim();
-        let class = |(class, indices): (usize, &Vec<usize>)| {
-            let config = &self.of_class(class).config;
-            let tokens = config.tokens();
-            let mut residuals = ResidualSums::new(config.covariances(), dim, config.detection.context);
-            let mut means = Vec::new();
-            self.each_reconstruction(indices, class, progress, |features, reconstruction| {
-                means.extend(features.chunks_exact(tokens * dim).map(|v| mean_over_cells(v, dim)));
-                residuals.add(&reconstruction.residuals.flatten_all()?.to_vec1::<f32>()?);
-                Ok(())
-            })?;
-            Ok(ClassSums { residuals, means: indices.iter().copied().zip(means).collect() })
-        };
-        images.iter().enumerate().map(class).collect()
-    }
-
-    /// A network with the statistics of some images, of which these are the sums, and for each class the largest distance of one of
-    /// them from its prototype.
-    fn network(
-        &self,
-        images: &[Vec<usize>],
-        sums: &[ClassSums],
-        progress: &mut Progress<'_>,
-    ) -> Result<(Network, Vec<f32>)> {
-        let dim = self.config.dim();
-        let (mut residuals, mut prototypes, mut farthest) = (Vec::new(), Vec::new(), Vec::new());
-        for class in sums {
-            let mut prototype = vec![0.0; dim];
-            for mean in class.means.values() {
-                for (p, m) in prototype.iter_mut().zip(mean) {
-                    *p += m / class.means.len() as f32;
-                }
-            }
-            residuals.push(class.residuals.finish()?);
-            let distances = class.means.values().map(|mean| prototype_distance(&prototype, mean));
-            farthest.push(distances.fold(0.0f32, f32::max));
-            prototypes.push(prototype);
-        }
-        let mut scorer = Scorer::new(self.config, residuals, &self.shapes[0].extractor)?;
-        if needs_term_means(self.config) {
-            let means = self.term_means(images, &scorer, progress)?;
-            scorer = scorer.with_term_means(means)?;
-        }
-        let masks = self.set.masks.iter().flatten().cloned().map(Some).chain(std::iter::repeat(None));
-        let branch = |(InShape { config, extractor, reconstructor }, mask): (&InShape, Option<Mask>)| {
-            Branch::new(config, extractor.clone(), reconstructor.clone(), mask)
-        };
-        let templates = self.set.preparation.templates().iter().cloned().map(Some).chain(std::iter::repeat(None));
-        let branches = self.shapes.iter().zip(masks).map(branch).zip(templates);
-        let branches = branches.map(|(branch, template)| Ok(branch?.with_template(template))).collect::<Result<_>>()?;
-        Ok((Network::new(self.config, self.set.shapes().clone(), branches, scorer, prototypes)?, farthest))
-    }
-
-    /// A network with the statistics of all images but those in one part of the folds; `whole` are the sums over all.
-    fn without(&self, part: usize, whole: &[ClassSums], progress: &mut Progress<'_>) -> Result<(Network, Vec<f32>)> {
-        let images = &self.set.images;
-        let own = self.sums(&images.measured(|other| other == part), progress)?;
-        let rest = whole.iter().zip(&own).map(|(whole, own)| whole.without(own)).collect::<Result<Vec<_>>>()?;
-        self.network(&images.measured(|other| other != part), &rest, progress)
-    }
-
-    /// By class, the means of the terms of the score over some images.
-    fn term_means(&self, images: &[Vec<usize>], scorer: &Scorer, progress: &mut Progress<'_>) -> Result<Vec<Vec<f32>>> {
-        let mut term_means = Vec::new();
-        for (class, indices) in images.iter().enumerate() {
-            let InShape { config, reconstructor, .. } = self.of_class(class);
-            let mut means = vec![0.0f64; 1 + config.detection.diffusion_alpha_bars.len()];
-            let weight = 1.0 / (indices.len() * config.tokens()) as f64;
-            self.each_reconstruction(indices, class, progress, |features, reconstruction| {
-                let features = reconstructor.tensor(features)?;
-                let distances = scorer.distances(&features, &reconstruction.residuals, class)?;
-                means[0] += distances.iter().copied().map(f64::from).sum::<f64>() * weight;
-                for (mean, errors) in means[1..].iter_mut().zip(&reconstruction.noise_errors) {
-                    let errors = errors.flatten_all()?.to_vec1::<f32>()?;
-                    *mean += errors.iter().map(|&e| f64::from(e).sqrt()).sum::<f64>() * weight;
-                }
-                Ok(())
-            })?;
-            term_means.push(means.into_iter().map(|m| (m as f32).max(f32::MIN_POSITIVE)).collect());
-        }
-        Ok(term_means)
-    }
-
-    /// Reconstructs images of a class, some at a time, and hands their features `[n, T, D]` and the result to `f`.
-    fn each_reconstruction(
-        &self,
-        images: &[usize],
-        class: usize,
-        progress: &mut Progress<'_>,
-        mut f: impl FnMut(&[f32], &Reconstruction) -> Result<()>,
-    ) -> Result<()> {
-        let InShape { config, reconstructor, .. } = self.of_class(class);
-        let plan = reconstructor.plan(config.detection.ddim_steps)?;
-        for group in images.chunks(STATISTICS_BATCH) {
-            progress.context.stop.check()?;
-            let mut features = Vec::new();
-            for &index in group {
-                features.extend(self.features.cache.get(index)?);
-            }
-            let class = reconstructor.condition_class(class);
-            f(&features, &reconstructor.reconstruct(&reconstructor.tensor(&features)?, &plan, class)?)?;
-            progress.set(progress.done + group.len());
-        }
-        Ok(())
-    }
-}
-
-/// What images of one class add up to.
-struct ClassSums {
-    residuals: ResidualSums,
-    /// Mean features `[D]` of each image, by where its features are.
-    means: BTreeMap<usize, Vec<f32>>,
-}
-
-impl ClassSums {
-    /// Without images that are in it.
-    fn without(&self, others: &Self) -> Result<Self> {
-        let means = self.means.iter().filter(|(image, _)| !others.means.contains_key(image));
-        let means = means.map(|(image, mean)| (*image, mean.clone())).collect();
-        Ok(Self { residuals: self.residuals.without(&others.residuals)?, means })
-    }
 }
 
 /// The images that are scored, as networks see them that have not seen them, by class.
@@ -332,17 +180,38 @@ type Findings = Vec<Vec<Option<Scored>>>;
 
 struct Unseen<'a> {
     set: &'a TrainingSet,
-    /// By the distance alone.
-    without: Findings,
-    /// With what known defects teach, where there are any.
-    with: Findings,
+    /// In single precision, then in each of the other precisions: by the distance alone, and with what known defects teach, where
+    /// there are any.
+    found: Vec<[Findings; 2]>,
 }
 
 impl<'a> Unseen<'a> {
-    fn new(set: &'a TrainingSet) -> Self {
+    fn new(set: &'a TrainingSet, others: usize) -> Self {
         let nothing: Findings =
             set.images.classes.iter().map(|class| class.images.iter().map(|_| None).collect()).collect();
-        Self { set, without: nothing.clone(), with: nothing }
+        Self { set, found: vec![[nothing.clone(), nothing]; 1 + others] }
+    }
+
+    /// Scores the images in the parts of folds that are `wanted`, in all precisions: with each of the `others` in place of the
+    /// network's own branches.
+    fn score(
+        &mut self,
+        network: &mut Network,
+        others: &mut [Vec<Branch>],
+        taught: bool,
+        wanted: impl Fn(usize) -> bool,
+        progress: &mut Progress<'_>,
+    ) -> Result<()> {
+        let of = usize::from(taught);
+        let (first, rest) = self.found.split_at_mut(1);
+        score(self.set, network, &wanted, &mut first[0][of], progress)?;
+        for (branches, found) in others.iter_mut().zip(rest) {
+            network.exchange(branches);
+            let scored = score(self.set, network, &wanted, &mut found[of], progress);
+            network.exchange(branches);
+            scored?;
+        }
+        Ok(())
     }
 
     /// Images that were held out, by the model's network, which comes back as it was. Terms are of the parts that they do not
@@ -350,6 +219,7 @@ impl<'a> Unseen<'a> {
     fn score_held_out(
         &mut self,
         mut network: Network,
+        mut others: Vec<Vec<Branch>>,
         good: Option<&GoodParts<'_>>,
         defects: &[Vec<KnownDefect>],
         progress: &mut Progress<'_>,
@@ -358,11 +228,11 @@ impl<'a> Unseen<'a> {
             for fold in 0..FOLDS {
                 let terms = good.terms(&network, defects, |other| other != fold)?;
                 network = network.with_known_defects(terms)?;
-                score(self.set, &network, |other| other == fold, &mut self.with, progress)?;
+                self.score(&mut network, &mut others, true, |other| other == fold, progress)?;
             }
             network = network.with_known_defects(defects.iter().map(|_| None).collect())?;
         }
-        score(self.set, &network, |_| true, &mut self.without, progress)?;
+        self.score(&mut network, &mut others, false, |_| true, progress)?;
         Ok(network)
     }
 
@@ -370,6 +240,7 @@ impl<'a> Unseen<'a> {
     fn score_folds(
         &mut self,
         maker: &Maker<'_>,
+        mut others: Vec<Vec<Branch>>,
         parts: &[usize],
         defects: Option<&[Vec<KnownDefect>]>,
         progress: &mut Progress<'_>,
@@ -378,8 +249,8 @@ impl<'a> Unseen<'a> {
         let mut good = GoodParts::new(self.set);
         let mut waiting = Vec::new();
         for &part in parts {
-            let (network, _) = maker.without(part, &whole, progress)?;
-            score(self.set, &network, |other| other == part, &mut self.without, progress)?;
+            let (mut network, _) = maker.without(part, &whole, progress)?;
+            self.score(&mut network, &mut others, false, |other| other == part, progress)?;
             if defects.is_some() {
                 good.look(&network, |other| other == part, progress)?;
                 waiting.push((part, network));
@@ -387,22 +258,43 @@ impl<'a> Unseen<'a> {
         }
         for (part, network) in waiting {
             let terms = good.terms(&network, defects.unwrap_or_default(), |other| other != part)?;
-            score(self.set, &network.with_known_defects(terms)?, |other| other == part, &mut self.with, progress)?;
+            let mut network = network.with_known_defects(terms)?;
+            self.score(&mut network, &mut others, true, |other| other == part, progress)?;
         }
         Ok(())
     }
 
-    /// The findings of the model that is made: with what known defects teach, for the classes where it uses that.
-    fn chosen(self, known: &[Option<KnownDefectsCard>]) -> Findings {
+    /// The findings of the model that is made, in each precision: with what known defects teach, for the classes where it uses that.
+    fn chosen(self, known: &[Option<KnownDefectsCard>]) -> Vec<Findings> {
         let taught = |found: &Finding| known[found.class].as_ref().is_some_and(|known| known.taught);
-        let mut chosen = self.without;
-        let pairs = chosen.iter_mut().flatten().zip(self.with.into_iter().flatten());
-        for (without, with) in pairs.filter_map(|(without, with)| Some((without.as_mut()?, with?))) {
-            let own = [&mut without.own].into_iter().chain(&mut without.candidates);
-            let taken = own.zip([with.own].into_iter().chain(with.candidates)).filter(|(found, _)| taught(found));
-            taken.for_each(|(found, with)| *found = with);
+        let choose = |[mut chosen, with]: [Findings; 2]| {
+            let pairs = chosen.iter_mut().flatten().zip(with.into_iter().flatten());
+            for (without, with) in pairs.filter_map(|(without, with)| Some((without.as_mut()?, with?))) {
+                let own = [&mut without.own].into_iter().chain(&mut without.candidates);
+                let taken = own.zip([with.own].into_iter().chain(with.candidates)).filter(|(found, _)| taught(found));
+                taken.for_each(|(found, with)| *found = with);
+            }
+            chosen
+        };
+        self.found.into_iter().map(choose).collect()
+    }
+}
+
+/// The device in the precisions, beside single precision, that thresholds are measured in.
+fn other_precisions(config: &Config, device: &Device) -> Vec<Device> {
+    let asked = match config.calibration.precision {
+        Precision::F32 => return Vec::new(),
+        Precision::Auto if !device.has_cpu_kernels() => return Vec::new(),
+        Precision::Auto => Precision::Bf16,
+        other => other,
+    };
+    match device.in_precision(asked) {
+        Ok(device) => vec![device],
+        Err(_) if config.calibration.precision == Precision::Auto => Vec::new(),
+        Err(error) => {
+            tracing::warn!("thresholds are measured in f32 only: calibration.{error}");
+            Vec::new()
         }
-        chosen
     }
 }
 
@@ -463,8 +355,8 @@ impl From<Inspection> for Finding {
 fn score(
     set: &TrainingSet,
     network: &Network,
-    wanted: impl Fn(usize) -> bool,
-    scored: &mut [Vec<Option<Scored>>],
+    wanted: &impl Fn(usize) -> bool,
+    scored: &mut Findings,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
     for ((class, images), scored) in set.images.classes.iter().enumerate().zip(scored) {
@@ -488,48 +380,69 @@ fn score(
     Ok(())
 }
 
-/// The cards of all classes; `farthest` is the largest distance of a teaching image from its class's prototype.
-fn class_cards(
-    config: &Config,
-    set: &TrainingSet,
-    scored: &[Vec<Option<Scored>>],
-    farthest: &[f32],
-    known: Vec<Option<KnownDefectsCard>>,
-) -> Result<Vec<ClassCard>> {
-    let (images, folds) = (&set.images.classes, config.calibration.folds);
-    let each = |class: usize| {
-        let found = images[class].groups.of.iter().zip(&scored[class]);
-        found.filter_map(|(&group, scored)| Some((group, scored.as_ref()?)))
-    };
+/// Of the images of a class that are scored: group and what is found of them.
+fn each<'a>(
+    set: &'a TrainingSet,
+    scored: &'a Findings,
+    class: usize,
+) -> impl Iterator<Item = (u32, &'a Scored)> + use<'a> {
+    let found = set.images.classes[class].groups.of.iter().zip(&scored[class]);
+    found.filter_map(|(&group, scored)| Some((group, scored.as_ref()?)))
+}
+
+/// By class, the scores that make its thresholds: those that its good parts get on the line. `limits` are those of unknown products.
+fn class_scores(config: &Config, set: &TrainingSet, scored: &Findings, limits: &[f32]) -> Result<Vec<ClassScores>> {
     // Told its class, the scores of an image make a threshold. With these, the line would compare classes.
     let told = |class: usize| -> Result<f32> {
         let mut scores = ClassScores::default();
-        each(class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
+        each(set, scored, class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
         let threshold = scores.threshold(&set.names[class], &config.calibration, score_source(config))?;
         Ok(threshold.value.max(f32::MIN_POSITIVE))
     };
-    let told = (0..images.len()).map(told).collect::<Result<Vec<f32>>>()?;
-    let limit = |class: usize| {
-        let distances = each(class).map(|(_, scored)| scored.own.prototype_distance);
-        distances.fold(farthest[class], f32::max) * UNKNOWN_FACTOR
-    };
-    let limits: Vec<f32> = (0..images.len()).map(limit).collect();
-    let card = |class: usize| {
+    let told = (0..limits.len()).map(told).collect::<Result<Vec<f32>>>()?;
+    let scores = |class: usize| {
         let mut scores = ClassScores::default();
-        let (name, own) = (&set.names[class], &images[class]);
         // As an unknown product a part is rejected whatever the threshold is: no good part may score higher.
-        let highest = each(class).map(|(_, scored)| scored.own.score).fold(0.0, f32::max);
-        for (group, Scored { own, candidates }) in each(class) {
+        let highest = each(set, scored, class).map(|(_, scored)| scored.own.score).fold(0.0, f32::max);
+        for (group, Scored { own, candidates }) in each(set, scored, class) {
             let in_units = |found: &Finding| found.score / told[found.class] * told[class];
             let chosen = candidates.iter().min_by(|a, b| in_units(a).total_cmp(&in_units(b)));
             let on_the_line = match chosen {
-                _ if folds == 1 => own.score,
+                _ if config.calibration.folds == 1 => own.score,
                 Some(chosen) if chosen.prototype_distance > limits[chosen.class] => highest,
                 Some(chosen) if chosen.class != class => in_units(chosen),
                 _ => own.score,
             };
             scores.push(on_the_line, own.peak, group);
         }
+        scores
+    };
+    Ok((0..limits.len()).map(scores).collect())
+}
+
+/// Where the scores of a class come from.
+fn calibration_card(config: &Config, set: &TrainingSet, class: usize) -> CalibrationCard {
+    let groups = set.images.classes[class].groups.source;
+    CalibrationCard { source: score_source(config), folds: config.calibration.folds, groups }
+}
+
+/// The cards of all classes, and the limits of unknown products on them; `farthest` is the largest distance of a teaching image from
+/// its class's prototype.
+fn class_cards(
+    config: &Config,
+    set: &TrainingSet,
+    scored: &Findings,
+    farthest: &[f32],
+    known: Vec<Option<KnownDefectsCard>>,
+) -> Result<(Vec<ClassCard>, Vec<f32>)> {
+    let images = &set.images.classes;
+    let limit = |class: usize| {
+        let distances = each(set, scored, class).map(|(_, scored)| scored.own.prototype_distance);
+        distances.fold(farthest[class], f32::max) * UNKNOWN_FACTOR
+    };
+    let limits: Vec<f32> = (0..images.len()).map(limit).collect();
+    let card = |(class, scores): (usize, ClassScores)| {
+        let (name, own) = (&set.names[class], &images[class]);
         let image = |((image, &group), scored): ((&Image, &u32), &Option<Scored>)| {
             let found = scored.as_ref().map(|scored| &scored.own);
             let [file_sha256, pixels_sha256] = image.digests.clone();
@@ -545,32 +458,33 @@ fn class_cards(
         };
         let images: Vec<_> = own.images.iter().zip(&own.groups.of).zip(&scored[class]).map(image).collect();
         let teaching = own.images.iter().filter(|image| image.features.is_some()).count();
-        let source = CalibrationCard { source: score_source(config), folds, groups: own.groups.source };
+        let source = calibration_card(config, set, class);
         let card = class_card(name, scores, limits[class], &config.calibration, source)?;
         let shape = set.shapes().distinct()[set.shapes().of(class)];
         let shape = (config.has_own_shapes() || shape.roi.is_some()).then_some(shape);
         Ok(ClassCard { shape, train_images: teaching, images, ..card })
     };
-    let mut cards = (0..images.len()).map(card).collect::<Result<Vec<_>>>()?;
+    let scores = class_scores(config, set, scored, &limits)?;
+    let mut cards = scores.into_iter().enumerate().map(card).collect::<Result<Vec<_>>>()?;
     cards.iter_mut().zip(known).for_each(|(card, known)| card.known_defects = known);
-    Ok(cards)
+    Ok((cards, limits))
 }
 
 /// Images of all passes that are done, for whoever watches.
-struct Progress<'a> {
-    context: Context<'a>,
-    done: usize,
+pub(super) struct Progress<'a> {
+    pub(super) context: Context<'a>,
+    pub(super) done: usize,
     total: usize,
 }
 
 impl Progress<'_> {
-    fn set(&mut self, done: usize) {
+    pub(super) fn set(&mut self, done: usize) {
         self.done = done;
         self.context.observer.event(&Event::Calibration { done, total: self.total });
     }
 }
 
 /// Whether the score is made of terms in units of their mean over good parts.
-fn needs_term_means(config: &Config) -> bool {
+pub(super) fn needs_term_means(config: &Config) -> bool {
     matches!(config.detection.score, ScoreKind::Diffusion | ScoreKind::Sum)
 }

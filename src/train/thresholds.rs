@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bundle::{CalibrationCard, ClassCard, ScoreSource};
+use crate::bundle::{CalibrationCard, ClassCard, Measured, ScoreSource};
 use crate::calibrate::{self, Threshold};
 use crate::config::{CalibrationConfig, Config, DEFAULT_TARGET_FPR};
 use crate::data::{self, Dataset};
@@ -52,6 +52,36 @@ pub fn class_card(
     config: &CalibrationConfig,
     source: CalibrationCard,
 ) -> Result<ClassCard> {
+    let measured = measured(name, scores, config, source)?;
+    let Measured { calibration_scores, calibration_groups, calibration, ng, warn, pixel_threshold } = measured;
+    Ok(ClassCard {
+        name: name.to_owned(),
+        shape: None,
+        train_images: 0,
+        calibration_scores,
+        calibration_groups,
+        calibration,
+        ng,
+        warn,
+        pixel_threshold,
+        prototype_limit,
+        measured: BTreeMap::new(),
+        known_defects: None,
+        images: Vec::new(),
+        unknown: BTreeMap::new(),
+    })
+}
+
+/// What the scores of a class of parts make by conformal calibration: its thresholds, see [`class_card`].
+///
+/// # Errors
+/// As [`class_card`].
+pub fn measured(
+    name: &str,
+    scores: ClassScores,
+    config: &CalibrationConfig,
+    source: CalibrationCard,
+) -> Result<Measured> {
     let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
     let (image, groups) = calibrate::sorted(scores.image)?;
     let good = source.source.good_scores(&image, &groups);
@@ -59,20 +89,13 @@ pub fn class_card(
     let target = rate(config, good.groups());
     let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
     let pixel_threshold = source.source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
-    Ok(ClassCard {
-        name: name.to_owned(),
-        shape: None,
-        train_images: 0,
+    Ok(Measured {
         ng: good.threshold(target).map_err(refuse)?,
         warn: good.threshold(warn_target).map_err(refuse)?,
         calibration_groups: if good.groups() == image.len() { Vec::new() } else { groups },
         calibration_scores: image,
         calibration: Some(source),
         pixel_threshold,
-        prototype_limit,
-        known_defects: None,
-        images: Vec::new(),
-        unknown: BTreeMap::new(),
     })
 }
 

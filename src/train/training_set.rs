@@ -272,13 +272,18 @@ impl TrainingSet {
     }
 
     /// The feature extractor of a model that is trained on these features, on the grid of its first shape.
-    pub(super) fn extractor(&self, config: &Config, features: &Features) -> Result<Arc<FeatureExtractor>> {
+    pub(super) fn extractor(
+        &self,
+        config: &Config,
+        features: &Features,
+        device: &Device,
+    ) -> Result<Arc<FeatureExtractor>> {
         let grid = self.shapes().distinct()[0].grid;
         Ok(Arc::new(match &features.transform {
-            None => FeatureExtractor::of_pixels(self.device.clone(), grid),
+            None => FeatureExtractor::of_pixels(device.clone(), grid),
             Some(transform) => {
-                let backbone = model::configured(&config.features, &self.weights, &self.device)?;
-                FeatureExtractor::of_backbone(self.device.clone(), grid, backbone, transform.clone())?
+                let backbone = model::configured(&config.features, &self.weights, device)?;
+                FeatureExtractor::of_backbone(device.clone(), grid, backbone, transform.clone())?
             }
         }))
     }

@@ -11,15 +11,18 @@ use crate::device::DeviceSpec;
 use crate::error::Result;
 use crate::frame::{Frame, Prepared, Preprocess};
 
-/// How the worker opens the model in `path`, and its card, read and checked now.
+/// How the worker opens the model in `path` on a device that was found; its card, read and checked now, with the thresholds of the
+/// precision that it takes there; and the device with that precision.
 ///
 /// # Errors
-/// When the file is not a model that this program reads.
-pub fn open(path: &Path, device: DeviceSpec) -> Result<(Card, Open)> {
+/// When the file is not a model that this program reads, or has no thresholds for the precision that is asked for.
+pub fn open(path: &Path, device: DeviceSpec) -> Result<(Card, DeviceSpec, Open)> {
     let card = bundle::read_card(path)?;
+    let device = device.for_model(path, |arithmetic| card.is_measured_in(arithmetic))?;
+    let card = card.seen_in(device.arithmetic()).unwrap_or(card);
     let path = PathBuf::from(path);
     let open = move || -> Result<Box<dyn Detect>> { Ok(Box::new(Detector::open_on(&path, &device.open()?)?)) };
-    Ok((card, Box::new(open)))
+    Ok((card, device, Box::new(open)))
 }
 
 fn frames<'a>(jobs: &[&'a Job]) -> Vec<(&'a [Prepared], &'a Request)> {

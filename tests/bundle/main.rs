@@ -81,6 +81,7 @@ fn class(name: &str, scores: Vec<f32>, target: f64) -> ClassCard {
         warn,
         pixel_threshold: 3.5,
         prototype_limit: 1.5,
+        measured: BTreeMap::new(),
         known_defects: None,
         images: Vec::new(),
         unknown: BTreeMap::new(),

@@ -37,7 +37,7 @@ impl ModelHandle {
                 settings.model.as_deref().ok_or("model is not set: expected the name of a model file (.diad)")?;
             let find = || settings.device.parse::<DeviceSpec>()?.find(settings.precision.parse()?);
             let target = find().map_err(|error| error.to_string())?;
-            let shared = join(model, target, settings).map_err(|error| error.to_string())?;
+            let (shared, target) = join(model, target, settings).map_err(|error| error.to_string())?;
             let preparation = diad::detector::preparation(Path::new(model)).map_err(|error| error.to_string())?;
             Ok(Self { shared, target, preparation, opened_with: settings.clone() })
         })
@@ -69,12 +69,12 @@ impl ModelHandle {
     }
 }
 
-fn join(model: &str, target: DeviceSpec, settings: &Settings) -> Result<Arc<Shared>> {
+fn join(model: &str, found: DeviceSpec, settings: &Settings) -> Result<(Arc<Shared>, DeviceSpec)> {
     let named = |error| match error {
         diad::error::Error::Usage(words) => diad::error::Error::Usage(words), // names its property itself
         other => diad::error::Error::Usage(format!("model = {other}")),
     };
-    let (card, open) = worker::open(Path::new(model), target).map_err(named)?;
+    let (card, target, open) = worker::open(Path::new(model), found).map_err(named)?;
     check(&card, settings)?;
     let batch_size = if settings.batch_size == 0 { target.batch_size() } else { settings.batch_size as usize };
     let key = SharedKey {
@@ -92,7 +92,7 @@ fn join(model: &str, target: DeviceSpec, settings: &Settings) -> Result<Arc<Shar
         });
         Worker::start(open, options)
     };
-    Shared::join(&key, start).map_err(named)
+    Shared::join(&key, start).map(|shared| (shared, target)).map_err(named)
 }
 
 fn check(card: &Card, settings: &Settings) -> Result<()> {

@@ -143,8 +143,8 @@ properties! {
         "Elements with the same id and model share one worker, and have to agree on device, precision and batches. Without an id, elements that agree in all of these share";
     device: String = "auto".into(), READY, "device", "Device",
         "Where the model runs: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N. A device that is asked for and not there is an error, never another device";
-    precision: String = "f32".into(), READY, "precision", "Precision",
-        "What networks compute in on a GPU: f32, f16 or bf16. Thresholds were measured in f32";
+    precision: String = "auto".into(), READY, "precision", "Precision",
+        "What networks compute in: auto (bf16 on a CPU that multiplies it, else f32, if the model has thresholds for it), f32, bf16, or f16 on a GPU. Without thresholds that were measured in it a model does not start";
     class: String = "auto".into(), PLAYING, "class", "Class",
         "Class of the parts: auto, or one that the model knows (=auto for one of that name)";
     batch_size: u32 = 0, [[0, 256]], READY, "batch-size", "Batch size",

@@ -121,7 +121,7 @@ pub(super) fn run(context: &Context, args: &AblateArgs) -> Result<()> {
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "cannot make the folder", e))?;
     }
     describe(&context.console, &data, &base);
-    let mut bench = Bench { context, args, data: &data, out, device: &device, set: None };
+    let mut bench = Bench { context, args, data: &data, out, device: &device, found, set: None };
     let mut ablation = Ablation::new(root.display().to_string(), super::inspect::changes(&base), Vec::new());
     for (at, work) in works.iter().enumerate() {
         context.stop.check()?;
@@ -213,6 +213,7 @@ struct Bench<'a> {
     data: &'a Dataset,
     out: &'a Path,
     device: &'a Device,
+    found: DeviceSpec,
     /// The prepared images, and the configuration they were prepared with.
     set: Option<(Config, TrainingSet)>,
 }
@@ -245,7 +246,7 @@ impl Bench<'_> {
             let told = train::Context { observer: &progress, stop: &context.stop };
             train::finish(config, set, &fit.averages, &[], &model, told)?;
         }
-        let detector = Detector::open_on(&model, self.device)?;
+        let detector = Detector::open_found(&model, self.found)?;
         let _ = fs::remove_file(&model); // its tensors are in memory
         let settings = Settings {
             model: work.name.clone(),

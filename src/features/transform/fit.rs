@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::FeatureTransform;
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Epilogue, Matrix, Packed, gemm_once};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm_once};
 
 /// Added to eigenvalues before whitening.
 const EIGEN_FLOOR: f64 = 1e-4;
@@ -53,9 +53,8 @@ impl FeatureTransform {
         let mut covariance = vec![0.0; channels * channels];
         let plain = Epilogue::default();
         gemm_once(
-            channels,
-            channels,
-            n,
+            Factors::F32,
+            [channels, channels, n],
             Matrix::transposed(&z, channels),
             Matrix::rows(&z, channels),
             &mut covariance,
@@ -76,7 +75,14 @@ impl FeatureTransform {
             }
         }
         let mut y = vec![0.0; n * dim];
-        gemm_once(n, dim, channels, Matrix::rows(&z, channels), Matrix::rows(&projection, dim), &mut y, plain);
+        gemm_once(
+            Factors::F32,
+            [n, dim, channels],
+            Matrix::rows(&z, channels),
+            Matrix::rows(&projection, dim),
+            &mut y,
+            plain,
+        );
         let variance = y.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / y.len() as f64;
         projection.iter_mut().for_each(|p| *p = (f64::from(*p) / variance.sqrt()) as f32);
         transform.set_projection(projection);

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::{Denoiser, DenoiserShape, Parameter};
 use crate::config::{ClassStrategy, Config, Shapes};
 use crate::error::Result;
+use crate::kernels::gemm::Factors;
 
 /// One network for all classes, or one for each.
 pub struct Denoisers {
@@ -63,6 +64,11 @@ impl Denoisers {
             Denoiser::new(Self::shape(config, shapes, number), |name| tensor(&format!("{prefix}{name}")))
         };
         Ok(Self { networks: (0..Self::count(config, shapes.classes())).map(network).collect::<Result<_>>()? })
+    }
+
+    /// The same networks, whose answers come from products in these numbers, see [`Denoiser::multiplying`].
+    pub fn multiplying(self, factors: Factors) -> Self {
+        Self { networks: self.networks.into_iter().map(|network| network.multiplying(factors)).collect() }
     }
 
     /// Number of classes that can be told or answered for.

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use super::Layer as Cost;
 use crate::config::Position;
 use crate::error::{Error, Result};
+use crate::kernels::gemm::Factors;
 use crate::ops::{self, AttentionShape, ConvNextShape, Dropout, Mode, Packs};
 
 mod classes;
@@ -33,6 +34,20 @@ struct Layer {
 impl Layer {
     fn mode(&self, train: bool) -> Mode<'_> {
         if train { Mode::Training } else { Mode::Inference(&self.packs) }
+    }
+}
+
+/// A linear layer.
+struct Dense {
+    weight: Tensor, // [in, out]
+    bias: Tensor,   // [out]
+    packs: Packs,
+}
+
+impl Dense {
+    fn apply(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        let mode = if train { Mode::Training } else { Mode::Inference(&self.packs) };
+        ops::linear(x, &self.weight, &self.bias, mode)
     }
 }
 
@@ -61,11 +76,11 @@ enum Stage {
     Block(Layer, ConvNextShape),
     Attention(Layer, AttentionShape, Option<Windows>),
     /// To half the side; what came in is kept for the way up.
-    Shrink([Tensor; 2], usize),
+    Shrink(Dense, usize),
     /// To twice the side, joined by what was kept.
     Grow {
-        grow: [Tensor; 2],
-        join: [Tensor; 2],
+        grow: Dense,
+        join: Dense,
         side: usize,
     },
 }
@@ -111,13 +126,15 @@ impl Place {
 pub struct Denoiser {
     shape: DenoiserShape,
     input: Tensor,
+    input_packs: Packs,
     position: Place,
-    guide: Option<[Tensor; 2]>,
+    guide: Option<Dense>,
     noise: [Tensor; 4],
     class: Tensor,
     stages: Vec<Stage>,
     output_modulation: [Tensor; 2],
     output: [Tensor; 2],
+    output_packs: Vec<Packs>, // a head each
 }
 
 impl Denoiser {
@@ -146,6 +163,10 @@ impl Denoiser {
         let pair = |prefix: &str| -> Result<[Tensor; 2]> {
             Ok([get(&format!("{prefix}.weight"))?, get(&format!("{prefix}.bias"))?])
         };
+        let dense = |prefix: &str| -> Result<Dense> {
+            let [weight, bias] = pair(prefix)?;
+            Ok(Dense { weight, bias, packs: Packs::default() })
+        };
         // Where the grid has several windows, those of every second attention are shifted.
         let mut shifted = true;
         let stages = shape.stages().into_iter().map(|stage| {
@@ -157,10 +178,10 @@ impl Denoiser {
                     let windows = Windows::of(size, shape.config.window, shifted, layer.parameters.device())?;
                     Stage::Attention(layer, own, windows)
                 }
-                StageShape::Shrink { level, side, .. } => Stage::Shrink(pair(&format!("down.{level}.shrink"))?, side),
+                StageShape::Shrink { level, side, .. } => Stage::Shrink(dense(&format!("down.{level}.shrink"))?, side),
                 StageShape::Grow { level, side, .. } => Stage::Grow {
-                    grow: pair(&format!("up.{level}.grow"))?,
-                    join: pair(&format!("up.{level}.join"))?,
+                    grow: dense(&format!("up.{level}.grow"))?,
+                    join: dense(&format!("up.{level}.join"))?,
                     side,
                 },
             })
@@ -176,14 +197,33 @@ impl Denoiser {
         Ok(Self {
             stages: stages.collect::<Result<Vec<_>>>()?,
             input: get("input.weight")?,
+            input_packs: Packs::default(),
             position,
-            guide: if shape.config.guide > 0 { Some(pair("guide")?) } else { None },
+            guide: if shape.config.guide > 0 { Some(dense("guide")?) } else { None },
             noise: [get("noise.0.weight")?, get("noise.0.bias")?, get("noise.1.weight")?, get("noise.1.bias")?],
             class: get("class.embedding")?,
             output_modulation: pair("output.modulation")?,
             output: pair("output")?,
+            output_packs: (0..shape.heads.max(1)).map(|_| Packs::default()).collect(),
             shape,
         })
+    }
+
+    /// The same network, whose answers come from products in these numbers where its layers have kernels for them. In training
+    /// they are of single precision.
+    pub fn multiplying(mut self, factors: Factors) -> Self {
+        let ready = || Packs::new(factors);
+        self.input_packs = ready();
+        self.output_packs.fill_with(ready);
+        self.guide.iter_mut().for_each(|guide| guide.packs = ready());
+        for stage in &mut self.stages {
+            match stage {
+                Stage::Block(layer, _) | Stage::Attention(layer, ..) => layer.packs = ready(),
+                Stage::Shrink(dense, _) => dense.packs = ready(),
+                Stage::Grow { grow, join, .. } => (grow.packs, join.packs) = (ready(), ready()),
+            }
+        }
+        self
     }
 
     /// Shapes.
@@ -296,16 +336,19 @@ impl Denoiser {
         let mut modulations = condition.modulations.iter();
         let mut next = || modulations.next().ok_or_else(|| Error::Internal("denoiser: a modulation is missing".into()));
         let (given, own) = (x.dtype(), self.class.dtype());
-        let mut h = ops::linear(&x.to_dtype(own)?, weight, position)?;
+        // What is kept belongs to weights that stay, and this weight is a part of one.
+        let trains = train.is_some() || self.input.is_variable();
+        let of_input = if trains { Mode::Training } else { Mode::Inference(&self.input_packs) };
+        let mut h = ops::linear(&x.to_dtype(own)?, weight, position, of_input)?;
         let dense = |name: &str, x: &Tensor, y: &Tensor, weights: usize| {
             let tokens = x.elem_count() / x.dim(2)?;
             Ok::<_, Error>(Cost::new(name, tokens * weights, x.elem_count() + y.elem_count() + weights))
         };
         watch(dense("input", x, &h, weight.elem_count())?);
         match (&self.guide, guide) {
-            (Some([weight, bias]), Some(guide)) => {
+            (Some(layer), Some(guide)) => {
                 let cells = Tensor::new(self.shape.guide_cells(), self.device())?;
-                h = (h + ops::linear(&guide.to_dtype(own)?, weight, bias)?.index_select(&cells, 1)?)?;
+                h = (h + layer.apply(&guide.to_dtype(own)?, trains)?.index_select(&cells, 1)?)?;
             }
             (None, None) => {}
             (mine, given) => {
@@ -331,33 +374,34 @@ impl Denoiser {
                 Stage::Attention(layer, shape, Some(windows)) => {
                     windows.attention(&h, &layer.parameters, next()?, *shape, mode(layer))?
                 }
-                Stage::Shrink([weight, bias], side) => {
-                    let small = ops::linear(&blocks_to_channels(&h, *side)?, weight, bias)?;
+                Stage::Shrink(layer, side) => {
+                    let small = layer.apply(&blocks_to_channels(&h, *side)?, trains)?;
                     kept.push(h);
                     small
                 }
                 Stage::Grow { grow, join, side } => {
                     let skip = kept.pop().ok_or_else(|| Error::Internal("denoiser: no skip for a level".into()))?;
-                    let large = channels_to_blocks(&ops::linear(&h, &grow[0], &grow[1])?, *side)?;
-                    (large + ops::linear(&skip, &join[0], &join[1])?)?
+                    let large = channels_to_blocks(&grow.apply(&h, trains)?, *side)?;
+                    (large + join.apply(&skip, trains)?)?
                 }
             };
             if let Some(cost) = stage.cost(index, &h) {
                 watch(cost);
             }
         }
-        let answer = self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads)?;
+        let answer = self.output(&ops::modulated_norm(&h, next()?)?, &condition.heads, trains)?;
         watch(dense("output", &h, &answer, self.output[0].elem_count() / self.shape.heads)?);
         Ok(answer.to_dtype(given)?)
     }
 
     /// The output layer; with heads, each sample's own.
-    fn output(&self, h: &Tensor, heads: &[usize]) -> Result<Tensor> {
+    fn output(&self, h: &Tensor, heads: &[usize], trains: bool) -> Result<Tensor> {
         let [weight, bias] = &self.output;
+        let mode = |head: usize| if trains { Mode::Training } else { Mode::Inference(&self.output_packs[head]) };
         if self.shape.heads == 1 {
-            return Ok(ops::linear(h, weight, bias)?);
+            return Ok(ops::linear(h, weight, bias, mode(0))?);
         }
-        let of = |h: &Tensor, head: usize| ops::linear(h, &weight.get(head)?, &bias.get(head)?);
+        let of = |h: &Tensor, head: usize| ops::linear(h, &weight.get(head)?, &bias.get(head)?, mode(head));
         if heads.windows(2).all(|pair| pair[0] == pair[1]) {
             return Ok(of(h, heads.first().copied().unwrap_or(0))?);
         }

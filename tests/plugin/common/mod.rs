@@ -14,7 +14,7 @@ use diad::bundle::Card;
 use diad::config::Config;
 use diad::data::Dataset;
 use diad::detector::{Detection, Detector};
-use diad::device::DeviceSpec;
+use diad::device::{DeviceSpec, Precision};
 use diad::error::Result;
 use diad::frame::{Frame, read_frame};
 use diad::train::{Event, Observer, Options, Stop, train};
@@ -113,15 +113,16 @@ where
     F: FnMut(&[&Job], &Detector) -> Vec<Result<Detection>> + Send + Clone + 'static,
 {
     let path = shop.model.clone();
-    let digest = diad::bundle::read_card(&path).unwrap().digest();
+    let found = DeviceSpec::CPU.find(Precision::Auto).unwrap();
+    let (card, device, _) = worker::open(&path, found).unwrap();
     let open = move || -> Result<Box<dyn Detect>> {
         Ok(Box::new(Scripted { model: Detector::open(&path)?, answer: answer.clone() }))
     };
     let options = worker::Options { name: "scripted".into(), batch_size, batch_timeout: Duration::ZERO };
     let key = SharedKey {
         id: Some(id.into()),
-        digest,
-        device: DeviceSpec::CPU.to_string(),
+        digest: card.digest(),
+        device: device.to_string(),
         batch_size,
         batch_timeout: Duration::ZERO,
     };
