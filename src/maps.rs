@@ -12,14 +12,17 @@ pub(crate) fn neighbours(i: usize, n: usize, m: usize) -> (usize, usize, f32) {
 
 /// A map of one size at another, by bilinear interpolation.
 pub fn resize(map: &[f32], from: Size, to: Size) -> Vec<f32> {
+    // Along rows first, then along columns.
+    let columns: Vec<_> = (0..to.width).map(|x| neighbours(x, to.width, from.width)).collect();
+    let mut rows = Vec::with_capacity(from.height * to.width);
+    for row in map.chunks_exact(from.width) {
+        rows.extend(columns.iter().map(|&(x0, x1, fx)| row[x0] * (1.0 - fx) + row[x1] * fx));
+    }
+    let row = |y: usize| &rows[y * to.width..][..to.width];
     let mut out = Vec::with_capacity(to.area());
     for y in 0..to.height {
         let (y0, y1, fy) = neighbours(y, to.height, from.height);
-        for x in 0..to.width {
-            let (x0, x1, fx) = neighbours(x, to.width, from.width);
-            let row = |y: usize| map[y * from.width + x0] * (1.0 - fx) + map[y * from.width + x1] * fx;
-            out.push(row(y0) * (1.0 - fy) + row(y1) * fy);
-        }
+        out.extend(row(y0).iter().zip(row(y1)).map(|(a, b)| a * (1.0 - fy) + b * fy));
     }
     out
 }

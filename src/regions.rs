@@ -3,6 +3,8 @@
 //! Neighbours are the eight around a pixel, as in `scipy.ndimage.label` with a 3x3 structure of ones and in MVTec's
 //! definition of AUPRO: two pixels that touch at a corner are one region.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// The connected components of a mask.
@@ -38,36 +40,71 @@ pub struct Region {
 /// row, are background. `labels` is always as long as `mask`.
 pub fn components(mask: &[bool], width: usize, height: usize) -> Components {
     let mut labels = vec![0_u32; mask.len()];
-    let mut count = 0_u32;
     let rows = mask.len().checked_div(width).unwrap_or(0).min(height);
-    let mut pending = Vec::new();
-    for start in 0..rows * width {
-        if !mask[start] || labels[start] != 0 {
-            continue;
-        }
-        // More than u32::MAX components would need a mask of 16 G pixels, one label per 2x2 block.
-        count = count.saturating_add(1);
-        labels[start] = count;
-        pending.push(start);
-        while let Some(pixel) = pending.pop() {
-            let (x, y) = (pixel % width, pixel / width);
-            for ny in y.saturating_sub(1)..(y + 2).min(rows) {
-                for nx in x.saturating_sub(1)..(x + 2).min(width) {
-                    let neighbour = ny * width + nx;
-                    if mask[neighbour] && labels[neighbour] == 0 {
-                        labels[neighbour] = count;
-                        pending.push(neighbour);
-                    }
-                }
+    // Runs of pixels in a row, each a member of the tree of the first run that it is known to be connected with.
+    let mut runs: Vec<Run> = Vec::new();
+    let mut above = 0..0;
+    for (y, row) in mask.chunks_exact(width.max(1)).take(rows).enumerate() {
+        let first = runs.len();
+        let mut x = 0;
+        while let Some(start) = row[x..].iter().position(|&inside| inside).map(|skipped| x + skipped) {
+            let end = row[start..].iter().position(|&inside| !inside).map_or(width, |length| start + length);
+            let this = runs.len();
+            runs.push(Run { pixels: y * width + start..y * width + end, parent: this });
+            // Those of the row above that end before this one begins touch none of those to come either.
+            while above.start < above.end && runs[above.start].pixels.end + width < y * width + start {
+                above.start += 1;
             }
+            for other in above.clone() {
+                if runs[other].pixels.start + width > y * width + end {
+                    break;
+                }
+                join(&mut runs, other, this);
+            }
+            x = end;
         }
+        above = first..runs.len();
+    }
+    let mut count = 0_u32;
+    let mut numbers = vec![0_u32; runs.len()];
+    for index in 0..runs.len() {
+        let root = root(&mut runs, index);
+        if root == index {
+            // More than u32::MAX components would need a mask of 16 G pixels, one label per 2x2 block.
+            count = count.saturating_add(1);
+            numbers[index] = count;
+        }
+        labels[runs[index].pixels.clone()].fill(numbers[root]);
     }
     Components { labels, count: count as usize }
+}
+
+struct Run {
+    pixels: Range<usize>,
+    /// A run of the same component that came before; itself where none is known.
+    parent: usize,
+}
+
+/// The first run of a component, as far as it is known.
+fn root(runs: &mut [Run], mut index: usize) -> usize {
+    while runs[index].parent != index {
+        runs[index].parent = runs[runs[index].parent].parent;
+        index = runs[index].parent;
+    }
+    index
+}
+
+fn join(runs: &mut [Run], one: usize, other: usize) {
+    let (one, other) = (root(runs, one), root(runs, other));
+    runs[one.max(other)].parent = one.min(other);
 }
 
 /// The regions of `map`, `[height, width]`, strictly above `threshold` and of at least `min_area` pixels, highest peak
 /// first; equal peaks keep the raster order of their first pixels. NaN is never above a threshold.
 pub fn regions(map: &[f32], width: usize, height: usize, threshold: f32, min_area: u32) -> Vec<Region> {
+    if !map.iter().any(|&value| value > threshold) {
+        return Vec::new(); // as with most parts
+    }
     let mask: Vec<bool> = map.iter().map(|&value| value > threshold).collect();
     let components = components(&mask, width, height);
     let none = Region { x: 0, y: 0, width: 0, height: 0, area: 0, peak: f32::NEG_INFINITY };

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::config::{Blocks, Size};
 use crate::error::{Error, Result};
+use crate::kernels::triangular;
 
 #[cfg(feature = "train")]
 mod sums;
@@ -73,8 +74,9 @@ pub struct Scale {
     /// Side of the square in cells, odd; 1 is the cell alone.
     side: usize,
     dim: usize,
-    mean: Vec<f32>,   // [T, D]
-    whiten: Vec<f16>, // [N, D (D + 1) / 2]
+    mean: Vec<f32>, // [T, D]
+    /// Of N triangles, as the kernel reads them.
+    panels: Vec<f16>,
     on_gpu: Option<OnGpu>,
 }
 
@@ -104,7 +106,8 @@ impl Scale {
                 blocks.grid
             )));
         }
-        Ok(Self { blocks, side, dim, mean, whiten, on_gpu: None })
+        let panels = whiten.par_chunks_exact(dim * (dim + 1) / 2).flat_map_iter(|rows| triangular::pack(rows, dim));
+        Ok(Self { blocks, side, dim, mean, panels: panels.collect(), on_gpu: None })
     }
 
     /// Mean residual of each cell, `[T, D]`.
@@ -113,14 +116,19 @@ impl Scale {
     }
 
     /// The lower triangle `W` of each square of cells, `[N, D (D + 1) / 2]`.
-    pub fn whiten(&self) -> &[f16] {
-        &self.whiten
+    pub fn whiten(&self) -> Vec<f16> {
+        let panels = self.panels.chunks_exact(triangular::len(self.dim));
+        panels.flat_map(|panels| triangular::unpack(panels, self.dim)).collect()
     }
 
     /// The lower triangle `W` of a cell, `[D (D + 1) / 2]`.
-    pub(crate) fn whiten_of(&self, cell: usize) -> &[f16] {
-        let triangle = self.dim * (self.dim + 1) / 2;
-        &self.whiten[self.blocks.of(cell) * triangle..][..triangle]
+    pub(crate) fn whiten_of(&self, cell: usize) -> Vec<f16> {
+        triangular::unpack(self.panels_of(cell), self.dim)
+    }
+
+    fn panels_of(&self, cell: usize) -> &[f16] {
+        let len = triangular::len(self.dim);
+        &self.panels[self.blocks.of(cell) * len..][..len]
     }
 
     /// Features per cell.
@@ -136,7 +144,7 @@ impl Scale {
     #[cfg(feature = "train")]
     pub(crate) fn whitened(&self, vectors: &[f32]) -> Vec<f32> {
         let dim = self.dim;
-        let cell = |((v, mean), whiten): ((&[f32], &[f32]), &[f16])| {
+        let cell = |((v, mean), whiten): ((&[f32], &[f32]), Vec<f16>)| {
             let centred: Vec<f32> = v.iter().zip(mean).map(|(v, m)| v - m).collect();
             let row = |i: usize| {
                 let row = &whiten[i * (i + 1) / 2..][..=i];
@@ -184,8 +192,9 @@ impl Scale {
         let (dim, grid, members) = (self.dim, self.blocks.grid, self.blocks.members());
         let mut whole = vec![f16::ZERO; members.len() * dim * dim];
         for (cells, whole) in members.iter().zip(whole.chunks_exact_mut(dim * dim)) {
+            let triangle = self.whiten_of(cells[0]);
             for i in 0..dim {
-                for (j, &value) in self.whiten_of(cells[0])[i * (i + 1) / 2..][..=i].iter().enumerate() {
+                for (j, &value) in triangle[i * (i + 1) / 2..][..=i].iter().enumerate() {
                     whole[j * dim + i] = value;
                 }
             }
@@ -221,20 +230,18 @@ impl Scale {
     /// Mahalanobis distance of each cell's vector `[T, D]`, a mean already where it is to be one: `[T]`.
     pub(crate) fn distance(&self, vectors: &[f32]) -> Vec<f32> {
         let dim = self.dim;
-        let triangle = dim * (dim + 1) / 2;
         vectors
             .par_chunks_exact(dim)
             .zip(self.mean.par_chunks_exact(dim))
             .enumerate()
             .with_min_len(32)
             .map_init(
-                || (vec![0.0; dim], vec![0.0; triangle]),
-                |(centred, rows), (cell, (v, mean))| {
+                || vec![0.0; dim],
+                |centred, (cell, (v, mean))| {
                     for ((c, v), m) in centred.iter_mut().zip(v).zip(mean) {
                         *c = v - m;
                     }
-                    half::slice::HalfFloatSliceExt::convert_to_f32_slice(self.whiten_of(cell), rows);
-                    crate::kernels::pointwise::triangular_norm(rows, centred)
+                    triangular::norm(self.panels_of(cell), centred)
                 },
             )
             .collect()

@@ -118,7 +118,7 @@ pub fn save(
         for i in 0..scales(config).len() {
             let scales = || shapes.members(number).filter_map(|class| statistics[class].scales().get(i));
             let mean = scales().flat_map(Scale::mean).copied().collect::<Vec<_>>();
-            let whiten = scales().flat_map(Scale::whiten).copied().collect::<Vec<_>>();
+            let whiten = scales().flat_map(Scale::whiten).collect::<Vec<_>>();
             tensors.insert(named(MEAN[i]), Tensor::from_vec(mean, (members, tokens, dim), cpu)?);
             let shape = (members, config.covariances().count(), dim * (dim + 1) / 2);
             tensors.insert(named(WHITEN[i]), Tensor::from_vec(whiten, shape, cpu)?);

@@ -265,6 +265,9 @@ fn judge(inspection: Inspection, card: &Card, good: &GoodScores, limits: &Limits
 
 /// Regions of the map above `threshold`, in pixels of the frame.
 fn frame_regions(map: &AnomalyMap, threshold: f32, min_area: usize) -> Vec<Region> {
+    if !map.values.iter().any(|&value| value > threshold) {
+        return Vec::new(); // nor is any value between them
+    }
     let [sx, sy] = map.geometry.scale();
     let Size { width, height } = map.geometry.input;
     let found = regions(&map.on_input(), width, height, threshold, 1);

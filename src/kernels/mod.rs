@@ -45,3 +45,4 @@ pub mod mbconv;
 pub mod peak;
 pub mod pointwise;
 mod simd;
+pub mod triangular;

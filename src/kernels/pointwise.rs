@@ -230,17 +230,3 @@ pub fn gated_add_backward(grad: &[f32], gate: &[f32], y: &[f32], grad_y: &mut [f
         }
     });
 }
-
-/// Euclidean norm of `L v` for a lower triangular matrix packed by rows `[n (n + 1) / 2]` and `v` `[n]`.
-pub fn triangular_norm(packed: &[f32], v: &[f32]) -> f32 {
-    Arch::new().dispatch(|| {
-        let (mut total, mut rest) = (0.0, packed);
-        for i in 1..=v.len() {
-            let (row, tail) = rest.split_at(i);
-            let y = dot(row, &v[..i]);
-            total += y * y;
-            rest = tail;
-        }
-        total.sqrt()
-    })
-}
