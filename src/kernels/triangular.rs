@@ -5,7 +5,10 @@
 //! diagonal and below the last row. A row's sum is made of four, of every fourth column each, whatever the vectors of the
 //! processor: the bits are the same on all of them.
 
-#![allow(unsafe_code, reason = "a function that needs instructions of the processor is called where it is known to have them")]
+#![allow(
+    unsafe_code,
+    reason = "a function that needs instructions of the processor is called where it is known to have them"
+)]
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;

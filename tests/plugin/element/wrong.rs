@@ -50,6 +50,24 @@ fn a_model_that_cannot_be_used_is_an_error_before_playing() {
     element.set_property("model", shop.model.to_str().unwrap());
     element.set_state(gst::State::Ready).unwrap();
     element.set_state(gst::State::Null).unwrap();
+    // Nor does a model start in numbers that its thresholds were not measured in.
+    let file = diad::bundle::load(&shop.model, diad::detector::expected_tensors).unwrap();
+    let mut card = file.card;
+    card.classes.iter_mut().for_each(|class| class.measured.clear());
+    let plain = folder.path().join("plain.diad");
+    diad::bundle::save(&plain, &card, &file.tensors.into_iter().collect()).unwrap();
+    element.set_property("model", plain.to_str().unwrap());
+    element.set_property("precision", "bf16");
+    let what = if diad::kernels::bf16::Bf16::find().is_some() {
+        vec!["precision = bf16", "plain.diad", "diad calibrate --precision bf16"]
+    } else {
+        vec!["precision = bf16", "AVX-512 BF16"]
+    };
+    assert_says(&refusal(&element), &what);
+    element.set_property("precision", "auto");
+    element.set_state(gst::State::Ready).unwrap();
+    assert_eq!(element.property::<gst::Structure>("stats").get::<String>("device").unwrap(), "cpu");
+    element.set_state(gst::State::Null).unwrap();
 }
 
 #[test]
@@ -59,6 +77,7 @@ fn properties_that_cannot_be_are_an_error_before_playing() {
         ("class", "bolt", vec!["class", "\"bolt\"", "auto", "washer", "blister"]),
         ("device", "cuda:77", vec!["device = cuda:77", "expected auto"]),
         ("precision", "f64", vec!["f64", "bf16"]),
+        ("precision", "f16", vec!["precision = f16", "GPU"]),
         ("device", "gpu", vec!["device = \"gpu\"", "expected auto, cpu, cuda or cuda:N"]),
         ("target-fpr", "0.001", vec!["target-fpr = 0.001", "999"]),
         ("roi", "0.5,0,0.6,1", vec!["roi = ", "0.5,0,0.6,1", "x,y,width,height"]),
