@@ -147,6 +147,11 @@ impl DeviceSpec {
         }
     }
 
+    /// Whether it is the CPU.
+    pub fn is_cpu(self) -> bool {
+        self.kind == Kind::Cpu
+    }
+
     /// The numbers that networks compute in.
     pub fn precision(self) -> Precision {
         self.precision
@@ -268,6 +273,12 @@ impl Device {
             (dtype, Factors::F32)
         };
         Ok(device)
+    }
+
+    /// The same device in the fastest precision that it computes in: what `auto` stands for with a model that has thresholds for it.
+    pub fn fastest(&self) -> Self {
+        let fast = self.in_precision(Precision::Bf16).ok().filter(|_| self.candle.is_cpu());
+        fast.unwrap_or_else(|| self.clone())
     }
 
     /// How networks compute here.

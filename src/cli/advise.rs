@@ -167,7 +167,7 @@ impl Choice {
         (config.input.size, config.input.roi, config.features.grid) = (size, roi, None);
         config.check("diad advise")?;
         let preprocess = Preprocess::of(&config.input);
-        let network = untrained(&config, &preprocess.apply(frame)?, &Device::cpu())?;
+        let network = untrained(&config, &preprocess.apply(frame)?, &Device::cpu().fastest())?;
         let milliseconds = milliseconds(|| {
             let input = [preprocess.apply(frame)?];
             network.inspect(&[(&input, &Request::default())]).into_iter().try_for_each(|found| found.map(drop))

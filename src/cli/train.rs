@@ -16,7 +16,7 @@ use super::{Context, messages};
 use crate::bundle::{ClassCard, ImageCard};
 use crate::config::Config;
 use crate::data::{self, Dataset, Ignored};
-use crate::device::DeviceSpec;
+use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::read_frame;
@@ -51,7 +51,7 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
     }
     let data = Dataset::scan(&args.data, &args.classes)?;
     describe(console, &data, &config);
-    if device != DeviceSpec::CPU {
+    if !device.is_cpu() {
         console.note(format_args!("on {device}"));
     }
     let names: Vec<&str> = data.categories.iter().map(|category| category.name.as_str()).collect();
@@ -74,12 +74,13 @@ pub(super) fn run(context: &Context, args: &TrainArgs) -> Result<()> {
         write_atomic(path, page(&args.out, &data, &outcome).html()?.as_bytes())?;
     }
     console.print(format_args!("{}", args.out.display()))?;
+    let on_the_line = Detector::open_found(&args.out, device)?; // in the precision that a line will take
     for (number, (class, paths)) in outcome.detector.card().classes.iter().zip(&outcome.paths).enumerate() {
         for fact in facts(class) {
             console.print(fact)?;
         }
         warn_outliers(console, class, paths);
-        if let Some(sight) = sight(&outcome.detector, number, paths) {
+        if let Some(sight) = sight(&on_the_line, number, paths) {
             console.note(format_args!("{}: {sight}", class.name));
         }
     }

@@ -59,10 +59,24 @@ pub fn softmax_rows(rows: &mut [f32], channels: usize, scale: f32) {
     Arch::new().dispatch(|| {
         for row in rows.chunks_exact_mut(channels) {
             let top = maximum(row);
-            for x in row.iter_mut() {
-                *x = exp((*x - top) * scale);
+            // As `sum` adds, on the way.
+            let mut parts = [0.0f32; 16];
+            let (chunks, rest) = row.as_chunks_mut::<16>();
+            for chunk in chunks {
+                for i in 0..16 {
+                    chunk[i] = exp((chunk[i] - top) * scale);
+                    parts[i] += chunk[i];
+                }
             }
-            let inverse = 1.0 / sum(row);
+            let mut total = 0.0;
+            for part in parts {
+                total += part;
+            }
+            for x in rest {
+                *x = exp((*x - top) * scale);
+                total += *x;
+            }
+            let inverse = 1.0 / total;
             for x in row.iter_mut() {
                 *x *= inverse;
             }
@@ -148,7 +162,8 @@ fn sum(x: &[f32]) -> f32 {
 
 #[inline(always)]
 fn maximum(x: &[f32]) -> f32 {
-    strided(x, |x| x, f32::max, f32::NEG_INFINITY)
+    // What is not a number may be passed over: the sum of the exponentials is none then. (`f32::max` costs three times as much.)
+    strided(x, |x| x, |a, b| if a > b { a } else { b }, f32::NEG_INFINITY)
 }
 
 /// Sum of products in 16 partial sums: vectorises, and has the same bits on every vector width.

@@ -16,6 +16,8 @@ use pulp::Arch;
 
 /// Rows of a panel.
 const ROWS: usize = 16;
+/// Columns that are widened at a time where that is not done in registers, a multiple of the sums.
+const WIDENED: usize = 64;
 /// Sums of a row.
 const SUMS: usize = 4;
 
@@ -75,12 +77,15 @@ fn plain(panels: &[f16], v: &[f32]) -> f32 {
     for columns in columns(v.len()) {
         let (panel, tail) = rest.split_at(columns * ROWS);
         let mut sums = [[0.0f32; ROWS]; SUMS];
-        let mut some = [0.0; SUMS * ROWS];
-        for (panel, v) in panel.chunks(SUMS * ROWS).zip(v.chunks(SUMS)) {
-            panel.convert_to_f32_slice(&mut some[..panel.len()]);
-            for ((sums, column), v) in sums.iter_mut().zip(some.as_chunks::<ROWS>().0).zip(v) {
-                for (sum, l) in sums.iter_mut().zip(column) {
-                    *sum = l.mul_add(*v, *sum);
+        let mut some = [0.0; WIDENED * ROWS];
+        for (panel, v) in panel.chunks(WIDENED * ROWS).zip(v.chunks(WIDENED)) {
+            let some = &mut some[..panel.len()];
+            panel.convert_to_f32_slice(some);
+            for (fours, v) in some.chunks(SUMS * ROWS).zip(v.chunks(SUMS)) {
+                for ((sums, column), v) in sums.iter_mut().zip(fours.as_chunks::<ROWS>().0).zip(v) {
+                    for (sum, l) in sums.iter_mut().zip(column) {
+                        *sum = l.mul_add(*v, *sum);
+                    }
                 }
             }
         }
