@@ -44,5 +44,5 @@ pub mod gemm;
 pub mod mbconv;
 pub mod peak;
 pub mod pointwise;
-mod simd;
+pub(crate) mod simd;
 pub mod triangular;

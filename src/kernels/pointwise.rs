@@ -1,6 +1,6 @@
 //! Normalisation, GELU and softmax: loops the compiler vectorises for the processor it meets.
 
-use pulp::Arch;
+use super::simd::vectorised;
 
 /// Added to variances.
 const EPSILON: f32 = 1e-5;
@@ -33,30 +33,26 @@ fn gelu_gate(x: f32) -> f32 {
     1.0 / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
 }
 
-/// `out = gelu(x)`, tanh form.
-pub fn gelu(x: &[f32], out: &mut [f32]) {
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// `out = gelu(x)`, tanh form.
+    pub fn gelu<'a>(x: &'a [f32], out: &'a mut [f32]) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o = x * gelu_gate(x);
         }
-    });
-}
+    }
 
-/// Replaces `grad` by `grad * gelu'(x)` and writes `gelu(x)` to `out`.
-pub fn gelu_backward(x: &[f32], grad: &mut [f32], out: &mut [f32]) {
-    Arch::new().dispatch(|| {
+    /// Replaces `grad` by `grad * gelu'(x)` and writes `gelu(x)` to `out`.
+    pub fn gelu_backward<'a>(x: &'a [f32], grad: &'a mut [f32], out: &'a mut [f32]) {
         for ((g, o), &x) in grad.iter_mut().zip(out.iter_mut()).zip(x) {
             let s = gelu_gate(x);
             *o = x * s;
             let slope = 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
             *g *= s + x * s * (1.0 - s) * slope;
         }
-    });
-}
+    }
 
-/// Softmax of each row of `channels` values after scaling by `scale`, in place.
-pub fn softmax_rows(rows: &mut [f32], channels: usize, scale: f32) {
-    Arch::new().dispatch(|| {
+    /// Softmax of each row of `channels` values after scaling by `scale`, in place.
+    pub fn softmax_rows<'a>(rows: &'a mut [f32], channels: usize, scale: f32) {
         for row in rows.chunks_exact_mut(channels) {
             let top = maximum(row);
             // As `sum` adds, on the way.
@@ -81,48 +77,42 @@ pub fn softmax_rows(rows: &mut [f32], channels: usize, scale: f32) {
                 *x *= inverse;
             }
         }
-    });
-}
+    }
 
-/// Gradient of `softmax_rows` with respect to its input: `grad = scale * p (grad - sum(grad p))`, in place.
-pub fn softmax_rows_backward(probabilities: &[f32], grad: &mut [f32], channels: usize, scale: f32) {
-    Arch::new().dispatch(|| {
+    /// Gradient of `softmax_rows` with respect to its input: `grad = scale * p (grad - sum(grad p))`, in place.
+    pub fn softmax_rows_backward<'a>(probabilities: &'a [f32], grad: &'a mut [f32], channels: usize, scale: f32) {
         for (p, g) in probabilities.chunks_exact(channels).zip(grad.chunks_exact_mut(channels)) {
             let inner = dot(p, g);
             for (g, p) in g.iter_mut().zip(p) {
                 *g = scale * p * (*g - inner);
             }
         }
-    });
-}
+    }
 
-/// Layer normalisation of each row without learned scale, then `* (1 + scale) + shift` (adaLN, Peebles & Xie 2023).
-/// `x`, `out` `[T, C]`; `shift`, `scale` `[C]`.
-pub fn modulated_norm(x: &[f32], shift: &[f32], scale: &[f32], out: &mut [f32]) {
-    let channels = shift.len();
-    Arch::new().dispatch(|| {
+    /// Layer normalisation of each row without learned scale, then `* (1 + scale) + shift` (adaLN, Peebles & Xie 2023).
+    /// `x`, `out` `[T, C]`; `shift`, `scale` `[C]`.
+    pub fn modulated_norm<'a>(x: &'a [f32], shift: &'a [f32], scale: &'a [f32], out: &'a mut [f32]) {
+        let channels = shift.len();
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             let (mean, inverse) = moments(x);
             for (((o, x), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
                 *o = (x - mean) * inverse * (1.0 + scale) + shift;
             }
         }
-    });
-}
+    }
 
-/// Gradient of `modulated_norm`: adds to `grad_x` `[T, C]`, `grad_shift` and `grad_scale` `[C]`.
-pub fn modulated_norm_backward(
-    x: &[f32],
-    scale: &[f32],
-    grad: &[f32],
-    grad_x: &mut [f32],
-    grad_shift: &mut [f32],
-    grad_scale: &mut [f32],
-) {
-    let channels = scale.len();
-    let mut normal = vec![0.0; channels];
-    let mut inner = vec![0.0; channels];
-    Arch::new().dispatch(|| {
+    /// Gradient of `modulated_norm`: adds to `grad_x` `[T, C]`, `grad_shift` and `grad_scale` `[C]`.
+    pub fn modulated_norm_backward<'a>(
+        x: &'a [f32],
+        scale: &'a [f32],
+        grad: &'a [f32],
+        grad_x: &'a mut [f32],
+        grad_shift: &'a mut [f32],
+        grad_scale: &'a mut [f32],
+    ) {
+        let channels = scale.len();
+        let mut normal = vec![0.0; channels];
+        let mut inner = vec![0.0; channels];
         for ((x, g), gx) in
             x.chunks_exact(channels).zip(grad.chunks_exact(channels)).zip(grad_x.chunks_exact_mut(channels))
         {
@@ -143,7 +133,7 @@ pub fn modulated_norm_backward(
                 *gx += inverse * (i - mean_inner - n * mean_product);
             }
         }
-    });
+    }
 }
 
 /// Mean and 1 / standard deviation of a row.
@@ -206,35 +196,31 @@ fn strided(x: &[f32], map: impl Fn(f32) -> f32, join: impl Fn(f32, f32) -> f32, 
     total
 }
 
-/// Adds the column sums of `rows` `[T, C]` to `sums` `[C]`.
-pub fn add_column_sums(rows: &[f32], sums: &mut [f32]) {
-    let channels = sums.len();
-    Arch::new().dispatch(|| {
+vectorised! {
+    /// Adds the column sums of `rows` `[T, C]` to `sums` `[C]`.
+    pub fn add_column_sums<'a>(rows: &'a [f32], sums: &'a mut [f32]) {
+        let channels = sums.len();
         for row in rows.chunks_exact(channels) {
             for (s, x) in sums.iter_mut().zip(row) {
                 *s += x;
             }
         }
-    });
-}
+    }
 
-/// `out = x + gate * y` for rows of `gate.len()` channels.
-pub fn gated_add(x: &[f32], gate: &[f32], y: &[f32], out: &mut [f32]) {
-    let channels = gate.len();
-    Arch::new().dispatch(|| {
+    /// `out = x + gate * y` for rows of `gate.len()` channels.
+    pub fn gated_add<'a>(x: &'a [f32], gate: &'a [f32], y: &'a [f32], out: &'a mut [f32]) {
+        let channels = gate.len();
         for ((out, x), y) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).zip(y.chunks_exact(channels))
         {
             for (((o, x), g), y) in out.iter_mut().zip(x).zip(gate).zip(y) {
                 *o = x + g * y;
             }
         }
-    });
-}
+    }
 
-/// Gradient of `gated_add`'s second part: adds `sum_t grad * y` to `grad_gate` and writes `grad * gate` to `grad_y`.
-pub fn gated_add_backward(grad: &[f32], gate: &[f32], y: &[f32], grad_y: &mut [f32], grad_gate: &mut [f32]) {
-    let channels = gate.len();
-    Arch::new().dispatch(|| {
+    /// Gradient of `gated_add`'s second part: adds `sum_t grad * y` to `grad_gate` and writes `grad * gate` to `grad_y`.
+    pub fn gated_add_backward<'a>(grad: &'a [f32], gate: &'a [f32], y: &'a [f32], grad_y: &'a mut [f32], grad_gate: &'a mut [f32]) {
+        let channels = gate.len();
         for ((g, y), gy) in
             grad.chunks_exact(channels).zip(y.chunks_exact(channels)).zip(grad_y.chunks_exact_mut(channels))
         {
@@ -243,5 +229,5 @@ pub fn gated_add_backward(grad: &[f32], gate: &[f32], y: &[f32], grad_y: &mut [f
                 *gy = g * gate;
             }
         }
-    });
+    }
 }

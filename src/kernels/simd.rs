@@ -18,6 +18,34 @@ pub(super) fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
+/// A function whose loops the compiler vectorises for the processor at hand. (The body of a closure given to `dispatch` would be
+/// compiled for the plainest processor wherever it is too long to be inlined.)
+macro_rules! vectorised {
+    (@) => { () };
+    (@ $Out:ty) => { $Out };
+    ($($(#[$about:meta])* $vis:vis fn $name:ident<$a:lifetime>($($arg:ident: $Arg:ty),+ $(,)?) $(-> $Out:ty)? $body:block)+) => {
+        $($(#[$about])*
+        $vis fn $name<$a>($($arg: $Arg),+) $(-> $Out)? {
+            struct Body<$a> {
+                $($arg: $Arg,)+
+            }
+
+            impl<$a> pulp::WithSimd for Body<$a> {
+                type Output = $crate::kernels::simd::vectorised!(@ $($Out)?);
+
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> Self::Output {
+                    let Self { $($arg),+ } = self;
+                    $body
+                }
+            }
+
+            pulp::Arch::new().dispatch(Body { $($arg),+ })
+        })+
+    };
+}
+pub(crate) use vectorised;
+
 /// `v` within 0..=6. What is not a number stays one: of two of which one is none, vectors give the second, single numbers the other.
 #[inline(always)]
 pub(super) fn relu6<S: Simd>(simd: S, v: S::f32s) -> S::f32s {

@@ -12,7 +12,8 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use pulp::Arch;
+
+use super::simd::vectorised;
 
 /// Rows of a panel.
 const ROWS: usize = 16;
@@ -67,35 +68,36 @@ pub fn norm(panels: &[f16], v: &[f32]) -> f32 {
         // SAFETY: the processor has what V4 stands for, AVX-512 F among it.
         return unsafe { wide::norm(panels, v) };
     }
-    Arch::new().dispatch(|| plain(panels, v))
+    plain(panels, v)
 }
 
-/// For processors without the widest vectors, which widen some numbers at a time.
-#[inline(always)]
-fn plain(panels: &[f16], v: &[f32]) -> f32 {
-    let (mut total, mut rest) = ([0.0f32; ROWS], panels);
-    for columns in columns(v.len()) {
-        let (panel, tail) = rest.split_at(columns * ROWS);
-        let mut sums = [[0.0f32; ROWS]; SUMS];
-        let mut some = [0.0; WIDENED * ROWS];
-        for (panel, v) in panel.chunks(WIDENED * ROWS).zip(v.chunks(WIDENED)) {
-            let some = &mut some[..panel.len()];
-            panel.convert_to_f32_slice(some);
-            for (fours, v) in some.chunks(SUMS * ROWS).zip(v.chunks(SUMS)) {
-                for ((sums, column), v) in sums.iter_mut().zip(fours.as_chunks::<ROWS>().0).zip(v) {
-                    for (sum, l) in sums.iter_mut().zip(column) {
-                        *sum = l.mul_add(*v, *sum);
+vectorised! {
+    /// For processors without the widest vectors, which widen some numbers at a time.
+    fn plain<'a>(panels: &'a [f16], v: &'a [f32]) -> f32 {
+        let (mut total, mut rest) = ([0.0f32; ROWS], panels);
+        for columns in columns(v.len()) {
+            let (panel, tail) = rest.split_at(columns * ROWS);
+            let mut sums = [[0.0f32; ROWS]; SUMS];
+            let mut some = [0.0; WIDENED * ROWS];
+            for (panel, v) in panel.chunks(WIDENED * ROWS).zip(v.chunks(WIDENED)) {
+                let some = &mut some[..panel.len()];
+                panel.convert_to_f32_slice(some);
+                for (fours, v) in some.chunks(SUMS * ROWS).zip(v.chunks(SUMS)) {
+                    for ((sums, column), v) in sums.iter_mut().zip(fours.as_chunks::<ROWS>().0).zip(v) {
+                        for (sum, l) in sums.iter_mut().zip(column) {
+                            *sum = l.mul_add(*v, *sum);
+                        }
                     }
                 }
             }
+            for (i, total) in total.iter_mut().enumerate() {
+                let y = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+                *total = y.mul_add(y, *total);
+            }
+            rest = tail;
         }
-        for (i, total) in total.iter_mut().enumerate() {
-            let y = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
-            *total = y.mul_add(y, *total);
-        }
-        rest = tail;
+        root(total)
     }
-    root(total)
 }
 
 fn root(total: [f32; ROWS]) -> f32 {

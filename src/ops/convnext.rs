@@ -12,6 +12,7 @@ use crate::kernels::buffer::Buffer;
 use crate::kernels::depthwise as dw;
 use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
+use crate::kernels::simd::vectorised;
 
 /// Sizes of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,16 +88,21 @@ impl Dropout {
     pub(super) fn apply(&self, hidden: &mut [f32], sample: usize, from: usize) {
         let (seed, limit, keep) = self.numbers();
         let seed = seed.wrapping_add((sample as u32).wrapping_mul(0x9e37_79b9)).wrapping_add(from as u32);
-        pulp::Arch::new().dispatch(|| {
-            for (i, h) in hidden.iter_mut().enumerate() {
-                // A 32-bit finaliser (Wellons' "lowbias32") over a counter: vectorises, needs no state.
-                let mut x = (i as u32).wrapping_add(seed);
-                x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-                x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-                x ^= x >> 16;
-                *h *= if x < limit { 0.0 } else { keep };
-            }
-        });
+        drop_units(hidden, seed, limit, keep);
+    }
+}
+
+vectorised! {
+    /// Zeroes each value whose number, of a counter from `seed` on, is below `limit`, and multiplies the others by `keep`.
+    fn drop_units<'a>(hidden: &'a mut [f32], seed: u32, limit: u32, keep: f32) {
+        for (i, h) in hidden.iter_mut().enumerate() {
+            // A 32-bit finaliser (Wellons' "lowbias32") over a counter: vectorises, needs no state.
+            let mut x = (i as u32).wrapping_add(seed);
+            x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+            x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+            x ^= x >> 16;
+            *h *= if x < limit { 0.0 } else { keep };
+        }
     }
 }
 
