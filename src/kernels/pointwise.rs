@@ -13,16 +13,16 @@ const CUBIC: f32 = 0.044_715;
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low bits
     let x = x.clamp(-87.0, 88.0);
-    let t = x * std::f32::consts::LOG2_E + ROUND;
+    let t = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = t - ROUND;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4; // x - n ln 2 in two parts
-    let p = 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
-    let p = p * r + 1.0;
-    let p = p * r + 1.0;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x)); // x - n ln 2 in two parts
+    let p: f32 = 1.0 / 720.0;
+    let p = p.mul_add(r, 1.0 / 120.0);
+    let p = p.mul_add(r, 1.0 / 24.0);
+    let p = p.mul_add(r, 1.0 / 6.0);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r, 1.0);
+    let p = p.mul_add(r, 1.0);
     let scale = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
     p * scale
 }
@@ -30,7 +30,7 @@ fn exp(x: f32) -> f32 {
 /// sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the factor of x in GELU's tanh form (Hendrycks & Gimpel 2016).
 #[inline(always)]
 fn gelu_gate(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+    1.0 / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (CUBIC * x * x).mul_add(x, x)))
 }
 
 vectorised! {
