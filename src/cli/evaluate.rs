@@ -146,6 +146,7 @@ pub(super) fn evaluate(
     }
     task.finish();
     let mut report = Report::new(&settings.model, data.root.display().to_string(), all.classes, all.images)?;
+    report.arithmetic = detector.network().device().arithmetic().to_string();
     report.ms_per_image = Latency::of(&all.ms);
     all.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     report.unreadable = all.unreadable;

@@ -239,6 +239,13 @@ impl Product<'_> {
             for j in (n.start..n.end).step_by(width) {
                 let (at, cols) = (j - n.start, width.min(n.end - j));
                 let padded = (b.n - j).div_ceil(S::F32_LANES).min(NV) * S::F32_LANES;
+                let (panel, panel_words): (&[f32], &[u32]) = match b.factors {
+                    Factors::F32 => (&b.data[j * b.k..][..b.k * padded][k.start * padded..k.end * padded], &[]),
+                    Factors::Bf16(_) => {
+                        let all = &b.words[j * all_words..][..all_words * padded];
+                        (&[], &all[first_word * padded..][..words * padded])
+                    }
+                };
                 for index in block..(block + group).min(pieces) {
                     let first = first_of(index);
                     let end = (index / per_run * rows.run + rows.run).min(first + piece).min(m);
@@ -255,7 +262,6 @@ impl Product<'_> {
                         let target = Target { c: &mut c[from..], from, j: at, cols, row: rows.row, epilogue };
                         match b.factors {
                             Factors::F32 => {
-                                let panel = &b.data[j * b.k..][..b.k * padded][k.start * padded..k.end * padded];
                                 if padded == width {
                                     tile_of::<S, NV>(simd, count, a, first + done, panel, target);
                                 } else {
@@ -263,10 +269,8 @@ impl Product<'_> {
                                 }
                             }
                             Factors::Bf16(bf16) => {
-                                let panel = &b.words[j * all_words..][..all_words * padded];
-                                let panel = &panel[first_word * padded..][..words * padded];
                                 let rows = &rounded[(first + done - first_row) * words..][..count * words];
-                                bf16.tile(count, rows, panel, padded, target);
+                                bf16.tile(count, rows, panel_words, padded, target);
                             }
                         }
                         done += count;

@@ -66,13 +66,16 @@ pub fn norm(panels: &[f16], v: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if pulp::x86::V4::try_new().is_some() {
         // SAFETY: the processor has what V4 stands for, AVX-512 F among it.
-        return unsafe { wide::norm(panels, v) };
+        return unsafe { x86::norm_by_sixteen(panels, v) };
+    } else if pulp::x86::V3::try_new().is_some() && std::arch::is_x86_feature_detected!("f16c") {
+        // SAFETY: likewise, AVX2 and FMA.
+        return unsafe { x86::norm_by_eight(panels, v) };
     }
     plain(panels, v)
 }
 
 vectorised! {
-    /// For processors without the widest vectors, which widen some numbers at a time.
+    /// For processors that widen no halves in registers, or of which that is not known here.
     fn plain<'a>(panels: &'a [f16], v: &'a [f32]) -> f32 {
         let (mut total, mut rest) = ([0.0f32; ROWS], panels);
         for columns in columns(v.len()) {
@@ -105,46 +108,74 @@ fn root(total: [f32; ROWS]) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod wide {
-    use std::arch::x86_64::{
-        __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_storeu_ps,
-    };
+mod x86 {
+    use std::arch::x86_64::*;
 
     use half::f16;
 
     use super::{ROWS, SUMS, columns, root};
 
     /// See [`plain`](super::plain).
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn norm(panels: &[f16], v: &[f32]) -> f32 {
-        let (mut total, mut rest) = (_mm512_set1_ps(0.0), panels.as_chunks::<ROWS>().0);
-        for columns in columns(v.len()) {
-            let (panel, tail) = rest.split_at(columns);
-            let mut sums = [_mm512_set1_ps(0.0); SUMS];
-            let (fours, last) = panel.as_chunks::<SUMS>();
-            let (v_fours, v_last) = v[..columns].as_chunks::<SUMS>();
-            for (four, v) in fours.iter().zip(v_fours) {
-                for i in 0..SUMS {
-                    sums[i] = _mm512_fmadd_ps(widened(&four[i]), _mm512_set1_ps(v[i]), sums[i]);
+    macro_rules! norm {
+        ($name:ident, $features:literal, $lanes:literal, $set1:ident, $add:ident, $fma:ident, $store:ident, $widened:expr) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name(panels: &[f16], v: &[f32]) -> f32 {
+                const VECTORS: usize = ROWS / $lanes;
+                let (mut total, mut rest) = ([$set1(0.0); VECTORS], panels.as_chunks::<ROWS>().0);
+                for columns in columns(v.len()) {
+                    let (panel, tail) = rest.split_at(columns);
+                    let mut sums = [[$set1(0.0); VECTORS]; SUMS];
+                    let (fours, last) = panel.as_chunks::<SUMS>();
+                    let (v_fours, v_last) = v[..columns].as_chunks::<SUMS>();
+                    for (four, v) in fours.iter().zip(v_fours) {
+                        for i in 0..SUMS {
+                            for part in 0..VECTORS {
+                                // SAFETY: a column has halves for all vectors.
+                                let l = unsafe { $widened(four[i].as_ptr().add(part * $lanes)) };
+                                sums[i][part] = $fma(l, $set1(v[i]), sums[i][part]);
+                            }
+                        }
+                    }
+                    for i in 0..last.len() {
+                        for part in 0..VECTORS {
+                            // SAFETY: as above.
+                            let l = unsafe { $widened(last[i].as_ptr().add(part * $lanes)) };
+                            sums[i][part] = $fma(l, $set1(v_last[i]), sums[i][part]);
+                        }
+                    }
+                    for part in 0..VECTORS {
+                        let y = $add($add(sums[0][part], sums[1][part]), $add(sums[2][part], sums[3][part]));
+                        total[part] = $fma(y, y, total[part]);
+                    }
+                    rest = tail;
                 }
+                let mut lanes = [0.0; ROWS];
+                for part in 0..VECTORS {
+                    // SAFETY: there is room for all vectors.
+                    unsafe { $store(lanes.as_mut_ptr().add(part * $lanes), total[part]) };
+                }
+                root(lanes)
             }
-            for i in 0..last.len() {
-                sums[i] = _mm512_fmadd_ps(widened(&last[i]), _mm512_set1_ps(v_last[i]), sums[i]);
-            }
-            let y = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
-            total = _mm512_fmadd_ps(y, y, total);
-            rest = tail;
-        }
-        let mut lanes = [0.0; ROWS];
-        // SAFETY: there is room for sixteen.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), total) };
-        root(lanes)
+        };
     }
 
+    norm!(norm_by_sixteen, "avx512f", 16, _mm512_set1_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_storeu_ps, sixteen);
+    norm!(norm_by_eight, "avx2,fma,f16c", 8, _mm256_set1_ps, _mm256_add_ps, _mm256_fmadd_ps, _mm256_storeu_ps, eight);
+
+    /// # Safety
+    /// There are sixteen halves.
     #[target_feature(enable = "avx512f")]
-    fn widened(column: &[f16; ROWS]) -> __m512 {
+    unsafe fn sixteen(halves: *const f16) -> __m512 {
         // SAFETY: sixteen halves are 32 bytes.
-        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(column.as_ptr().cast()) })
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(halves.cast()) })
+    }
+
+    /// # Safety
+    /// There are eight halves.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eight(halves: *const f16) -> __m256 {
+        // SAFETY: eight halves are 16 bytes.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(halves.cast()) })
     }
 }
 
@@ -171,7 +202,12 @@ mod tests {
             let expected = (0..dim).map(|i| product(i).powi(2)).sum::<f64>().sqrt();
             let found = norm(&panels, &v);
             prop_assert!((f64::from(found) - expected).abs() < 1e-5 * expected.max(1.0), "{found} not {expected}");
-            prop_assert_eq!(found, plain(&panels, &v), "the same bits without wide vectors");
+            prop_assert_eq!(found, plain(&panels, &v), "the same bits on a processor without such vectors");
+            #[cfg(target_arch = "x86_64")]
+            if pulp::x86::V3::try_new().is_some() && std::arch::is_x86_feature_detected!("f16c") {
+                // SAFETY: the processor has what it takes.
+                prop_assert_eq!(found, unsafe { x86::norm_by_eight(&panels, &v) }, "and with vectors of eight");
+            }
         }
     }
 }

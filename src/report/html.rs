@@ -85,12 +85,13 @@ impl Page<'_> {
         let (n, classes) = (report.images.len(), report.classes.len());
         let _ = write!(
             out,
-            "<header>\n<p class=\"eyebrow\">diad evaluation</p>\n<h1>{}</h1>\n<p class=\"sub\">{} from {}, {}, by {}</p>\n",
+            "<header>\n<p class=\"eyebrow\">diad evaluation</p>\n<h1>{}</h1>\n<p class=\"sub\">{} from {}, {}, by {}{}</p>\n",
             escape(&report.model),
             count(n, "test image"),
             escape(&report.data),
             if classes == 1 { "1 class".to_owned() } else { format!("{classes} classes") },
             escape(&report.tool),
+            if report.arithmetic.is_empty() { String::new() } else { format!(" in {}", escape(&report.arithmetic)) },
         );
         let mean = &report.mean;
         let ms = report.ms_per_image.p50.map_or(NONE.to_owned(), |ms| format!("{} ms", short(ms)));

@@ -22,6 +22,9 @@ pub struct Report {
     pub model: String,
     /// The data folder.
     pub data: String,
+    /// How networks computed, which scores and thresholds belong to: `f32`, `cpu-bf16` and so on; empty in older reports.
+    #[serde(default)]
+    pub arithmetic: String,
     /// Macro-average over the classes that have the figure.
     pub mean: Mean,
     /// Per category of the test data.
@@ -159,6 +162,7 @@ impl Report {
             tool: concat!("diad ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: model.into(),
             data: data.into(),
+            arithmetic: String::new(),
             mean: Mean::of(&classes)?,
             classes,
             baselines: BTreeMap::new(),

@@ -59,6 +59,7 @@ fn the_json_has_exactly_this_shape() {
     let mut report = report();
     report.images.truncate(1);
     report.baselines.insert("knn".to_owned(), Baseline::new(BTreeMap::new()));
+    report.arithmetic = "cpu-bf16".into();
     report.ms_per_image = Latency::of(&[20.0, 30.0]);
     report.unreadable.push(Unreadable { path: "bottle/test/good/bad.png".to_owned(), reason: "no PNG".to_owned() });
     let expected = format!(
@@ -67,6 +68,7 @@ fn the_json_has_exactly_this_shape() {
   "tool": "diad {}",
   "model": "line.diad",
   "data": "data",
+  "arithmetic": "cpu-bf16",
   "mean": {{
     "image_auroc": 0.5,
     "image_ap": 0.75,
