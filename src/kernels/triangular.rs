@@ -1,7 +1,7 @@
 //! Lengths of products with lower triangular matrices in half precision: the distances of cells. The matrices of a frame are
 //! more than a cache holds, so that what counts is to read each number once, in order, and to widen it in registers.
 //!
-//! A matrix lies in panels of [`ROWS`] rows, column by column: panel `p` holds columns 0 to `ROWS (p + 1)`, with zeros above the
+//! A matrix lies in panels of 16 rows, column by column: panel `p` holds columns 0 to `16 (p + 1)`, with zeros above the
 //! diagonal and below the last row. A row's sum is made of four, of every fourth column each, whatever the vectors of the
 //! processor: the bits are the same on all of them.
 
