@@ -63,6 +63,8 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
         group_by: None,
         baselines: true,
     };
+    // From here on as the line sees them, in the precision that it takes.
+    let detector = &Detector::open(&options.out)?;
     let evaluation = evaluate(context, detector, &data, &settings)?;
     let (json, html) = (folder.file("report.json"), folder.file("report.html"));
     evaluation.write(Some(&json), Some(&html))?;
