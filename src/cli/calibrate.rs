@@ -84,6 +84,7 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
         if args.on.precision == Precision::Auto {
             forget(console, &mut card.classes[class], &devices);
         }
+        let mut uses_term = None; // as the first of them, single precision, finds: all precisions share one term
         for (number, detector) in detectors.iter().enumerate() {
             let arithmetic = detector.network().device().arithmetic();
             let mut parts = (!defects.is_empty()).then(FreshParts::default);
@@ -109,7 +110,8 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
                     let digests: Vec<_> = fresh.images.iter().map(digests).collect();
                     check_not_good(&defects, paths.zip(&digests))?;
                     let taught = parts.teach(detector.network(), class, &groups.of, &defects, args.target_fpr)?;
-                    for (image, [score, peak]) in fresh.images.iter_mut().zip(&taught.good) {
+                    let used = usize::from(*uses_term.get_or_insert(taught.card.taught));
+                    for (image, [score, peak]) in fresh.images.iter_mut().zip(&taught.good[used]) {
                         (image.score, image.peak) = (Some(*score), Some(*peak));
                     }
                     Some(taught)

@@ -148,13 +148,10 @@ impl Detector {
     /// As [`Detector::open`], when the device fails, and when the model has no thresholds that were measured in the arithmetic of the
     /// device.
     pub fn open_on(path: &Path, device: &Device) -> Result<Self> {
-        let mut detector = Self::open_unmeasured(path, device)?;
         let arithmetic = device.arithmetic();
-        let card = detector.card.seen_in(arithmetic).ok_or_else(|| arithmetic.unmeasured(path))?;
-        detector.limits = Limits::of(&card);
-        detector.good = card.classes.iter().map(ClassCard::good_scores).collect();
-        detector.card = card;
-        Ok(detector)
+        let mut file = bundle::load(path, expected_tensors)?;
+        file.card = file.card.seen_in(arithmetic).ok_or_else(|| arithmetic.unmeasured(path))?;
+        Self::of(path, file, device)
     }
 
     /// Opens a model file on a device that was found, in the precision that `auto` stands for with this model.
@@ -162,9 +159,10 @@ impl Detector {
     /// # Errors
     /// As [`Detector::open_on`].
     pub fn open_found(path: &Path, device: DeviceSpec) -> Result<Self> {
-        let card = bundle::read_card(path)?;
-        let device = device.for_model(path, |arithmetic| card.is_measured_in(arithmetic))?;
-        Self::open_on(path, &device.open()?)
+        let mut file = bundle::load(path, expected_tensors)?;
+        let device = device.for_model(path, |arithmetic| file.card.is_measured_in(arithmetic))?;
+        file.card = file.card.seen_in(device.arithmetic()).ok_or_else(|| device.arithmetic().unmeasured(path))?;
+        Self::of(path, file, &device.open()?)
     }
 
     /// Opens a model file on a device, with the thresholds of single precision whatever the device computes in: to measure what
@@ -173,7 +171,11 @@ impl Detector {
     /// # Errors
     /// As [`Detector::open`], and when the device fails.
     pub fn open_unmeasured(path: &Path, device: &Device) -> Result<Self> {
-        let file = bundle::load(path, expected_tensors)?;
+        Self::of(path, bundle::load(path, expected_tensors)?, device)
+    }
+
+    /// With the thresholds that are on the card.
+    fn of(path: &Path, file: bundle::ModelFile, device: &Device) -> Result<Self> {
         let network = file::network(&file.card, &file.tensors, device).map_err(|error| match error {
             // What is wrong inside is wrong with the file.
             Error::Internal(reason) => Error::model(path, reason),

@@ -179,8 +179,8 @@ pub struct Taught {
     pub term: Option<Vec<f32>>,
     /// The known defects, for the card.
     pub card: KnownDefectsCard,
-    /// Score and highest map value of each good part, by a term that has not seen it.
-    pub good: Vec<[f32; 2]>,
+    /// Score and highest map value of each good part: without the term, and by one that has not seen it.
+    pub good: [Vec<[f32; 2]>; 2],
 }
 
 impl FreshParts {
@@ -224,10 +224,9 @@ impl FreshParts {
             }
         }
         let scores = |found: &[[f32; 2]]| found.iter().map(|found| found[0]).collect::<Vec<f32>>();
-        let good = [&scores(&plain)[..], &scores(&with)];
-        let card = learned.judge(defects, good, groups, ScoreSource::Fresh, rate)?;
-        let (good, term) = if card.taught { (with, learned.weights) } else { (plain, None) };
-        Ok(Taught { term, card, good })
+        let card = learned.judge(defects, [&scores(&plain), &scores(&with)], groups, ScoreSource::Fresh, rate)?;
+        let term = learned.weights.filter(|_| card.taught);
+        Ok(Taught { term, card, good: [plain, with] })
     }
 }
 
