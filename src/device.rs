@@ -332,13 +332,19 @@ impl Device {
         Ok(Tensor::from_vec(parts.concat(), shape, &self.candle)?)
     }
 
+    /// Computes something of several steps that each use all cores: these are called together once, where each step would wake
+    /// and await them by itself.
+    pub fn gathered<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        if self.has_cpu_kernels() { rayon::scope(|_| f()) } else { f() }
+    }
+
     /// Computes one answer per item, in order. `f` gets as many items as suit the device: with CPU kernels one at a time, on
     /// all cores; elsewhere many at once on the calling thread, because a GPU does not order the work of several threads.
     pub fn spread<T: Sync, R: Send>(&self, items: &[T], f: impl Fn(&[T]) -> Vec<R> + Send + Sync) -> Vec<R> {
         if !self.has_cpu_kernels() {
             return items.chunks(MOST_AT_ONCE).flat_map(f).collect();
         }
-        items.par_chunks(1).flat_map_iter(&f).collect()
+        self.gathered(|| items.par_chunks(1).flat_map_iter(&f).collect())
     }
 
     /// The values of each item's tensor, computed as [`Device::spread`] does; `f` gives a tensor `[n, ...]` for n items.

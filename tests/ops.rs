@@ -37,6 +37,14 @@ fn assert_same(inputs: &[&Var], fused: impl Fn() -> Result<Tensor>, plain: impl 
     }
 }
 
+/// What a layer gives in training, where it keeps what it makes on the way, and otherwise.
+#[track_caller]
+fn assert_bits(layer: impl Fn(Mode<'_>) -> Result<Tensor>) {
+    let [trained, answered] = [Mode::Training, Mode::Inference(&Packs::default())]
+        .map(|mode| layer(mode).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    assert_eq!(trained, answered);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -67,16 +75,18 @@ proptest! {
         let p = var(&[shape.parameters()], 4, 0.2);
         let m = var(&[batch, 3 * channels], 5, 0.5);
         assert_same(&[&x, &p, &m], || ops::convnext(&x, &p, &m, shape, None, Mode::Training), || ops::convnext_composite(&x, &p, &m, shape, None, true));
+        assert_bits(|mode| ops::convnext(&x, &p, &m, shape, None, mode));
     }
 
     #[test]
-    fn attention_equals_its_parts(batch in 1usize..4, tokens in 1usize..40, heads in 1usize..5, d in 1usize..20) {
+    fn attention_equals_its_parts(batch in 1usize..4, tokens in 1usize..150, heads in 1usize..5, d in 1usize..20) {
         let shape = AttentionShape { tokens, channels: heads * d, heads };
         prop_assume!(tokens > 1 && heads * d > 2);
         let x = var(&[batch, tokens, heads * d], 6, 1.0);
         let p = var(&[shape.parameters()], 7, 0.4);
         let m = var(&[batch, 3 * heads * d], 8, 0.5);
         assert_same(&[&x, &p, &m], || ops::attention(&x, &p, &m, shape, Mode::Training), || ops::attention_composite(&x, &p, &m, shape, true));
+        assert_bits(|mode| ops::attention(&x, &p, &m, shape, mode));
     }
 
     #[test]

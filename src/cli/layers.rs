@@ -118,12 +118,14 @@ pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<()> {
     })?;
     let trunk = EfficientNetLite::new(name, &weights, &device)?;
     let pixels: Vec<f32> = frame.rgb().iter().map(|&byte| f32::from(byte)).collect();
-    let trunk = Watched::run(rounds, context, |watch| trunk.layers(&pixels, size.height, size.width, watch))?;
+    let layers = |watch: &mut dyn FnMut(Layer)| trunk.layers(&pixels, size.height, size.width, watch);
+    let trunk = device.gathered(|| Watched::run(rounds, context, layers))?;
 
     let prepared = network.preparation().of_frame(&frame, 0)?;
     let (features, reconstructor) = (branch.extractor().extract(&[&prepared.frame])?, branch.reconstructor());
     let (plan, class) = (reconstructor.plan(1)?, reconstructor.condition_class(0));
-    let denoiser = Watched::run(rounds, context, |watch| reconstructor.layers(&features, &plan, class, watch))?;
+    let layers = |watch: &mut dyn FnMut(Layer)| reconstructor.layers(&features, &plan, class, watch);
+    let denoiser = device.gathered(|| Watched::run(rounds, context, layers))?;
 
     let figures = Figures {
         schema: 1,

@@ -1,6 +1,7 @@
 //! Memory whose first element lies at a boundary of 64 bytes: a vector that straddles two lines of the cache is loaded twice.
 
 use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a cache line, and of the widest vectors.
 const LINE: usize = 64;
@@ -33,6 +34,27 @@ impl<T: Copy + Default> Buffer<T> {
     }
 }
 
+/// Buffers that any thread takes for one operation and gives back. (Memory of a thread is of no use where the operation is shared
+/// out: while the thread waits for the others it may take up another operation of the kind.)
+#[derive(Debug, Default)]
+pub struct Shelf(Mutex<Vec<Buffer>>);
+
+impl Shelf {
+    /// With nothing on it.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Lends `len` numbers, whatever they were.
+    pub fn lend<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        let buffers = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = buffers().pop().unwrap_or_default();
+        let result = f(buffer.of(len));
+        buffers().push(buffer);
+        result
+    }
+}
+
 impl<T> Deref for Buffer<T> {
     type Target = [T];
 
@@ -46,5 +68,22 @@ impl<T: Copy + Default> Clone for Buffer<T> {
         let mut copy = Self::default();
         copy.of(self.len).copy_from_slice(self);
         copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shelf_lends_nothing_twice_at_a_time() {
+        let shelf = Shelf::new();
+        shelf.lend(3, |outer| {
+            outer.fill(1.0);
+            shelf.lend(3, |inner| inner.fill(2.0));
+            assert_eq!(outer, [1.0; 3]);
+        });
+        assert_eq!(shelf.0.lock().unwrap().len(), 2);
+        shelf.lend(3, |_| assert_eq!(shelf.0.lock().unwrap().len(), 1)); // one of the two
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::depthwise as dw;
-use super::gemm::{Epilogue, Matrix, PART, Packed, Rows, gemm, gemm_part};
+use super::gemm::{Act, Epilogue, Matrix, PART, Packed, Rows, gemm, gemm_part};
 
 /// Zeros before and after, so that `ceil(size / stride)` outputs come out (TensorFlow's SAME).
 pub fn same_padding(size: usize, kernel: usize, stride: usize) -> (usize, usize) {
@@ -131,7 +131,8 @@ impl Strip<'_> {
             match &block.expand {
                 Some(Pointwise { weight, bias }) => {
                     let rows = Rows { row: channels, run: width, jump: row };
-                    let epilogue = Epilogue { bias: Some(&bias[from..to]), relu6: true, ..Epilogue::default() };
+                    let epilogue =
+                        Epilogue { bias: Some(&bias[from..to]), act: Some(Act::Relu6), ..Epilogue::default() };
                     let a = Matrix::rows(source, input);
                     gemm_part((end - begin) * width, a, weight, (0..input, from..to), inside, rows, epilogue);
                 }
@@ -153,7 +154,7 @@ impl Strip<'_> {
                 bias: last.then_some(&block.project.bias),
                 add: (last && skip).then(|| &x[first * width * input..][..out.len()]),
                 accumulate: from > 0,
-                relu6: false,
+                act: None,
             };
             let (a, m) = (Matrix::rows(middle, channels), count * out_width);
             let rows = Rows { row: output, run: m, jump: 0 };
@@ -196,7 +197,7 @@ pub fn stem<T: Copy + Into<f32> + Sync>(
                     patch[ky * 9..][..9].copy_from_slice(&padded[(2 * y + ky) * line + 6 * x..][..9]);
                 }
             }
-            let epilogue = Epilogue { bias: Some(&layer.bias), relu6: true, ..Epilogue::default() };
+            let epilogue = Epilogue { bias: Some(&layer.bias), act: Some(Act::Relu6), ..Epilogue::default() };
             gemm(out_width, Matrix::rows(patches, 27), &layer.weight, out, epilogue);
         }
     };

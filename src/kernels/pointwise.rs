@@ -33,6 +33,14 @@ fn gelu_gate(x: f32) -> f32 {
     1.0 / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (CUBIC * x * x).mul_add(x, x)))
 }
 
+/// `x = gelu(x)`, part of a loop that is compiled for the processor at hand.
+#[inline(always)]
+pub(super) fn gelu_in_place(x: &mut [f32]) {
+    for x in x {
+        *x *= gelu_gate(*x);
+    }
+}
+
 vectorised! {
     /// `out = gelu(x)`, tanh form.
     pub fn gelu<'a>(x: &'a [f32], out: &'a mut [f32]) {

@@ -7,10 +7,11 @@ use candle_core::{D, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    Kernel, Mode, Packs, STRIP_TOKENS, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order,
+    Kernel, Mode, Packs, STRIP_TOKENS, borrow, check_layer, cut, has_cpu_kernel, run, split, split_mut, split_tensor,
+    sum_in_order,
 };
-use crate::kernels::buffer::Buffer;
-use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::buffer::{Buffer, Shelf};
+use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, Rows, gemm, gemm_once, gemm_part};
 use crate::kernels::pointwise as pw;
 
 /// Sizes of a self-attention layer.
@@ -117,20 +118,28 @@ struct Attention {
 }
 
 impl Attention {
-    /// Attention weights `[T, T]` of one head from one sample's `qkv` `[T, 3 C]`.
-    fn weights(&self, factors: Factors, qkv: &[f32], head: usize, weights: &mut [f32]) {
+    /// The keys of one head of one sample's `qkv` `[T, 3 C]`, a column each: `[d, T]`.
+    fn keys<'a>(&self, qkv: &'a [f32], head: usize) -> Matrix<'a> {
+        let AttentionShape { channels: c, heads, .. } = self.shape;
+        Matrix { data: &qkv[c + head * (c / heads)..], row: 1, col: 3 * c }
+    }
+
+    /// Attention weights `[T, T]` of one head from one sample's `qkv` `[T, 3 C]`, as the forward pass had them.
+    fn weights(&self, qkv: &[f32], head: usize, weights: &mut [f32]) {
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let d = c / heads;
-        let q = Matrix { data: &qkv[head * d..], row: 3 * c, col: 1 };
-        let keys = Matrix { data: &qkv[c + head * d..], row: 1, col: 3 * c };
-        gemm_once(factors, [tokens, tokens, d], q, keys, weights, Epilogue::default());
+        let queries = Matrix { data: &qkv[head * d..], row: 3 * c, col: 1 };
+        gemm_once(Factors::F32, [tokens, tokens, d], queries, self.keys(qkv, head), weights, Epilogue::default());
         pw::softmax_rows(weights, tokens, self.shape.scale());
     }
 }
 
+/// Queries, keys and values `[B, T, 3 C]`.
+static QKV: Shelf = Shelf::new();
+
 thread_local! {
-    /// Memory of a thread for what one task has on its way.
-    static SCRATCH: RefCell<Buffer> = RefCell::default();
+    /// Memory of a thread for what one strip has on its way.
+    static SCRATCH: RefCell<[Buffer; 3]> = RefCell::default();
 }
 
 /// Copies `[T, d]` into the columns of one head of `[T, stride]`.
@@ -147,61 +156,74 @@ impl Kernel<3> for Attention {
         let [_, qkv_bias, _, project_bias] = split(parameters, &self.shape.parts());
         let AttentionShape { tokens, channels: c, heads } = self.shape;
         let (sample, d) = (tokens * c, c / heads);
+        let (batch, strips) = (x.len() / sample, tokens.div_ceil(STRIP_TOKENS));
         let (qkv_packed, project_packed) = (&self.packs[0], &self.packs[1]);
         let (strip, factors) = (STRIP_TOKENS * c, qkv_packed.factors());
+        let with_bias = |bias| Epilogue { bias: Some(bias), ..Epilogue::default() };
 
-        let mut qkv = vec![0.0; x.len() * 3];
-        qkv.par_chunks_exact_mut(3 * sample)
-            .zip(x.par_chunks_exact(sample))
-            .zip(modulation.par_chunks_exact(3 * c))
-            .for_each(|((qkv, x), m)| {
-                qkv.par_chunks_mut(3 * strip).zip(x.par_chunks(strip)).for_each(|(qkv, x)| {
-                    SCRATCH.with_borrow_mut(|normed| {
-                        let normed = normed.of(x.len());
-                        pw::modulated_norm(x, &m[..c], &m[c..2 * c], normed);
-                        let epilogue = Epilogue { bias: Some(qkv_bias), ..Epilogue::default() };
-                        gemm(x.len() / c, Matrix::rows(normed, c), qkv_packed, qkv, epilogue);
+        let kept = self.stash.is_some();
+        let keep = |n: usize| if kept { vec![0.0; n] } else { Vec::new() };
+        let mut stash = Stash { qkv: keep(3 * x.len()), mixed: keep(x.len()), update: keep(x.len()) };
+        let mut out = vec![0.0; x.len()];
+        let lengths = |channels: usize| -> Vec<usize> {
+            (0..batch * strips).map(|i| STRIP_TOKENS.min(tokens - i % strips * STRIP_TOKENS) * channels).collect()
+        };
+        let tasks = cut(&mut out, &lengths(c))
+            .into_iter()
+            .zip(cut(&mut stash.mixed, &lengths(if kept { c } else { 0 })))
+            .zip(cut(&mut stash.update, &lengths(if kept { c } else { 0 })))
+            .enumerate()
+            .collect::<Vec<_>>();
+        let attend = |qkv: &mut [f32]| {
+            qkv.par_chunks_exact_mut(3 * sample)
+                .zip(x.par_chunks_exact(sample))
+                .zip(modulation.par_chunks_exact(3 * c))
+                .for_each(|((qkv, x), m)| {
+                    qkv.par_chunks_mut(3 * strip).zip(x.par_chunks(strip)).for_each(|(qkv, x)| {
+                        SCRATCH.with_borrow_mut(|[normed, ..]| {
+                            let normed = normed.of(x.len());
+                            pw::modulated_norm(x, &m[..c], &m[c..2 * c], normed);
+                            gemm(x.len() / c, Matrix::rows(normed, c), qkv_packed, qkv, with_bias(qkv_bias));
+                        });
                     });
                 });
-            });
-        let per_head: Vec<Vec<f32>> = (0..x.len() / sample * heads)
-            .into_par_iter()
-            .map(|i| {
+            // The keys and values of each head of each sample, which all strips of the sample meet.
+            let packed = |i: usize| {
                 let (qkv, head) = (&qkv[i / heads * 3 * sample..][..3 * sample], i % heads);
                 let values = Matrix { data: &qkv[2 * c + head * d..], row: 3 * c, col: 1 };
-                let mut out = vec![0.0; tokens * d];
-                SCRATCH.with_borrow_mut(|weights| {
-                    let weights = weights.of(tokens * tokens);
-                    self.weights(factors, qkv, head, weights);
-                    let weights = Matrix::rows(weights, tokens);
-                    gemm_once(factors, [tokens, d, tokens], weights, values, &mut out, Epilogue::default());
-                });
-                out
-            })
-            .collect();
-        let (mut mixed, mut update) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        let mut out = vec![0.0; x.len()];
-        mixed
-            .par_chunks_exact_mut(sample)
-            .zip(update.par_chunks_exact_mut(sample))
-            .zip(out.par_chunks_exact_mut(sample))
-            .zip(x.par_chunks_exact(sample))
-            .zip(modulation.par_chunks_exact(3 * c))
-            .enumerate()
-            .for_each(|(i, ((((mixed, update), out), x), m))| {
-                for head in 0..heads {
-                    scatter_head(&per_head[i * heads + head], d, head * d, c, mixed);
-                }
-                let strips = mixed.par_chunks(strip).zip(update.par_chunks_mut(strip));
-                let strips = strips.zip(x.par_chunks(strip)).zip(out.par_chunks_mut(strip));
-                strips.for_each(|(((mixed, update), x), out)| {
-                    let epilogue = Epilogue { bias: Some(project_bias), ..Epilogue::default() };
-                    gemm(x.len() / c, Matrix::rows(mixed, c), project_packed, update, epilogue);
-                    pw::gated_add(x, &m[2 * c..], update, out);
+                [Packed::new(factors, d, tokens, self.keys(qkv, head)), Packed::new(factors, tokens, d, values)]
+            };
+            let packed: Vec<[Packed; 2]> = (0..batch * heads).into_par_iter().map(packed).collect();
+            tasks.into_par_iter().for_each(|(i, ((out, mixed), update))| {
+                let (index, first) = (i / strips, i % strips * STRIP_TOKENS);
+                let count = out.len() / c;
+                SCRATCH.with_borrow_mut(|[weights, mixed_here, update_here]| {
+                    let mixed = borrow(mixed, mixed_here, out.len());
+                    let update = borrow(update, update_here, out.len());
+                    let weights = weights.of(count * tokens);
+                    for (head, [keys, values]) in packed[index * heads..][..heads].iter().enumerate() {
+                        let queries = &qkv[(index * tokens + first) * 3 * c + head * d..];
+                        let queries = Matrix { data: queries, row: 3 * c, col: 1 };
+                        gemm(count, queries, keys, weights, Epilogue::default());
+                        pw::softmax_rows(weights, tokens, self.shape.scale());
+                        let (rows, all) = (Rows { row: c, run: count, jump: 0 }, (0..tokens, 0..d));
+                        let mixed = &mut mixed[head * d..];
+                        gemm_part(count, Matrix::rows(weights, tokens), values, all, mixed, rows, Epilogue::default());
+                    }
+                    gemm(count, Matrix::rows(mixed, c), project_packed, update, with_bias(project_bias));
+                    let (x, gate) =
+                        (&x[index * sample + first * c..][..out.len()], &modulation[index * 3 * c + 2 * c..][..c]);
+                    pw::gated_add(x, gate, update, out);
                 });
             });
+        };
+        if kept {
+            attend(&mut stash.qkv);
+        } else {
+            QKV.lend(3 * x.len(), attend);
+        }
         if let Some(cell) = &self.stash {
-            let _ = cell.set(Stash { qkv, mixed, update }); // set once: an op runs forward once
+            let _ = cell.set(stash); // set once: an op runs forward once
         }
         Ok((out, shapes[0].clone()))
     }
@@ -282,7 +304,7 @@ impl Attention {
         let mut part = vec![0.0; tokens * d];
         let (mut weights, mut grad_weights) = (vec![0.0; tokens * tokens], vec![0.0; tokens * tokens]);
         for head in 0..heads {
-            self.weights(Factors::F32, qkv, head, &mut weights);
+            self.weights(qkv, head, &mut weights);
             let columns = |offset: usize| Matrix { data: &qkv[offset + head * d..], row: 3 * c, col: 1 };
             let grad_out = Matrix { data: &grad_mixed[head * d..], row: c, col: 1 };
             let plain = Epilogue::default();

@@ -7,10 +7,12 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Kernel, Mode, Packs, check_layer, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order};
-use crate::kernels::buffer::Buffer;
+use super::{
+    Kernel, Mode, Packs, borrow, check_layer, cut, has_cpu_kernel, run, split, split_mut, split_tensor, sum_in_order,
+};
+use crate::kernels::buffer::{Buffer, Shelf};
 use crate::kernels::depthwise as dw;
-use crate::kernels::gemm::{Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
+use crate::kernels::gemm::{Act, Epilogue, Factors, Matrix, Packed, gemm, gemm_once};
 use crate::kernels::pointwise as pw;
 use crate::kernels::simd::vectorised;
 
@@ -194,22 +196,8 @@ impl Kernel<3> for ConvNext {
         let batch = x.len() / sample;
         let (up, down) = (&self.packs[0], &self.packs[1]);
 
-        // Each row goes straight to its place between the borders.
         let (border, line) = (kernel / 2, (width + kernel - 1) * c);
         let padded_sample = (height + kernel - 1) * line;
-        let mut padded = vec![0.0; batch * padded_sample];
-        padded
-            .par_chunks_exact_mut(padded_sample)
-            .zip(x.par_chunks_exact(sample))
-            .zip(modulation.par_chunks_exact(3 * c))
-            .for_each(|((padded, x), m)| {
-                let rows = padded[border * line..].par_chunks_mut(STRIP_ROWS * line);
-                rows.zip(x.par_chunks(STRIP_ROWS * width * c)).for_each(|(padded, x)| {
-                    for (padded, x) in padded.chunks_exact_mut(line).zip(x.chunks_exact(width * c)) {
-                        pw::modulated_norm(x, &m[..c], &m[c..2 * c], &mut padded[border * c..][..width * c]);
-                    }
-                });
-            });
 
         let kept = self.stash.is_some();
         let keep = |n: usize| if kept { vec![0.0; n] } else { Vec::new() };
@@ -228,27 +216,53 @@ impl Kernel<3> for ConvNext {
             .zip(cut(&mut stash.update, &strip(if kept { c } else { 0 })))
             .enumerate()
             .collect::<Vec<_>>();
-        tasks.into_par_iter().for_each(|(i, (((out, convolved), pre), update))| {
-            let (index, first_row) = (i / strips, i % strips * STRIP_ROWS);
-            let tokens = out.len() / c;
-            SCRATCH.with_borrow_mut(|[convolved_here, pre_here, active, update_here]| {
-                let convolved = borrow(convolved, convolved_here, tokens * c);
-                let pre = borrow(pre, pre_here, tokens * hidden);
-                let update = borrow(update, update_here, tokens * c);
-                let shape = self.shape.depthwise_shape();
-                let rows = &padded[index * padded_sample + first_row * line..];
-                dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
-                let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
-                gemm(tokens, Matrix::rows(convolved, c), up, pre, bias(up_bias));
-                let active = active.of(tokens * hidden);
-                pw::gelu(pre, active);
-                if let Some(dropout) = &self.dropout {
-                    dropout.apply(active, index, first_row * width * hidden);
-                }
-                gemm(tokens, Matrix::rows(active, hidden), down, update, bias(down_bias));
-                let from = index * sample + first_row * width * c;
-                let gate = &modulation[index * 3 * c + 2 * c..][..c];
-                pw::gated_add(&x[from..][..tokens * c], gate, update, out);
+        PADDED.lend(batch * padded_sample, |padded| {
+            // Each row goes straight to its place between the borders.
+            padded
+                .par_chunks_exact_mut(padded_sample)
+                .zip(x.par_chunks_exact(sample))
+                .zip(modulation.par_chunks_exact(3 * c))
+                .for_each(|((padded, x), m)| {
+                    padded.par_chunks_mut(STRIP_ROWS * line).enumerate().for_each(|(strip, padded)| {
+                        for (y, padded) in (strip * STRIP_ROWS..).zip(padded.chunks_exact_mut(line)) {
+                            let Some(y) = y.checked_sub(border).filter(|&y| y < height) else {
+                                padded.fill(0.0);
+                                continue;
+                            };
+                            let (left, inside) = padded.split_at_mut(border * c);
+                            let (inside, right) = inside.split_at_mut(width * c);
+                            left.fill(0.0);
+                            right.fill(0.0);
+                            pw::modulated_norm(&x[y * width * c..][..width * c], &m[..c], &m[c..2 * c], inside);
+                        }
+                    });
+                });
+            tasks.into_par_iter().for_each(|(i, (((out, convolved), pre), update))| {
+                let (index, first_row) = (i / strips, i % strips * STRIP_ROWS);
+                let tokens = out.len() / c;
+                SCRATCH.with_borrow_mut(|[convolved_here, active, update_here]| {
+                    let convolved = borrow(convolved, convolved_here, tokens * c);
+                    let update = borrow(update, update_here, tokens * c);
+                    let shape = self.shape.depthwise_shape();
+                    let rows = &padded[index * padded_sample + first_row * line..];
+                    dw::forward(rows, depthwise, depthwise_bias, convolved, shape, false);
+                    let bias = |b| Epilogue { bias: Some(b), ..Epilogue::default() };
+                    let active = active.of(tokens * hidden);
+                    if kept {
+                        gemm(tokens, Matrix::rows(convolved, c), up, pre, bias(up_bias));
+                        pw::gelu(pre, active);
+                    } else {
+                        let epilogue = Epilogue { act: Some(Act::Gelu), ..bias(up_bias) };
+                        gemm(tokens, Matrix::rows(convolved, c), up, active, epilogue);
+                    }
+                    if let Some(dropout) = &self.dropout {
+                        dropout.apply(active, index, first_row * width * hidden);
+                    }
+                    gemm(tokens, Matrix::rows(active, hidden), down, update, bias(down_bias));
+                    let from = index * sample + first_row * width * c;
+                    let gate = &modulation[index * 3 * c + 2 * c..][..c];
+                    pw::gated_add(&x[from..][..tokens * c], gate, update, out);
+                });
             });
         });
         if let Some(cell) = &self.stash {
@@ -307,26 +321,12 @@ impl Kernel<3> for ConvNext {
     }
 }
 
-/// The kept memory, or local memory where nothing is kept.
-fn borrow<'a>(kept: &'a mut [f32], local: &'a mut Buffer, len: usize) -> &'a mut [f32] {
-    if kept.is_empty() { local.of(len) } else { kept }
-}
+/// The normalised input between its borders.
+static PADDED: Shelf = Shelf::new();
 
 thread_local! {
     /// Memory of a thread for what one strip has on its way.
-    static SCRATCH: RefCell<[Buffer; 4]> = RefCell::default();
-}
-
-/// Disjoint pieces of the given lengths.
-fn cut<'a>(mut rest: &'a mut [f32], lengths: &[usize]) -> Vec<&'a mut [f32]> {
-    lengths
-        .iter()
-        .map(|&n| {
-            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
-            rest = tail;
-            head
-        })
-        .collect()
+    static SCRATCH: RefCell<[Buffer; 3]> = RefCell::default();
 }
 
 /// What all samples of a backward pass share.

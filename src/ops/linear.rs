@@ -133,7 +133,10 @@ impl Kernel<2> for ModulatedNorm {
         out.par_chunks_exact_mut(tokens * c)
             .zip(x.par_chunks_exact(tokens * c))
             .zip(modulation.par_chunks_exact(2 * c))
-            .for_each(|((out, x), m)| pw::modulated_norm(x, &m[..c], &m[c..], out));
+            .for_each(|((out, x), m)| {
+                let strips = out.par_chunks_mut(STRIP_TOKENS * c).zip(x.par_chunks(STRIP_TOKENS * c));
+                strips.for_each(|(out, x)| pw::modulated_norm(x, &m[..c], &m[c..], out));
+            });
         Ok((out, shapes[0].clone()))
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
 
+use crate::kernels::buffer::Buffer;
 use crate::kernels::gemm::{Factors, Packed};
 
 mod attention;
@@ -244,6 +245,23 @@ fn check_layer<S: std::fmt::Debug>(
         candle_core::bail!("x, parameters and modulation {dims:?} do not fit {shape:?}");
     }
     Ok(())
+}
+
+/// The kept memory, or local memory where nothing is kept.
+fn borrow<'a>(kept: &'a mut [f32], local: &'a mut Buffer, len: usize) -> &'a mut [f32] {
+    if kept.is_empty() { local.of(len) } else { kept }
+}
+
+/// Disjoint pieces of the given lengths.
+fn cut<'a>(mut rest: &'a mut [f32], lengths: &[usize]) -> Vec<&'a mut [f32]> {
+    lengths
+        .iter()
+        .map(|&n| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = tail;
+            head
+        })
+        .collect()
 }
 
 /// The parts of a flat vector of parameters, one after the other.
