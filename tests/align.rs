@@ -194,3 +194,44 @@ fn what_aligning_cannot_do_is_refused() {
     train("--set input.align=turn").refused(2, &["input.align = \"turn\"", "shift+turn"]);
     train("--set input.align=shift --set input.min_match=0.9999").refused(2, &["class board", "input.min_match"]);
 }
+
+/// What the line would reject is not left out of the promise.
+#[test]
+fn good_parts_that_are_not_found_count_as_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let [still, _] = draw(folder.path());
+    let blank = png(&Frame::new(SIDE, SIDE, vec![80; SIDE * SIDE * 3]).unwrap()).unwrap();
+    let good = images(&still.join("board/train/good"));
+    good[3..5].iter().for_each(|path| fs::write(path, &blank).unwrap());
+    let model = folder.path().join("m.diad");
+    let train = |set: &str| {
+        let line = format!("train --data {{}} --out {{}} --config {{}} {ALIGN} --set calibration.folds=5 {set}");
+        finished(common::command(&line, &[&still, &model, &smoke()]))
+    };
+    train("--set calibration.target_fpr=0.05")
+        .refused(2, &["class board", "2 of 30 good parts were not found", "0.09"]);
+    let told = train("--set calibration.target_fpr=0.1").ok();
+    let name = good[3].file_name().unwrap().to_string_lossy().into_owned();
+    let warned = told.stderr.lines().any(|line| line.contains(&name) && line.contains("counts as rejected"));
+    assert!(warned, "{}", told.stderr);
+    assert!(told.stdout.contains("set on 30 good parts"), "{}", told.stdout);
+    assert!(told.stdout.contains("2 parts not found in the image, counted as rejected"), "{}", told.stdout);
+    let of_card = |model: &Path| {
+        let class = diad::bundle::read_card(model).unwrap().classes.swap_remove(0);
+        (class.calibration.unwrap().not_located, class.ng.n, class.calibration_scores.len())
+    };
+    assert_eq!(of_card(&model), (2, 30, 28));
+
+    // The same for fresh parts.
+    let fresh = still.join("board/test/good");
+    fs::write(images(&fresh)[0].as_path(), &blank).unwrap();
+    let anew = folder.path().join("anew.diad");
+    let calibrate = |rate: &str| {
+        let line = format!("calibrate --model {{}} --data {{}} --out {{}} --class board --target-fpr {rate}");
+        diad(&line, &[&model, &fresh, &anew])
+    };
+    calibrate("0.1").refused(2, &["1 of 12 good parts were not found", "0.1539"]);
+    let told = calibrate("0.16").ok();
+    assert!(told.stderr.contains("counts as rejected"), "{}", told.stderr);
+    assert_eq!(of_card(&anew), (1, 14, 13));
+}

@@ -175,6 +175,21 @@ pub struct CalibrationCard {
     pub folds: usize,
     /// How images of one part were told.
     pub groups: GroupSource,
+    /// Good parts that have no score since they were not found in their images (`input.align`): the line rejects them, and they
+    /// count as rejected.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_located: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+impl CalibrationCard {
+    /// Scores from here, with what each counts.
+    pub fn good_scores(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
+        self.source.good_scores(sorted_scores, groups).with_rejected(self.not_located)
+    }
 }
 
 impl ScoreSource {
@@ -386,7 +401,7 @@ impl Card {
 impl Measured {
     fn good_scores(&self) -> GoodScores {
         match self.calibration {
-            Some(calibration) => calibration.source.good_scores(&self.calibration_scores, &self.calibration_groups),
+            Some(calibration) => calibration.good_scores(&self.calibration_scores, &self.calibration_groups),
             None => GoodScores::new(&self.calibration_scores, &self.calibration_groups),
         }
     }
@@ -451,7 +466,7 @@ impl ClassCard {
     /// Other scores of the same images, ascending, with thresholds as this class has them.
     pub fn as_calibrated(&self, sorted_scores: &[f32], groups: &[u32]) -> GoodScores {
         match self.calibration {
-            Some(calibration) => calibration.source.good_scores(sorted_scores, groups),
+            Some(calibration) => calibration.good_scores(sorted_scores, groups),
             None => GoodScores::new(sorted_scores, groups),
         }
     }
@@ -497,11 +512,16 @@ impl ClassCard {
 /// are interpolated.
 fn check_threshold(key: &str, threshold: &Threshold, scores: &[f32], good: &GoodScores, found: &mut Mistakes) {
     let Threshold { value, rank, n, groups, false_reject_rate, interval: [low, high] } = *threshold;
-    if groups.unwrap_or(n) != good.groups() && n == scores.len() {
+    let all = scores.len() + good.rejected();
+    if groups.unwrap_or(n) != good.groups() && n == all {
         found.add(&format!("{key}.groups"), groups.unwrap_or(n), format!("{}, the number of groups", good.groups()));
     }
-    if n != scores.len() {
-        found.add(&format!("{key}.n"), n, format!("{}, the number of calibration scores", scores.len()));
+    if n != all {
+        found.add(
+            &format!("{key}.n"),
+            n,
+            format!("{all}, the number of calibration scores and of parts that were not located"),
+        );
     }
     match rank.checked_sub(1).and_then(|i| scores.get(i)) {
         None => found.add(&format!("{key}.rank"), rank, format!("1 to {}", scores.len())),

@@ -98,7 +98,7 @@ impl Good {
         mut progress: impl FnMut(usize),
     ) -> Result<Self> {
         let preparation = network.preparation();
-        let read = |path: &Path| Input::read(path, &preparation, number, &context.depth);
+        let read = |path: &Path| Input::read(path, &preparation, number, &context.depth)?.located(path);
         let (mut found, mut digests, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         ReadAhead::new(GROUP, &context.stop).each_group(paths, read, |group| {
             progress(group.len());

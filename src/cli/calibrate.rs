@@ -122,7 +122,12 @@ pub(super) fn run(context: &Context, args: &CalibrateArgs) -> Result<()> {
             for (found, &group) in fresh.images.iter().zip(&groups.of) {
                 scores.push(found.score.unwrap_or_default(), found.peak.unwrap_or_default(), group);
             }
-            let source = CalibrationCard { source: ScoreSource::Fresh, folds: 0, groups: groups.source };
+            let source = CalibrationCard {
+                source: ScoreSource::Fresh,
+                folds: 0,
+                groups: groups.source,
+                not_located: fresh.not_located,
+            };
             let new = &mut card.classes[class];
             let measured = measured(&new.name, scores, &settings, source)?;
             if arithmetic != Arithmetic::F32 {
@@ -251,6 +256,8 @@ struct Fresh {
     /// Features in short, [`groups::SKETCH`] numbers of each.
     sketches: Vec<f32>,
     trained_on: Vec<PathBuf>,
+    /// Images in which the part was not found.
+    not_located: usize,
 }
 
 impl Fresh {
@@ -299,6 +306,10 @@ fn inspect(
                 }
                 Ok((digests, _)) if digests.iter().any(|digest| known.defects.contains(digest)) => {
                     return Err(Error::data(&path, "the model was taught this image as a defect; expected good parts"));
+                }
+                Ok((_, input)) if input.lost => {
+                    fresh.not_located += 1;
+                    context.console.warn(messages::not_located(&path));
                 }
                 Ok((digests, input)) => inputs.push((path, input, digests)),
                 Err(error) => context.console.warn(messages::left_out(&error)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::bundle::{ClassCard, KnownDefectsCard, ScoreSource};
 use crate::calibrate;
 use crate::config::GroupSource;
-use crate::data::Groups;
+use crate::data::{Groups, NOT_LOCATED};
 use crate::error::Error;
 use crate::metrics::share_interval;
 use crate::report::PROMISES;
@@ -19,6 +19,11 @@ pub(super) fn error(error: &Error) -> String {
 /// The warning about an image that is left out because of `reason`.
 pub(super) fn left_out(reason: &Error) -> String {
     format!("{}; left out", error(reason))
+}
+
+/// The warning about an image of a good part in which the part was not found.
+pub(super) fn not_located(path: &Path) -> String {
+    format!("{}: {NOT_LOCATED}, and it counts as rejected", path.display())
 }
 
 /// `1 image`, `2 images`.
@@ -47,10 +52,13 @@ pub(super) fn cost(class: &ClassCard) -> String {
         format!("{needed} such parts, {} more", needed - ng.parts())
     };
     let images = if ng.groups.is_some() { format!(" ({} images)", ng.n) } else { String::new() };
-    let scored = match class.calibration.map(|calibration| calibration.source) {
-        Some(ScoreSource::OutOfFold) => "each scored by networks that have not seen it",
-        _ => "not trained on",
+    let mut scored = match class.calibration.map(|calibration| calibration.source) {
+        Some(ScoreSource::OutOfFold) => "each scored by networks that have not seen it".to_owned(),
+        _ => "not trained on".to_owned(),
     };
+    if let Some(n) = class.calibration.map(|calibration| calibration.not_located).filter(|&n| n > 0) {
+        scored += &format!("; {} not found in the image, counted as rejected", count(n, "part"));
+    }
     let also: String = class
         .measured
         .iter()

@@ -162,6 +162,7 @@ impl train::Observer for TrainingProgress<'_> {
                 let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(reason);
                 console.warn(format_args!("{name}: {reason}; left out"));
             }
+            train::Event::NotLocated { path } => console.warn(messages::not_located(path)),
             train::Event::Empty { path } => console.warn(format_args!(
                 "{}: of one colour or almost black; from now on such a frame is good",
                 path.display()

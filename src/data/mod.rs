@@ -16,7 +16,7 @@ pub mod split;
 
 pub use depth::SampleDepth;
 pub use groups::{GroupBy, Groups};
-pub use input::Input;
+pub use input::{Input, NOT_LOCATED};
 pub use read_ahead::{Group, ReadAhead, Stop, check_unreadable};
 pub use scan::{images_in, known_defects};
 pub use split::{Split, data_sha256, hold_out};

@@ -51,7 +51,7 @@ impl KnownDefect {
     /// # Errors
     /// When one of them cannot be read.
     pub fn read(sample: &Sample, preparation: &Preparation, class: usize, depth: &SampleDepth) -> Result<Self> {
-        let mut read = Input::read(&sample.path, preparation, class, depth)?;
+        let mut read = Input::read(&sample.path, preparation, class, depth)?.located(&sample.path)?;
         let (digests, input) = (read.digests(), read.inputs.swap_remove(0));
         let shape = preparation.shapes().distinct()[preparation.shapes().of(class)];
         let mark = |mask: &PathBuf| -> Result<Vec<bool>> {

@@ -55,6 +55,11 @@ pub enum Event<'a> {
         /// Why.
         reason: String,
     },
+    /// The part was not found in an image (`input.align`): it teaches nothing, and counts as rejected.
+    NotLocated {
+        /// The image.
+        path: &'a Path,
+    },
     /// An image shows nothing: it is of one colour, or almost black. It teaches as any other.
     Empty {
         /// The image.

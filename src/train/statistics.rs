@@ -11,7 +11,7 @@ use super::fit::{Role, fold_parts};
 use super::known_defects::{Cells, FEWEST_DEFECTS, FOLDS, GoodPart, KnownDefect, Learned, fit, seen_by};
 use super::maker::Maker;
 use super::thresholds::measured as measured_by;
-use super::training_set::Image;
+use super::training_set::{ClassImages, Image};
 use super::{ClassScores, Context, Event, TrainingSet, class_card};
 use crate::bundle::{
     CalibrationCard, Card, ClassCard, ImageCard, KnownDefectsCard, ReadFrom, SCHEMA, ScoreSource, TrainingCard,
@@ -396,7 +396,8 @@ fn class_scores(config: &Config, set: &TrainingSet, scored: &Findings, limits: &
     let told = |class: usize| -> Result<f32> {
         let mut scores = ClassScores::default();
         each(set, scored, class).for_each(|(group, Scored { own, .. })| scores.push(own.score, own.peak, group));
-        let threshold = scores.threshold(&set.names[class], &config.calibration, score_source(config))?;
+        let threshold =
+            scores.threshold(&set.names[class], &config.calibration, calibration_card(config, set, class))?;
         Ok(threshold.value.max(f32::MIN_POSITIVE))
     };
     let told = (0..limits.len()).map(told).collect::<Result<Vec<f32>>>()?;
@@ -422,8 +423,13 @@ fn class_scores(config: &Config, set: &TrainingSet, scored: &Findings, limits: &
 
 /// Where the scores of a class come from.
 fn calibration_card(config: &Config, set: &TrainingSet, class: usize) -> CalibrationCard {
-    let groups = set.images.classes[class].groups.source;
-    CalibrationCard { source: score_source(config), folds: config.calibration.folds, groups }
+    let ClassImages { groups, not_located, .. } = &set.images.classes[class];
+    CalibrationCard {
+        source: score_source(config),
+        folds: config.calibration.folds,
+        groups: groups.source,
+        not_located: *not_located,
+    }
 }
 
 /// The cards of all classes, and the limits of unknown products on them; `farthest` is the largest distance of a teaching image from

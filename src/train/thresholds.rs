@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::bundle::{CalibrationCard, ClassCard, Measured, ScoreSource};
-use crate::calibrate::{self, Threshold};
+use crate::bundle::{CalibrationCard, ClassCard, Measured};
+use crate::calibrate::{self, GoodScores, Threshold};
 use crate::config::{CalibrationConfig, Config, DEFAULT_TARGET_FPR};
 use crate::data::{self, Dataset};
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ impl ClassScores {
     ///
     /// # Errors
     /// As [`class_card`].
-    pub fn threshold(&self, name: &str, config: &CalibrationConfig, source: ScoreSource) -> Result<Threshold> {
+    pub fn threshold(&self, name: &str, config: &CalibrationConfig, source: CalibrationCard) -> Result<Threshold> {
         let (scores, groups) = calibrate::sorted(self.image.clone())?;
         let scores = source.good_scores(&scores, &groups);
         scores.threshold(rate(config, scores.groups())).map_err(|few| Error::Usage(format!("class {name}: {few}")))
@@ -84,19 +84,28 @@ pub fn measured(
 ) -> Result<Measured> {
     let refuse = |e: calibrate::TooFew| Error::Usage(format!("class {name}: {e}"));
     let (image, groups) = calibrate::sorted(scores.image)?;
-    let good = source.source.good_scores(&image, &groups);
+    let good = source.good_scores(&image, &groups);
     let (pixel, pixel_groups) = calibrate::sorted(scores.pixel)?;
     let target = rate(config, good.groups());
     let warn_target = config.warn_fpr.unwrap_or(2.0 * target).min(0.5).max(target);
-    let pixel_threshold = source.source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
+    let pixel_threshold = source.good_scores(&pixel, &pixel_groups).threshold(target).map_err(refuse)?.value;
     Ok(Measured {
         ng: good.threshold(target).map_err(refuse)?,
         warn: good.threshold(warn_target).map_err(refuse)?,
-        calibration_groups: if good.groups() == image.len() { Vec::new() } else { groups },
+        calibration_groups: if good.groups() == image.len() + good.rejected() { Vec::new() } else { groups },
         calibration_scores: image,
         calibration: Some(source),
         pixel_threshold,
     })
+}
+
+/// Refuses the configured rate where these scores cannot promise it.
+///
+/// # Errors
+/// As [`class_card`].
+pub(super) fn promise(class: &str, config: &CalibrationConfig, scores: &GoodScores) -> Result<()> {
+    let rank = scores.rank(rate(config, scores.groups()));
+    rank.map(drop).map_err(|few| Error::Usage(format!("class {class}: {few}")))
 }
 
 /// Refuses a rate that `n` held-out parts of a class cannot promise.

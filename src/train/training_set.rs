@@ -16,10 +16,10 @@ use super::cache::{FeatureCache, FrameCache};
 use super::fit::{Role, fold_parts};
 use super::known_defects::FOLDS;
 use super::looks::Looks;
-use super::thresholds::check_rate;
+use super::thresholds::{self, check_rate};
 use super::{Context, Event, GroupProblem};
 use crate::bundle::BackboneCard;
-use crate::calibrate;
+use crate::calibrate::GoodScores;
 use crate::config::{Augment, Config, Grouping, Shapes, Size, SpaceKind};
 use crate::data::split::{MIN_CALIBRATION, name_hash};
 use crate::data::{
@@ -83,6 +83,8 @@ pub(super) struct ClassImages {
     pub(super) groups: Groups,
     /// The part of the folds that each of them is in.
     pub(super) folds: Vec<usize>,
+    /// Images beside these that were to be scored, in which the part was not found.
+    pub(super) not_located: usize,
 }
 
 /// One image.
@@ -201,7 +203,7 @@ impl TrainingSet {
         context: Context<'_>,
     ) -> Result<()> {
         let (calibration, features) = (&config.calibration, &self.whole.cache);
-        let images = &self.images.classes[class].images;
+        let ClassImages { images, not_located, .. } = &self.images.classes[class];
         let paths: Vec<PathBuf> = images.iter().map(|image| image.path.clone()).collect();
         let file = calibration.groups != Grouping::None;
         let mut problem = None;
@@ -222,7 +224,8 @@ impl TrainingSet {
                 let found = groups::alike(&sketches, images.len())?;
                 // What may be a mistake must not cost the promise that was asked for.
                 let refused = |n: usize| {
-                    calibration.target_fpr.is_some_and(|target| calibrate::conformal_rank(n, target).is_err())
+                    let scores = GoodScores::new(&vec![0.0; n], &[]).with_rejected(*not_located);
+                    calibration.target_fpr.is_some_and(|target| scores.rank(target).is_err())
                 };
                 if refused(found.count()) && !refused(images.len()) {
                     problem = Some(GroupProblem::Unsupported { groups: found.count() });
@@ -333,7 +336,7 @@ impl Reader<'_> {
                 Split { train: category.train.clone(), calibration: Vec::new() }
             };
             let mut files = ReadAhead::new(2 * rayon::current_num_threads(), context.stop);
-            let (mut class, mut empty) = (Vec::<Image>::new(), 0);
+            let (mut class, mut empty, mut not_located) = (Vec::<Image>::new(), 0, 0);
             self.digest.update(category.name.as_bytes());
             for (teaches, scored, paths) in [(true, !held_out, &split.train), (false, true, &split.calibration)] {
                 let mut digests = Vec::with_capacity(paths.len());
@@ -343,6 +346,11 @@ impl Reader<'_> {
                     for (index, file) in group {
                         let path = paths[index].as_path();
                         match file {
+                            // It teaches nothing, and the line would reject it.
+                            Ok(input) if input.own().lost => {
+                                not_located += usize::from(scored);
+                                context.observer.event(&Event::NotLocated { path });
+                            }
                             Ok(input) => {
                                 if is_empty(&input.own().frame) {
                                     empty += 1;
@@ -387,13 +395,15 @@ impl Reader<'_> {
                 self.digest.update(data::data_sha256(digests));
             }
             check_unreadable(&category.root, category.train.len(), &files.unreadable)?;
+            let scored = class.iter().filter(|image| image.frame().is_some()).count();
+            check_located(config, &category.name, scored, not_located)?;
             if empty == class.len() {
                 let reason = "every image is of one colour or almost black: expected pictures of good parts";
                 return Err(Error::data(&category.root, reason));
             }
-            check_scored(category, class.iter().filter(|image| image.frame().is_some()).count())?;
+            check_scored(category, scored)?;
             let groups = Groups::none(class.len()); // until they are looked for
-            classes.push(ClassImages { folds: vec![0; class.len()], images: class, groups });
+            classes.push(ClassImages { folds: vec![0; class.len()], images: class, groups, not_located });
             self.unreadable.append(&mut files.unreadable);
         }
         context.observer.event(&Event::SampleDepth { depth: &depth });
@@ -453,6 +463,20 @@ fn is_empty(frame: &Frame) -> bool {
     let variance = rgb.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
     let black = rgb.iter().filter(|&&v| v <= BLACK).count() as f64;
     variance < DEVIATION * DEVIATION || black > BLACK_SHARE * n
+}
+
+/// Refuses, before anything is learned, a class of which so many parts are not found that the line would reject more of them than
+/// is to be promised.
+fn check_located(config: &Config, class: &str, located: usize, not_located: usize) -> Result<()> {
+    if not_located == 0 {
+        return Ok(());
+    }
+    if located == 0 {
+        let reason = format!("{class}: the part was found in none of {not_located} images (input.align)");
+        return Err(Error::Usage(reason));
+    }
+    let scores = GoodScores::new(&vec![0.0; located], &[]).with_rejected(not_located);
+    thresholds::promise(class, &config.calibration, &scores)
 }
 
 /// Refuses a class of whose images for the threshold too few can be read.
