@@ -13,7 +13,7 @@ use super::{Context, messages};
 use crate::calibrate::GoodScores;
 use crate::config::Config;
 use crate::data::Dataset;
-use crate::detector::{Detector, Request};
+use crate::detector::{ClassSource, Detection, Detector, Request};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, write_atomic};
 use crate::frame::Frame;
@@ -138,7 +138,12 @@ impl train::Observer for Silent {
 
 fn measure(detector: &Detector, new: &[Frame]) -> Result<Repetition> {
     let detections = detector.inspect_frames(new, &Request::default()).into_iter();
-    let scores = detections.map(|found| Ok(found?.score)).collect::<Result<Vec<f32>>>()?;
+    // A part that is not found is rejected whatever its score.
+    let score = |found: Detection| match found.class_source {
+        ClassSource::NotLocated => f32::INFINITY,
+        _ => found.score,
+    };
+    let scores = detections.map(|found| found.map(score)).collect::<Result<Vec<f32>>>()?;
     let class = &detector.card().classes[0];
     let good = class.good_scores();
     let share = |above: f32| scores.iter().filter(|&&score| score > above).count() as f64 / scores.len() as f64;
