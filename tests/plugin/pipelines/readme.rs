@@ -106,14 +106,14 @@ fn every_pipeline_of_the_readme_runs() {
     run(launch(make, folder.path()));
     let text = readme();
     let blocks: Vec<&str> = text.split("```gst\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(blocks.len() >= 6, "{} pipelines", blocks.len());
+    assert!(blocks.len() >= 4, "{} pipelines", blocks.len());
     for block in blocks {
         let line = block.replace("\\\n", " ");
         let line =
             line.trim().strip_prefix("gst-launch-1.0 ").unwrap_or_else(|| panic!("{line} is no gst-launch line"));
         run(launch(&local(line), folder.path()));
     }
-    for (name, least) in [("line1.mp4", 1000), ("results.jsonl", 1000), ("all.mp4", 1000), ("not_ok_00000.jpg", 1000)] {
-        assert!(fs::metadata(at(name)).unwrap().len() > least, "{name} was recorded");
+    for name in ["line1.mp4", "results.jsonl", "clean.mkv", "annotated.mkv", "both.jsonl"] {
+        assert!(fs::metadata(at(name)).unwrap().len() > 1000, "{name} was recorded");
     }
 }

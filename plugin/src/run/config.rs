@@ -1,0 +1,341 @@
+//! `line.toml`: what it may say, and what of it is wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gst::glib::{self, ParamFlags, ParamSpec};
+use gst::prelude::*;
+use toml::{Table, Value};
+
+use super::launch::Launch;
+use super::read::{Reading, Section, parse};
+use super::source::Source;
+
+/// The version of the file that this program reads.
+const SCHEMA: u32 = 1;
+
+/// A file that was read and found right.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// Name of the whole, as others see it.
+    pub(crate) name: String,
+    /// Where this program keeps what must outlive it.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) lines: Vec<Line>,
+}
+
+/// A line: a source, a model, and what becomes of the frames.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) source: Source,
+    pub(crate) model: String,
+    /// Properties of its `diadfilter`.
+    pub(crate) filter: BTreeMap<String, String>,
+    /// Elements behind the inspection.
+    pub(crate) output: String,
+    /// Where a JSON object for each frame goes.
+    pub(crate) results: Option<PathBuf>,
+    pub(crate) watch: Watch,
+    /// What happens when the line has failed for good.
+    pub(crate) on_failure: OnFailure,
+}
+
+/// How long is waited for what.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Watch {
+    /// Without a frame for so long a camera is taken for lost.
+    pub(crate) stall: Option<Duration>,
+    /// Taking a pipeline down may last so long.
+    pub(crate) teardown: Duration,
+    /// At a stop frames that are under way may take so long to leave.
+    pub(crate) stop: Duration,
+    /// Starts that may fail one after the other before the line has failed; 0: any number.
+    pub(crate) attempts: u32,
+}
+
+/// What happens when a line has failed for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnFailure {
+    /// The others go on.
+    Continue,
+    /// Everything ends, with exit code 1.
+    Exit,
+}
+
+/// What a line has, or takes from `[defaults]`.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    model: Option<String>,
+    filter: BTreeMap<String, String>,
+    output: Option<String>,
+    results: Option<PathBuf>,
+    stall: Option<Option<Duration>>,
+    teardown: Option<Duration>,
+    stop: Option<Duration>,
+    attempts: Option<u32>,
+    on_failure: Option<OnFailure>,
+}
+
+impl Plan {
+    /// From the text of a file; `variable` is the environment.
+    ///
+    /// # Errors
+    /// Every mistake: syntax if there is any, else unknown keys (with the one that may be meant), wrong types, impossible values,
+    /// properties that `diadfilter` does not have, models and folders that are not there.
+    pub(crate) fn read(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
+        let table = parse(text)?;
+        let reading = Reading::new(variable);
+        let plan = read(&reading, &table);
+        let mistakes = reading.finish(text);
+        match plan {
+            Some(plan) if mistakes.is_empty() => Ok(plan),
+            _ => Err(mistakes),
+        }
+    }
+
+    /// From a file. Relative paths in it count from the folder that the program was started in.
+    ///
+    /// # Errors
+    /// As [`Plan::read`], or when it cannot be read.
+    pub(crate) fn load(path: &Path) -> Result<Self, Vec<String>> {
+        let text = std::fs::read_to_string(path).map_err(|error| vec![format!("cannot be read: {error}")])?;
+        Self::read(&text, &|name| std::env::var(name).ok())
+    }
+}
+
+fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
+    let mut file = Section::new(reading, "", table);
+    match file.integer("schema", 1..=u32::MAX) {
+        Some(SCHEMA) => {}
+        Some(_) => file.wrong("schema", &format!("{SCHEMA}, which this program reads")),
+        None if !file.has("schema") => {
+            file.mistake("schema", format!("schema: is missing, expected schema = {SCHEMA}"))
+        }
+        None => {}
+    }
+    let name = file.text("name").unwrap_or_else(|| "diad".to_owned());
+    let state_dir = file.text("state-dir").map_or_else(|| PathBuf::from("diad-state"), PathBuf::from);
+    let defaults = file.section("defaults").map(|mut section| {
+        let given = Given::read(&mut section);
+        section.finish();
+        given
+    });
+    let defaults = defaults.unwrap_or_default();
+    let sections = file.sections("line");
+    if sections.is_empty() && !file.has("line") {
+        file.mistake("line", "line: is missing, expected at least one [[line]]".into());
+    }
+    let mut names = BTreeSet::new();
+    let lines: Vec<Option<Line>> =
+        sections.into_iter().map(|section| Line::read(section, &defaults, &mut names)).collect();
+    file.finish();
+    Some(Plan { name, state_dir, lines: lines.into_iter().collect::<Option<_>>()? })
+}
+
+impl Given {
+    fn read(section: &mut Section<'_>) -> Self {
+        Self {
+            model: section.text("model"),
+            filter: section.section("filter").map(|section| properties(&section)).unwrap_or_default(),
+            output: section.text("output"),
+            results: section.text("results").map(PathBuf::from),
+            stall: section.duration_or_off("stall"),
+            teardown: section.duration("teardown"),
+            stop: section.duration("stop"),
+            attempts: section.integer("attempts", 0..=u32::MAX),
+            on_failure: section.choice("on-failure", &[("continue", OnFailure::Continue), ("exit", OnFailure::Exit)]),
+        }
+    }
+}
+
+impl Line {
+    fn read(mut section: Section<'_>, defaults: &Given, names: &mut BTreeSet<String>) -> Option<Self> {
+        let name = section.text("name");
+        match &name {
+            None if !section.has("name") => section.mistake("", format!("{}: name is missing", section.path("name"))),
+            Some(name) if !is_name(name) => section.wrong("name", "letters, digits, - and _, at most 40"),
+            Some(name) if !names.insert(name.clone()) => section.wrong("name", "a name that no other line has"),
+            _ => {}
+        }
+        let source = section.section("source");
+        if source.is_none() && !section.has("source") {
+            let path = section.path("source");
+            section.mistake("source", format!("{path}: is missing, expected for instance {{ rtsp = \"rtsp://…\" }}"));
+        }
+        let source = source.and_then(Source::read);
+        let given = Given::read(&mut section);
+        let model = given.model.or_else(|| defaults.model.clone());
+        match &model {
+            None if !section.has("model") => {
+                let path = section.path("model");
+                section.mistake("model", format!("{path}: is missing, expected a model file (.diad)"));
+            }
+            Some(model) => {
+                if let Err(error) = diad::bundle::read_card(Path::new(model)) {
+                    section.mistake("model", format!("{}: {error}", section.path("model")));
+                }
+            }
+            None => {}
+        }
+        section.finish();
+        let source = source?;
+        let mut filter = defaults.filter.clone();
+        filter.extend(given.filter);
+        let stall = given.stall.or(defaults.stall).unwrap_or(Some(Duration::from_secs(5)));
+        let or = |own: Option<Duration>, other: Option<Duration>, seconds| {
+            own.or(other).unwrap_or(Duration::from_secs(seconds))
+        };
+        Some(Self {
+            name: name?,
+            model: model?,
+            filter,
+            output: given.output.or_else(|| defaults.output.clone()).unwrap_or_else(|| OUTPUT.to_owned()),
+            results: given.results.or_else(|| defaults.results.clone()),
+            watch: Watch {
+                stall: if source.is_triggered() { None } else { stall },
+                teardown: or(given.teardown, defaults.teardown, 20),
+                stop: or(given.stop, defaults.stop, 10),
+                attempts: given.attempts.or(defaults.attempts).unwrap_or(0),
+            },
+            on_failure: given.on_failure.or(defaults.on_failure).unwrap_or(OnFailure::Continue),
+            source,
+        })
+    }
+
+    /// The whole line in the language of gst-launch.
+    pub(crate) fn launch(&self) -> Launch {
+        let mut out = Launch::default();
+        self.source.launch(&mut out);
+        // The end of the stream is put in here: the source may be waiting for a camera that never answers.
+        out.link("identity").set("name", &behind(&self.name)).set("silent", "true");
+        out.link("diadfilter").set("name", &self.name).set("model", &self.model);
+        for (property, value) in &self.filter {
+            out.set(property, value);
+        }
+        out.link_raw(&self.output);
+        out
+    }
+}
+
+/// Where frames go if nobody wants them.
+const OUTPUT: &str = "fakesink sync=false async=false";
+
+/// Name of the element behind a line's source.
+pub(crate) fn behind(line: &str) -> String {
+    format!("{line}-source")
+}
+
+/// Whether a name can stand in topics, file names and names of elements.
+fn is_name(name: &str) -> bool {
+    name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+}
+
+/// Properties of `diadfilter` that a line may set.
+fn specs() -> Vec<ParamSpec> {
+    let class = gst::ElementFactory::find("diadfilter").and_then(|factory| factory.load().ok());
+    let class = class.and_then(|factory| glib::Class::<gst::Element>::from_type(factory.element_type()));
+    let all = class.map(|class| class.list_properties().to_vec()).unwrap_or_default();
+    let own =
+        |spec: &ParamSpec| spec.owner_type().name() == "GstDiadFilter" && spec.flags().contains(ParamFlags::WRITABLE);
+    all.into_iter().filter(|spec| own(spec) && spec.name() != "model").collect()
+}
+
+/// The properties under `filter`, each with a value that it may have.
+fn properties(section: &Section<'_>) -> BTreeMap<String, String> {
+    let specs = specs();
+    let names: Vec<&str> = specs.iter().map(ParamSpec::name).collect();
+    let mut found = BTreeMap::new();
+    for (key, value) in section.entries() {
+        if key == "model" {
+            section
+                .mistake(key, format!("{}: unknown key; the model stands beside filter, not in it", section.path(key)));
+            continue;
+        }
+        let Some(spec) = specs.iter().find(|spec| spec.name() == key) else {
+            section.unknown(key, &names);
+            continue;
+        };
+        let text = match value {
+            Value::String(text) => section.expanded(key, text),
+            _ if spec.value_type() == glib::Type::STRING => {
+                section.wrong(key, "a text");
+                None
+            }
+            Value::Integer(n) => Some(n.to_string()),
+            Value::Float(n) => Some(n.to_string()),
+            Value::Boolean(b) => Some(b.to_string()),
+            _ => {
+                section.wrong(key, "a text, a number, true or false");
+                None
+            }
+        };
+        let Some(text) = text else { continue };
+        match property(spec, &text) {
+            Ok(_) => drop(found.insert(key.to_owned(), text)),
+            Err(expected) => section.wrong(key, &expected),
+        }
+    }
+    found
+}
+
+/// The value of a property from its text, or what was expected.
+pub(crate) fn property(spec: &ParamSpec, text: &str) -> Result<glib::Value, String> {
+    macro_rules! number {
+        ($($Spec:ty: $Number:ty),*) => {$(
+            if let Some(spec) = spec.downcast_ref::<$Spec>() {
+                let range = spec.minimum()..=spec.maximum();
+                let number = text.parse::<$Number>().ok().filter(|number| range.contains(number));
+                let most = if spec.maximum() == <$Number>::MAX { String::new() } else { format!(" to {}", spec.maximum()) };
+                return number.map(|number| number.to_value()).ok_or(format!("a number from {}{most}", spec.minimum()));
+            }
+        )*};
+    }
+    number!(
+        glib::ParamSpecUInt: u32, glib::ParamSpecUInt64: u64, glib::ParamSpecInt: i32, glib::ParamSpecDouble: f64
+    );
+    if spec.value_type() == glib::Type::STRING {
+        return Ok(text.to_value());
+    }
+    glib::Value::deserialize_with_pspec(text, spec).map_err(|_| names_of(spec))
+}
+
+/// The names that a property may have as its value.
+fn names_of(spec: &ParamSpec) -> String {
+    let enumeration = glib::EnumClass::with_type(spec.value_type());
+    let names: Vec<String> =
+        enumeration.iter().flat_map(|class| class.values()).map(|value| value.nick().to_owned()).collect();
+    if !names.is_empty() {
+        return format!("one of {}", names.join(", "));
+    }
+    let flags = glib::FlagsClass::with_type(spec.value_type());
+    let names: Vec<String> =
+        flags.iter().flat_map(|class| class.values()).map(|value| value.nick().to_owned()).collect();
+    if names.is_empty() { "another value".into() } else { format!("some of {}, with + between them", names.join(", ")) }
+}
+
+/// Properties that differ between two versions of a line, if those are all that differs and each may change while the line runs.
+pub(crate) fn changes(old: &Line, new: &Line) -> Option<BTreeMap<String, String>> {
+    let same = Line { filter: new.filter.clone(), model: new.model.clone(), ..old.clone() };
+    if same != *new {
+        return None;
+    }
+    let specs = specs();
+    let mut changed = BTreeMap::new();
+    for name in old.filter.keys().chain(new.filter.keys()) {
+        if old.filter.get(name) == new.filter.get(name) {
+            continue;
+        }
+        let spec = specs.iter().find(|spec| spec.name() == name)?;
+        if !spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) {
+            return None;
+        }
+        let default = || spec.default_value().serialize().map(|text| text.to_string()).unwrap_or_default();
+        changed.insert(name.clone(), new.filter.get(name).cloned().unwrap_or_else(default));
+    }
+    if old.model != new.model {
+        changed.insert("model".into(), new.model.clone());
+    }
+    Some(changed)
+}

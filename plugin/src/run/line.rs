@@ -1,0 +1,293 @@
+//! A line on a thread of its own: its pipeline is built, watched, thrown away when something fails, and built anew.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::config::{Line, OnFailure};
+use super::say;
+use super::session::{End, Holder, Session};
+use super::state::{Backoff, HEALTHY, State};
+use super::supervise::Event;
+use super::tally::{Counts, Tally, lock};
+
+/// How often a line looks around.
+const TICK: Duration = Duration::from_millis(100);
+/// After a failure, frames that are under way may take so long to leave.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What a line is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Let what is under way leave, and end.
+    Stop,
+    /// Go on as this line, with a new pipeline.
+    Replace(Box<Line>),
+    /// Go on as this line; only these properties differ.
+    Change(Box<Line>, BTreeMap<String, String>),
+    /// Open the file of results anew.
+    Reopen,
+}
+
+/// What others see of a line.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) state: State,
+    /// Why it is in this state.
+    pub(crate) reason: String,
+    /// Since when its pipeline is being taken down, and how long that may last.
+    pub(crate) teardown: Option<(Instant, Duration)>,
+    /// Whether its model was loaded, or cannot be.
+    pub(crate) settled: bool,
+    /// Pipelines that were started.
+    pub(crate) starts: u64,
+}
+
+/// A line that was started.
+pub(crate) struct Handle {
+    pub(crate) line: Line,
+    status: Arc<Mutex<Status>>,
+    tally: Arc<Tally>,
+    commands: Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Starts a line; its files are opened now, its pipeline on the line's own thread.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or there is no thread.
+    pub(crate) fn start(line: Line, state_dir: &Path, events: Sender<Event>) -> Result<Self, String> {
+        let tally = Arc::new(Tally::open(&line.name, state_dir, line.results.as_deref())?);
+        let status = Arc::new(Mutex::new(Status {
+            state: State::Starting,
+            reason: String::new(),
+            teardown: None,
+            settled: false,
+            starts: 0,
+        }));
+        let (commands, told) = bounded(16);
+        let mut runner = Runner {
+            backoff: Backoff::new(&line.name, line.watch.attempts),
+            line: line.clone(),
+            status: status.clone(),
+            tally: tally.clone(),
+            told,
+        };
+        let thread = std::thread::Builder::new().name(format!("diad-{}", line.name)).spawn(move || {
+            runner.run();
+            let _ = events.try_send(Event::Over);
+        });
+        let thread = thread.map_err(|error| format!("{}: no thread for the line: {error}", line.name))?;
+        Ok(Self { line, status, tally, commands, thread })
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        lock(&self.status).clone()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.tally.counts()
+    }
+
+    /// Tells the line; one that is over does not listen.
+    pub(crate) fn tell(&self, command: Command) {
+        let _ = self.commands.try_send(command);
+    }
+
+    /// Whether its pipeline takes longer to come down than it may.
+    pub(crate) fn is_stuck(&self) -> bool {
+        lock(&self.status).teardown.is_some_and(|(since, most)| since.elapsed() > most)
+    }
+
+    /// Says that it is stuck, once.
+    pub(crate) fn mark_stuck(&self) {
+        let mut status = lock(&self.status);
+        if status.state != State::Stuck {
+            status.state = State::Stuck;
+            say(&self.line.name, "stuck: its pipeline does not come down");
+        }
+    }
+
+    /// Whether nothing more will come of it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Whether it has failed, and everything is to end with it.
+    pub(crate) fn ends_all(&self) -> bool {
+        self.line.on_failure == OnFailure::Exit && self.status().state == State::Failed
+    }
+}
+
+struct Runner {
+    line: Line,
+    status: Arc<Mutex<Status>>,
+    tally: Arc<Tally>,
+    told: Receiver<Command>,
+    backoff: Backoff,
+}
+
+/// What a life of the pipeline has come to.
+enum Outcome {
+    End(End),
+    Stop,
+    Replace,
+}
+
+impl Runner {
+    fn run(&mut self) {
+        let mut holder: Option<Holder> = None;
+        let last = loop {
+            self.become_(State::Starting, "");
+            lock(&self.status).starts += 1;
+            let (outcome, session) = match Session::start(&self.line, &self.tally) {
+                Ok(session) => {
+                    lock(&self.status).settled = true;
+                    drop(holder.take()); // the pipeline has the model now
+                    let outcome = self.watch(&session);
+                    (outcome, Some(session))
+                }
+                Err((session, end)) => (Outcome::End(end), session),
+            };
+            lock(&self.status).settled = true;
+            let ran = session.as_ref().map_or(Duration::ZERO, |session| session.started().elapsed());
+            if let Some(session) = session {
+                let (drains, patience) = match &outcome {
+                    Outcome::End(End::Lost(_)) => (true, DRAIN),
+                    Outcome::End(_) => (false, DRAIN),
+                    Outcome::Stop | Outcome::Replace => (true, self.line.watch.stop),
+                };
+                if drains {
+                    session.drain(patience);
+                }
+                if !matches!(outcome, Outcome::Stop | Outcome::End(End::Ended | End::Model(_))) {
+                    holder = Holder::new(&self.line);
+                }
+                self.take_down(session);
+            }
+            let wait = match outcome {
+                Outcome::Stop => break (State::Stopped, String::new()),
+                Outcome::Replace => continue,
+                Outcome::End(End::Ended) if self.line.source.repeats() => continue,
+                Outcome::End(End::Ended) => break (State::Ended, String::new()),
+                Outcome::End(end) => {
+                    let (state, reason) = match end {
+                        End::Model(reason) => (State::ModelError, reason),
+                        End::Output(reason) => (State::Failed, reason),
+                        End::Lost(reason) => (State::CameraLost, reason),
+                        End::Ended => (State::Ended, String::new()),
+                    };
+                    let Some(wait) = self.backoff.failed(if ran >= HEALTHY { ran } else { Duration::ZERO }) else {
+                        break (State::Failed, reason);
+                    };
+                    let state = if state == State::Failed { State::Starting } else { state };
+                    self.become_(state, &format!("{reason}; again in {:.1} s", wait.as_secs_f64()));
+                    wait
+                }
+            };
+            if !self.wait(wait) {
+                break (State::Stopped, String::new());
+            }
+        };
+        drop(holder);
+        self.tally.close();
+        let (state, reason) = last;
+        let counts = self.tally.counts();
+        self.become_(state, &if reason.is_empty() { counts.to_string() } else { format!("{reason}; {counts}") });
+    }
+
+    /// Changes the state, and says so if it is another.
+    fn become_(&self, state: State, reason: &str) {
+        let mut status = lock(&self.status);
+        if status.state == state && status.reason == reason {
+            return;
+        }
+        let quiet = state == State::Starting && reason.is_empty();
+        (status.state, status.reason) = (state, reason.to_owned());
+        drop(status);
+        if !quiet {
+            let text = if reason.is_empty() { state.name().to_owned() } else { format!("{}: {reason}", state.name()) };
+            say(&self.line.name, &text);
+        }
+    }
+
+    /// Watches a pipeline until its end.
+    fn watch(&mut self, session: &Session) -> Outcome {
+        loop {
+            if let Some(end) = session.poll(TICK) {
+                return Outcome::End(end);
+            }
+            for command in self.told.try_iter().collect::<Vec<_>>() {
+                match command {
+                    Command::Stop => {
+                        self.become_(State::Stopping, "");
+                        return Outcome::Stop;
+                    }
+                    Command::Replace(line) => {
+                        self.take(*line);
+                        say(&self.line.name, "changed: built anew");
+                        return Outcome::Replace;
+                    }
+                    Command::Change(line, changed) => {
+                        self.take(*line);
+                        match session.set(&changed) {
+                            Ok(()) => {
+                                let names: Vec<&str> = changed.keys().map(String::as_str).collect();
+                                say(&self.line.name, &format!("changed: {}", names.join(", ")));
+                            }
+                            Err(reason) => say(&self.line.name, &reason),
+                        }
+                    }
+                    Command::Reopen => self.tally.reopen(),
+                }
+            }
+            if session.is_sick(&self.tally) {
+                return Outcome::End(End::Lost("frames go in and none comes out".into()));
+            }
+            let came = self.tally.times().came;
+            let silent = came.unwrap_or(session.started()).elapsed();
+            match self.line.watch.stall {
+                Some(stall) if silent > stall => {
+                    return Outcome::End(End::Lost(format!("no frame for {:.1} s", stall.as_secs_f64())));
+                }
+                None if silent > Duration::from_secs(5) => self.become_(State::Idle, ""),
+                _ if came.is_some() => self.become_(State::Running, ""),
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, line: Line) {
+        self.backoff = Backoff::new(&line.name, line.watch.attempts);
+        self.line = line;
+    }
+
+    /// Takes a pipeline down; others see how long that lasts.
+    fn take_down(&self, session: Session) {
+        lock(&self.status).teardown = Some((Instant::now(), self.line.watch.teardown));
+        session.stop();
+        lock(&self.status).teardown = None;
+    }
+
+    /// Waits before the next try; false: it is not to be tried.
+    fn wait(&mut self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        while let Ok(command) = self.told.recv_deadline(until) {
+            match command {
+                Command::Stop => return false,
+                // What was wrong may be right now.
+                Command::Replace(line) | Command::Change(line, _) => {
+                    self.take(*line);
+                    return true;
+                }
+                Command::Reopen => self.tally.reopen(),
+            }
+        }
+        true
+    }
+}

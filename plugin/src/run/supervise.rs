@@ -1,0 +1,278 @@
+//! All lines of a file: started, watched, changed as the file changes, and stopped.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use diad::detector::Verdict;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::config::{Plan, changes};
+use super::line::{Command, Handle};
+use super::say;
+use super::state::State;
+
+/// How often is looked around.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the file is looked at.
+const FILE: Duration = Duration::from_secs(2);
+/// How often the service manager is told how things are.
+const STATUS: Duration = Duration::from_secs(10);
+
+/// What the program ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Told to stop, or all sources at their end.
+    Done = 0,
+    /// A line has failed, and was to end all; or none is left.
+    Failed = 1,
+    /// A pipeline does not come down.
+    Stuck = 70,
+}
+
+/// What the supervisor is woken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// SIGTERM or Ctrl-C.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// A line's thread ends.
+    Over,
+}
+
+/// Signals that may wait, beside the ends of lines.
+const EVENTS: usize = 256;
+
+/// Receives signals on a thread of its own.
+fn signals(events: Sender<Event>) -> Result<(), String> {
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
+    let mut signals = signals.map_err(|error| format!("signals cannot be received: {error}"))?;
+    let work = move || {
+        for signal in signals.forever() {
+            let event = if signal == SIGHUP { Event::Reload } else { Event::Stop };
+            if events.send(event).is_err() {
+                break;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("diad-signals".into()).spawn(work);
+    thread.map(drop).map_err(|error| format!("no thread for signals: {error}"))
+}
+
+/// Runs a plan until it ends.
+///
+/// # Errors
+/// When a line's files cannot be written before anything has started.
+pub(crate) fn run(path: &Path, plan: Plan) -> Result<Exit, String> {
+    let (events, woken) = bounded(EVENTS);
+    signals(events.clone())?;
+    std::fs::create_dir_all(&plan.state_dir)
+        .map_err(|error| format!("state-dir = {:?}: cannot be written: {error}", plan.state_dir.display()))?;
+    let lines = plan.lines.iter().map(|line| Handle::start(line.clone(), &plan.state_dir, events.clone()));
+    let mut all = Supervisor { lines: lines.collect::<Result<_, _>>()?, file: File::of(path), plan, events, woken };
+    let (mut ready, mut told) = (false, Instant::now());
+    let mut watchdog = Watchdog::find();
+    loop {
+        match all.woken.recv_timeout(TICK) {
+            Ok(Event::Stop) => {
+                notify(&[sd_notify::NotifyState::Stopping]);
+                return Ok(all.stop());
+            }
+            Ok(Event::Reload) => {
+                all.lines.iter().for_each(|line| line.tell(Command::Reopen));
+                all.reload();
+            }
+            Ok(Event::Over) | Err(_) if all.file.has_changed() => all.reload(),
+            Ok(Event::Over) | Err(_) => {}
+        }
+        if !ready && all.lines.iter().all(|line| line.status().settled) {
+            ready = true;
+            notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&all.status())]);
+        }
+        if told.elapsed() > STATUS {
+            told = Instant::now();
+            notify(&[sd_notify::NotifyState::Status(&all.status())]);
+        }
+        let stuck = all.stuck();
+        if stuck && watchdog.is_none() {
+            all.stop();
+            return Ok(Exit::Stuck);
+        }
+        if let Some(watchdog) = &mut watchdog
+            && !stuck
+        {
+            watchdog.feed();
+        }
+        if all.lines.iter().any(Handle::ends_all) {
+            all.stop();
+            return Ok(Exit::Failed);
+        }
+        if !stuck && all.lines.iter().all(Handle::is_over) {
+            return Ok(all.end());
+        }
+    }
+}
+
+struct Supervisor {
+    plan: Plan,
+    lines: Vec<Handle>,
+    file: File,
+    events: Sender<Event>,
+    woken: Receiver<Event>,
+}
+
+impl Supervisor {
+    /// Reads the file again. A mistake in it leaves everything as it is.
+    fn reload(&mut self) {
+        let new = match Plan::load(&self.file.path) {
+            Ok(new) => new,
+            Err(mistakes) => {
+                let mistakes = mistakes.join("\n  ");
+                return say("", &format!("{}: nothing is changed:\n  {mistakes}", self.file.path.display()));
+            }
+        };
+        if (&new.name, &new.state_dir) != (&self.plan.name, &self.plan.state_dir) {
+            say("", "name and state-dir change with a restart only; what they were stays");
+        }
+        self.lines.retain(|handle| {
+            let stays = new.lines.iter().any(|line| line.name == handle.line.name);
+            if !stays {
+                say(&handle.line.name, "is no longer in the file: stopped");
+                handle.tell(Command::Stop);
+            }
+            stays || !handle.is_over()
+        });
+        for line in &new.lines {
+            let Some(handle) = self.lines.iter_mut().find(|handle| handle.line.name == line.name) else {
+                match Handle::start(line.clone(), &self.plan.state_dir, self.events.clone()) {
+                    Ok(handle) => self.lines.push(handle),
+                    Err(reason) => say(&line.name, &reason),
+                }
+                continue;
+            };
+            if handle.line == *line && !handle.is_over() {
+                continue;
+            }
+            if handle.is_over() || handle.line.results != line.results {
+                // Its thread has ended, or its files are others: from the beginning.
+                handle.tell(Command::Stop);
+                wait_for(&self.woken, &[handle], line.watch.stop + line.watch.teardown);
+                match Handle::start(line.clone(), &self.plan.state_dir, self.events.clone()) {
+                    Ok(new) => *handle = new,
+                    Err(reason) => say(&line.name, &reason),
+                }
+                continue;
+            }
+            let command = match changes(&handle.line, line) {
+                Some(changed) => Command::Change(Box::new(line.clone()), changed),
+                None => Command::Replace(Box::new(line.clone())),
+            };
+            handle.tell(command);
+            handle.line = line.clone();
+        }
+        self.plan.lines = new.lines;
+    }
+
+    /// Whether a line is stuck; says so once.
+    fn stuck(&self) -> bool {
+        let stuck = self.lines.iter().filter(|line| line.is_stuck());
+        stuck.inspect(|line| line.mark_stuck()).count() > 0
+    }
+
+    /// Stops all lines.
+    fn stop(&self) -> Exit {
+        let lines: Vec<&Handle> = self.lines.iter().collect();
+        lines.iter().for_each(|line| line.tell(Command::Stop));
+        let longest = lines.iter().map(|line| line.line.watch.stop + line.line.watch.teardown).max();
+        if wait_for(&self.woken, &lines, longest.unwrap_or_default()) { Exit::Done } else { Exit::Stuck }
+    }
+
+    /// How it is when every line is over.
+    fn end(&self) -> Exit {
+        let failed = self.lines.iter().any(|line| line.status().state == State::Failed);
+        if failed { Exit::Failed } else { Exit::Done }
+    }
+
+    /// In a line: `3 of 4 cameras, 12345 parts, 12 ng`.
+    fn status(&self) -> String {
+        let running = |line: &&Handle| matches!(line.status().state, State::Running | State::Idle);
+        let counts: Vec<_> = self.lines.iter().map(Handle::counts).collect();
+        let frames: u64 = counts.iter().map(|counts| counts.frames).sum();
+        let ng = Verdict::ALL.iter().position(|verdict| *verdict == Verdict::Ng).unwrap_or_default();
+        let ng: u64 = counts.iter().map(|counts| counts.verdicts[ng]).sum();
+        let running = self.lines.iter().filter(running).count();
+        format!("{running} of {} lines run, {frames} frames, {ng} ng", self.lines.len())
+    }
+}
+
+/// Whether these lines are over within `patience`.
+fn wait_for(woken: &Receiver<Event>, lines: &[&Handle], patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    while !lines.iter().all(|line| line.is_over()) {
+        if Instant::now() > until {
+            return false;
+        }
+        let _ = woken.recv_timeout(TICK); // a thread tells that it ends shortly before it does
+    }
+    true
+}
+
+/// The file, and how it was when it was last looked at.
+struct File {
+    path: PathBuf,
+    seen: Option<SystemTime>,
+    looked: Instant,
+}
+
+impl File {
+    fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), seen: modified(path), looked: Instant::now() }
+    }
+
+    /// Whether it has another time than before, and some time has passed. A file that is gone has not changed: it may be on its
+    /// way to its place.
+    fn has_changed(&mut self) -> bool {
+        if self.looked.elapsed() < FILE {
+            return false;
+        }
+        self.looked = Instant::now();
+        let now = modified(&self.path);
+        let changed = now.is_some() && now != self.seen;
+        if changed {
+            self.seen = now;
+        }
+        changed
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|file| file.modified()).ok()
+}
+
+/// Tells the service manager that work goes on.
+struct Watchdog {
+    every: Duration,
+    fed: Option<Instant>,
+}
+
+impl Watchdog {
+    /// If there is one that wants to be told.
+    fn find() -> Option<Self> {
+        let every = sd_notify::watchdog_enabled()?;
+        Some(Self { every: every / 3, fed: None })
+    }
+
+    fn feed(&mut self) {
+        if self.fed.is_none_or(|fed| fed.elapsed() >= self.every) {
+            self.fed = Some(Instant::now());
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    let _ = sd_notify::notify(states);
+}
