@@ -47,6 +47,7 @@ pub mod maps;
 pub mod regions;
 pub mod residuals;
 
+pub mod archive;
 pub mod bundle;
 pub mod detector;
 pub mod worker;

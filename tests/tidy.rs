@@ -97,6 +97,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "residuals",
         ],
     ),
+    ("archive", &["detector", "error", "frame"]),
     (
         "train",
         &[

@@ -5,6 +5,7 @@
 //! | `diadfilter` | inspects every frame and passes it on, annotated, with verdict, score, regions and map as metadata |
 //! | `diadoverlay` | draws what an earlier `diadfilter` found |
 //! | `diadselect` | passes on frames by their verdict |
+//! | `diadarchive` | keeps pictures of parts with what was said of them, within limits |
 //! | `diadmeta2json` | one JSON object per frame from the metadata |
 //!
 //! Both elements with a queue (`diadfilter`, `diadmeta2json`) follow the rules in `stream`. No model code is here: frames go as tickets to [`diad::worker`].
@@ -16,6 +17,7 @@ use gst::glib;
 pub mod meta;
 pub mod result;
 
+pub mod diadarchive;
 pub mod diadfilter;
 pub mod diadmeta2json;
 pub mod diadoverlay;
@@ -68,7 +70,8 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     diadfilter::register(plugin)?;
     diadoverlay::register(plugin)?;
     diadselect::register(plugin)?;
-    diadmeta2json::register(plugin)
+    diadmeta2json::register(plugin)?;
+    diadarchive::register(plugin)
 }
 
 #[allow(missing_docs, reason = "made by the macro")]

@@ -1,14 +1,13 @@
 //! `line.toml`: what it may say, and what of it is wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gst::glib::{self, ParamFlags, ParamSpec};
-use gst::prelude::*;
-use toml::{Table, Value};
+use toml::Table;
 
 use super::launch::Launch;
+use super::properties::{self, Properties};
 use super::read::{Reading, Section, parse};
 use super::source::Source;
 
@@ -32,7 +31,9 @@ pub(crate) struct Line {
     pub(crate) source: Source,
     pub(crate) model: String,
     /// Properties of its `diadfilter`.
-    pub(crate) filter: BTreeMap<String, String>,
+    pub(crate) filter: Properties,
+    /// Properties of its `diadarchive`, where it has one.
+    pub(crate) archive: Option<Properties>,
     /// Elements behind the inspection.
     pub(crate) output: String,
     /// Where a JSON object for each frame goes.
@@ -68,7 +69,8 @@ pub(crate) enum OnFailure {
 #[derive(Clone, Debug, Default)]
 struct Given {
     model: Option<String>,
-    filter: BTreeMap<String, String>,
+    filter: Properties,
+    archive: Option<Properties>,
     output: Option<String>,
     results: Option<PathBuf>,
     stall: Option<Option<Duration>>,
@@ -128,8 +130,8 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
         file.mistake("line", "line: is missing, expected at least one [[line]]".into());
     }
     let mut names = BTreeSet::new();
-    let lines: Vec<Option<Line>> =
-        sections.into_iter().map(|section| Line::read(section, &defaults, &mut names)).collect();
+    let lines = sections.into_iter().map(|section| Line::read(section, &defaults, &state_dir, &mut names));
+    let lines: Vec<Option<Line>> = lines.collect();
     file.finish();
     Some(Plan { name, state_dir, lines: lines.into_iter().collect::<Option<_>>()? })
 }
@@ -138,7 +140,11 @@ impl Given {
     fn read(section: &mut Section<'_>) -> Self {
         Self {
             model: section.text("model"),
-            filter: section.section("filter").map(|section| properties(&section)).unwrap_or_default(),
+            filter: section
+                .section("filter")
+                .map(|section| properties::read(&section, "diadfilter"))
+                .unwrap_or_default(),
+            archive: section.section("archive").map(|section| properties::read(&section, "diadarchive")),
             output: section.text("output"),
             results: section.text("results").map(PathBuf::from),
             stall: section.duration_or_off("stall"),
@@ -151,7 +157,12 @@ impl Given {
 }
 
 impl Line {
-    fn read(mut section: Section<'_>, defaults: &Given, names: &mut BTreeSet<String>) -> Option<Self> {
+    fn read(
+        mut section: Section<'_>,
+        defaults: &Given,
+        state_dir: &Path,
+        names: &mut BTreeSet<String>,
+    ) -> Option<Self> {
         let name = section.text("name");
         match &name {
             None if !section.has("name") => section.mistake("", format!("{}: name is missing", section.path("name"))),
@@ -180,17 +191,32 @@ impl Line {
             None => {}
         }
         section.finish();
-        let source = source?;
+        let (name, source) = (name?, source?);
         let mut filter = defaults.filter.clone();
         filter.extend(given.filter);
+        let joined = |own: Option<Properties>| match (own, defaults.archive.clone()) {
+            (Some(own), Some(other)) => Some(other.into_iter().chain(own).collect()),
+            (own, other) => own.or(other),
+        };
+        let archive = joined(given.archive).map(|mut archive: Properties| {
+            let place = state_dir.join("archive").join(&name);
+            archive.entry("location".into()).or_insert_with(|| place.display().to_string());
+            // The archive gets the frame as the camera saw it; what is drawn comes behind it.
+            filter.entry("overlay".into()).or_insert_with(|| "0".into());
+            if archive.get("annotated").is_some_and(|annotated| annotated == "true") {
+                filter.entry("meta".into()).or_insert_with(|| "regions+result+map".into());
+            }
+            archive
+        });
         let stall = given.stall.or(defaults.stall).unwrap_or(Some(Duration::from_secs(5)));
         let or = |own: Option<Duration>, other: Option<Duration>, seconds| {
             own.or(other).unwrap_or(Duration::from_secs(seconds))
         };
         Some(Self {
-            name: name?,
+            name,
             model: model?,
             filter,
+            archive,
             output: given.output.or_else(|| defaults.output.clone()).unwrap_or_else(|| OUTPUT.to_owned()),
             results: given.results.or_else(|| defaults.results.clone()),
             watch: Watch {
@@ -214,6 +240,15 @@ impl Line {
         for (property, value) in &self.filter {
             out.set(property, value);
         }
+        if let Some(archive) = &self.archive {
+            out.link("diadarchive").set("name", &archive_of(&self.name));
+            for (property, value) in archive {
+                out.set(property, value);
+            }
+            if self.output != OUTPUT {
+                out.link("diadoverlay").set("overlay", "verdict+boxes");
+            }
+        }
         out.link_raw(&self.output);
         out
     }
@@ -227,115 +262,12 @@ pub(crate) fn behind(line: &str) -> String {
     format!("{line}-source")
 }
 
+/// Name of a line's archive.
+pub(crate) fn archive_of(line: &str) -> String {
+    format!("{line}-archive")
+}
+
 /// Whether a name can stand in topics, file names and names of elements.
 fn is_name(name: &str) -> bool {
     name.len() <= 40 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
-}
-
-/// Properties of `diadfilter` that a line may set.
-fn specs() -> Vec<ParamSpec> {
-    let class = gst::ElementFactory::find("diadfilter").and_then(|factory| factory.load().ok());
-    let class = class.and_then(|factory| glib::Class::<gst::Element>::from_type(factory.element_type()));
-    let all = class.map(|class| class.list_properties().to_vec()).unwrap_or_default();
-    let own =
-        |spec: &ParamSpec| spec.owner_type().name() == "GstDiadFilter" && spec.flags().contains(ParamFlags::WRITABLE);
-    all.into_iter().filter(|spec| own(spec) && spec.name() != "model").collect()
-}
-
-/// The properties under `filter`, each with a value that it may have.
-fn properties(section: &Section<'_>) -> BTreeMap<String, String> {
-    let specs = specs();
-    let names: Vec<&str> = specs.iter().map(ParamSpec::name).collect();
-    let mut found = BTreeMap::new();
-    for (key, value) in section.entries() {
-        if key == "model" {
-            section
-                .mistake(key, format!("{}: unknown key; the model stands beside filter, not in it", section.path(key)));
-            continue;
-        }
-        let Some(spec) = specs.iter().find(|spec| spec.name() == key) else {
-            section.unknown(key, &names);
-            continue;
-        };
-        let text = match value {
-            Value::String(text) => section.expanded(key, text),
-            _ if spec.value_type() == glib::Type::STRING => {
-                section.wrong(key, "a text");
-                None
-            }
-            Value::Integer(n) => Some(n.to_string()),
-            Value::Float(n) => Some(n.to_string()),
-            Value::Boolean(b) => Some(b.to_string()),
-            _ => {
-                section.wrong(key, "a text, a number, true or false");
-                None
-            }
-        };
-        let Some(text) = text else { continue };
-        match property(spec, &text) {
-            Ok(_) => drop(found.insert(key.to_owned(), text)),
-            Err(expected) => section.wrong(key, &expected),
-        }
-    }
-    found
-}
-
-/// The value of a property from its text, or what was expected.
-pub(crate) fn property(spec: &ParamSpec, text: &str) -> Result<glib::Value, String> {
-    macro_rules! number {
-        ($($Spec:ty: $Number:ty),*) => {$(
-            if let Some(spec) = spec.downcast_ref::<$Spec>() {
-                let range = spec.minimum()..=spec.maximum();
-                let number = text.parse::<$Number>().ok().filter(|number| range.contains(number));
-                let most = if spec.maximum() == <$Number>::MAX { String::new() } else { format!(" to {}", spec.maximum()) };
-                return number.map(|number| number.to_value()).ok_or(format!("a number from {}{most}", spec.minimum()));
-            }
-        )*};
-    }
-    number!(
-        glib::ParamSpecUInt: u32, glib::ParamSpecUInt64: u64, glib::ParamSpecInt: i32, glib::ParamSpecDouble: f64
-    );
-    if spec.value_type() == glib::Type::STRING {
-        return Ok(text.to_value());
-    }
-    glib::Value::deserialize_with_pspec(text, spec).map_err(|_| names_of(spec))
-}
-
-/// The names that a property may have as its value.
-fn names_of(spec: &ParamSpec) -> String {
-    let enumeration = glib::EnumClass::with_type(spec.value_type());
-    let names: Vec<String> =
-        enumeration.iter().flat_map(|class| class.values()).map(|value| value.nick().to_owned()).collect();
-    if !names.is_empty() {
-        return format!("one of {}", names.join(", "));
-    }
-    let flags = glib::FlagsClass::with_type(spec.value_type());
-    let names: Vec<String> =
-        flags.iter().flat_map(|class| class.values()).map(|value| value.nick().to_owned()).collect();
-    if names.is_empty() { "another value".into() } else { format!("some of {}, with + between them", names.join(", ")) }
-}
-
-/// Properties that differ between two versions of a line, if those are all that differs and each may change while the line runs.
-pub(crate) fn changes(old: &Line, new: &Line) -> Option<BTreeMap<String, String>> {
-    let same = Line { filter: new.filter.clone(), model: new.model.clone(), ..old.clone() };
-    if same != *new {
-        return None;
-    }
-    let specs = specs();
-    let mut changed = BTreeMap::new();
-    for name in old.filter.keys().chain(new.filter.keys()) {
-        if old.filter.get(name) == new.filter.get(name) {
-            continue;
-        }
-        let spec = specs.iter().find(|spec| spec.name() == name)?;
-        if !spec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) {
-            return None;
-        }
-        let default = || spec.default_value().serialize().map(|text| text.to_string()).unwrap_or_default();
-        changed.insert(name.clone(), new.filter.get(name).cloned().unwrap_or_else(default));
-    }
-    if old.model != new.model {
-        changed.insert("model".into(), new.model.clone());
-    }
-    Some(changed)
 }

@@ -1,6 +1,5 @@
 //! A line on a thread of its own: its pipeline is built, watched, thrown away when something fails, and built anew.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::config::{Line, OnFailure};
+use super::properties::Change;
 use super::say;
 use super::session::{End, Holder, Session};
 use super::state::{Backoff, HEALTHY, State};
@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Go on as this line, with a new pipeline.
     Replace(Box<Line>),
     /// Go on as this line; only these properties differ.
-    Change(Box<Line>, BTreeMap<String, String>),
+    Change(Box<Line>, Vec<Change>),
     /// Open the file of results anew.
     Reopen,
 }
@@ -237,7 +237,7 @@ impl Runner {
                         self.take(*line);
                         match session.set(&changed) {
                             Ok(()) => {
-                                let names: Vec<&str> = changed.keys().map(String::as_str).collect();
+                                let names: Vec<&str> = changed.iter().map(|(_, name, _)| name.as_str()).collect();
                                 say(&self.line.name, &format!("changed: {}", names.join(", ")));
                             }
                             Err(reason) => say(&self.line.name, &reason),

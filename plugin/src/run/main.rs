@@ -1,12 +1,13 @@
 //! `diad-run`: lines that keep running. Started as `diad run`.
 //!
-//! `read` takes values out of TOML and collects what is wrong; `config` is what `line.toml` may say; `source` and `launch` make a
+//! `read` takes values out of TOML and collects what is wrong; `config` is what `line.toml` may say, `properties` those of elements in it; `source` and `launch` make a
 //! pipeline of it; a `session` is one life of that pipeline; `line` gives it the next one; `tally` counts and writes results;
 //! `supervise` looks after all lines.
 
 mod config;
 mod launch;
 mod line;
+mod properties;
 mod read;
 mod session;
 mod source;

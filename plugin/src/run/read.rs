@@ -154,7 +154,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A length of time: a number and `ms`, `s`, `min` or `h`.
+    /// A length of time: a number and `ms`, `s`, `min`, `h` or `d`.
     pub(crate) fn duration(&mut self, key: &'static str) -> Option<Duration> {
         let expected = "a length of time, for instance \"500ms\", \"5s\", \"10min\" or \"1h\"";
         self.read(key, expected, |_, value| value.as_str().and_then(duration))
@@ -237,7 +237,7 @@ fn short(value: &Value) -> String {
     if text.chars().count() > 60 { text.chars().take(57).collect::<String>() + "..." } else { text }
 }
 
-/// `500ms`, `5s`, `10min`, `1h`; more than nothing and at most a year.
+/// `500ms`, `5s`, `10min`, `1h`, `90d`; more than nothing and at most a year.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     const YEAR: f64 = 365.0 * 24.0 * 3600.0;
     let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
@@ -246,6 +246,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
         "s" => 1.0,
         "min" => 60.0,
         "h" => 3600.0,
+        "d" => 24.0 * 3600.0,
         _ => return None,
     };
     let seconds = text[..unit].parse::<f64>().ok()? * factor;

@@ -8,7 +8,8 @@ use gst::prelude::*;
 use gstdiad::meta;
 use gstdiad::result::DiadResult;
 
-use super::config::{Line, behind, property};
+use super::config::{Line, behind};
+use super::properties::{Change, property};
 use super::tally::Tally;
 
 /// Frames go in and none comes out for so long: that is no camera's fault.
@@ -111,12 +112,13 @@ impl Session {
             && times.came > times.left
     }
 
-    /// Sets properties of the filter while it runs.
-    pub(crate) fn set<'a>(&self, properties: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
-        for (name, text) in properties {
-            let spec = self.filter.find_property(name).ok_or_else(|| format!("no property {name}"))?;
+    /// Sets properties of elements while they run.
+    pub(crate) fn set(&self, changes: &[Change]) -> Result<(), String> {
+        for (element, name, text) in changes {
+            let element = self.pipeline.by_name(element).ok_or_else(|| format!("no element {element}"))?;
+            let spec = element.find_property(name).ok_or_else(|| format!("no property {name}"))?;
             let value = property(&spec, text).map_err(|expected| format!("{name} = {text:?}: expected {expected}"))?;
-            self.filter.set_property_from_value(name, &value);
+            element.set_property_from_value(name, &value);
         }
         Ok(())
     }

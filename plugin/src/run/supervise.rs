@@ -8,8 +8,9 @@ use diad::detector::Verdict;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::config::{Plan, changes};
+use super::config::Plan;
 use super::line::{Command, Handle};
+use super::properties::changes;
 use super::say;
 use super::state::State;
 

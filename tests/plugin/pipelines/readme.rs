@@ -19,7 +19,10 @@ fn kind(spec: &glib::ParamSpec) -> String {
         let high = if spec.maximum() == u32::MAX { "4294967295".into() } else { spec.maximum().to_string() };
         format!("uint, {}", range(spec.minimum().to_string(), high))
     } else if spec.is::<glib::ParamSpecUInt64>() {
-        "uint64, ns".into()
+        let bytes = spec.blurb().is_some_and(|blurb| blurb.contains("Bytes"));
+        if bytes { "uint64, bytes".into() } else { "uint64, ns".into() }
+    } else if spec.is::<glib::ParamSpecBoolean>() {
+        "boolean".into()
     } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecInt>() {
         format!("int, {} or more", spec.minimum())
     } else if let Some(spec) = spec.downcast_ref::<glib::ParamSpecDouble>() {
@@ -75,9 +78,15 @@ fn table(factory: &str) -> String {
 #[test]
 fn the_property_tables_are_those_of_the_elements() {
     init();
-    for factory in ["diadfilter", "diadoverlay", "diadselect"] {
+    let lines = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/guide/lines.md")).unwrap();
+    for (factory, text, page) in [
+        ("diadfilter", readme(), "README.md"),
+        ("diadoverlay", readme(), "README.md"),
+        ("diadselect", readme(), "README.md"),
+        ("diadarchive", lines, "src/guide/lines.md"),
+    ] {
         let table = table(factory);
-        assert!(readme().contains(&table), "README.md has to hold this table:\n{table}");
+        assert!(text.contains(&table), "{page} has to hold this table:\n{table}");
     }
 }
 

@@ -3,12 +3,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod archive;
 mod cameras;
 mod wrong;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};

@@ -137,7 +137,7 @@ fn the_manual_has_every_key() {
         assert!(page.contains(&format!("`{key}`")) || page.contains(&format!("`{key} = ")), "{key} is not on the page");
     }
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `line.")?.split_once('`')).map(|(key, _)| key);
-    for key in rows.filter(|key| !["source", "filter"].contains(key)) {
+    for key in rows.filter(|key| !["source", "filter", "archive"].contains(key)) {
         assert!(KEYS.iter().any(|(path, _)| *path == format!("line.{key}")), "line.{key} is no key");
     }
 }
@@ -163,7 +163,7 @@ fn the_files_of_the_manual_are_right() {
 #[test]
 fn pictures_of_what_is_not_ok() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../src/guide/lines.md")).unwrap();
-    let block = page.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    let block = page.rsplit("```text\n").next().unwrap().split("```").next().unwrap();
     let source = finite(10).replace("width=64,height=64", "format=I420,width=64,height=64");
     let shift = Shift::new(&format!("[[line]]\nname = \"a\"\nmodel = \"MODEL\"\n{source}\n{block}"));
     let (code, said) = shift.finish(&["run", "line.toml"]);

@@ -1,0 +1,176 @@
+//! Names of files.
+
+use std::path::PathBuf;
+
+use crate::detector::Verdict;
+
+/// Most letters of a part's name that stand in a file's name.
+const PART: usize = 64;
+
+/// What a file is of: its time, verdict, number and part.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// Milliseconds since 1970, UTC.
+    pub utc_ms: u64,
+    /// Number of the frame on its line.
+    pub sequence: u64,
+    /// How it was judged, by name.
+    verdict: &'static str,
+    /// The part, in letters that a file's name may have.
+    part: Option<String>,
+}
+
+/// Classes of files, in the order in which they make room: those that are missed least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Good parts, kept as a sample.
+    Sample,
+    /// Not inspected.
+    Uninspected,
+    /// Warned of.
+    Warn,
+    /// Rejected, or not to be inspected for an error.
+    Rejected,
+}
+
+impl From<Verdict> for Kind {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Ok => Self::Sample,
+            Verdict::Uninspected => Self::Uninspected,
+            Verdict::Warn => Self::Warn,
+            Verdict::Ng | Verdict::Error => Self::Rejected,
+        }
+    }
+}
+
+impl Name {
+    /// Of a frame.
+    pub fn new(utc_ms: u64, verdict: Verdict, sequence: u64, part: Option<&str>) -> Self {
+        let letter = |c: char| if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '-' };
+        let part = part.map(|part| part.chars().take(PART).map(letter).collect::<String>());
+        // A name that is none, or looks like an end of ours, would be read as another.
+        let part = part.filter(|part| !part.is_empty()).map(|part| part.replace('.', "-"));
+        Self { utc_ms, sequence, verdict: verdict.name(), part }
+    }
+
+    /// What class of files it is in.
+    pub fn kind(&self) -> Kind {
+        self.verdict.parse::<Verdict>().map_or(Kind::Rejected, Kind::from)
+    }
+
+    /// The name without an end: `20261123T141503.127Z_ng_000123456_P4711`.
+    pub fn stem(&self) -> String {
+        let (date, [h, m, s, ms]) = civil(self.utc_ms);
+        let [year, month, day] = date;
+        let part = self.part.as_ref().map_or_else(String::new, |part| format!("_{part}"));
+        format!("{year:04}{month:02}{day:02}T{h:02}{m:02}{s:02}.{ms:03}Z_{}_{:09}{part}", self.verdict, self.sequence)
+    }
+
+    /// Name and end of a file of ours.
+    pub fn parse(file: &str) -> Option<(Self, &str)> {
+        // The time has the first dot.
+        let dot = file.get(20..)?.find('.')? + 20;
+        let (stem, end) = (file.get(..dot)?, file.get(dot + 1..)?);
+        let mut parts = stem.splitn(4, '_');
+        let (time, verdict, sequence) = (parts.next()?, parts.next()?, parts.next()?);
+        let digits = |range: std::ops::Range<usize>| -> Option<u64> {
+            let text = time.get(range)?;
+            if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+        };
+        let marks = |at: usize, mark: &str| time.get(at..at + 1) == Some(mark);
+        if time.len() != 20 || !marks(8, "T") || !marks(15, ".") || !marks(19, "Z") || sequence.len() < 9 {
+            return None;
+        }
+        let date = [digits(0..4)?, digits(4..6)?, digits(6..8)?];
+        let utc_ms = millis(date, [digits(9..11)?, digits(11..13)?, digits(13..15)?, digits(16..19)?])?;
+        let verdict = verdict.parse::<Verdict>().ok()?.name();
+        let name = Self { utc_ms, sequence: sequence.parse().ok()?, verdict, part: parts.next().map(str::to_owned) };
+        // Whoever writes numbers with a plus sign is somebody else.
+        (name.stem() == stem).then_some((name, end))
+    }
+}
+
+/// The folder of a time: `2026-11-23/14`.
+pub fn folder(utc_ms: u64) -> PathBuf {
+    let ([year, month, day], [hour, ..]) = civil(utc_ms);
+    PathBuf::from(format!("{year:04}-{month:02}-{day:02}")).join(format!("{hour:02}"))
+}
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// Year, month, day; hour, minute, second, millisecond of a time (days to civil: Hinnant, "chrono-compatible low-level date
+/// algorithms", for days from 1970 on).
+fn civil(utc_ms: u64) -> ([u64; 3], [u64; 4]) {
+    let (days, ms) = (utc_ms / DAY_MS, utc_ms % DAY_MS);
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    ([year, month, day], [ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000])
+}
+
+/// The inverse of [`civil`]; `None` for what is no date from 1970 on.
+fn millis([year, month, day]: [u64; 3], [h, m, s, ms]: [u64; 4]) -> Option<u64> {
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) || h > 23 || m > 59 || s > 59 {
+        return None;
+    }
+    let y = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (y / 400, y % 400);
+    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    let found = days * DAY_MS + ((h * 60 + m) * 60 + s) * 1000 + ms;
+    (civil(found).0 == [year, month, day]).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// ```python
+    /// import datetime as d
+    /// int(d.datetime(2026, 11, 23, 14, 15, 3, 127000, d.timezone.utc).timestamp() * 1000)
+    /// ```
+    #[test]
+    fn a_name_says_when_and_what() {
+        let name = Name::new(1_795_443_303_127, Verdict::Ng, 123_456, Some("P4711"));
+        assert_eq!(name.stem(), "20261123T141503.127Z_ng_000123456_P4711");
+        assert_eq!(folder(name.utc_ms), PathBuf::from("2026-11-23/14"));
+        assert_eq!(name.kind(), Kind::Rejected);
+        for foreign in [
+            "",
+            "notes.txt",
+            "20261123T141503.127Z.png",
+            "20261123T141503.127Z_ng_123.png",
+            "20261323T141503.127Z_ng_000123456.png",
+            "20261123T141503.127Z_bad_000123456.png",
+            "20260230T141503.127Z_ok_000000001.png",
+            "20261123T141503.127Z_ng_+00123456.png",
+            "20261123T141503.127Z_ng_000123456",
+            "ä0261123T141503.127Z_ng_000123456.png",
+        ] {
+            assert_eq!(Name::parse(foreign), None, "{foreign}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_read_as_it_was_written(utc_ms in 0u64..250_000_000_000_000, verdict in 0..Verdict::ALL.len(), sequence: u64, part: Option<String>, end in "[a-z0-9]{1,5}(\\.part)?") {
+            let name = Name::new(utc_ms, Verdict::ALL[verdict], sequence, part.as_deref());
+            let file = format!("{}.{end}", name.stem());
+            prop_assert_eq!(Name::parse(&file), Some((name, end.as_str())));
+        }
+
+        #[test]
+        fn no_text_makes_it_stumble(text: String) {
+            let _ = Name::parse(&text);
+        }
+    }
+}
