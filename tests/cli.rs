@@ -13,7 +13,7 @@ mod common;
 
 use common::{DIAD, command, diad, finished, names, shop, smoke};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "train",
     "evaluate",
     "predict",
@@ -26,6 +26,7 @@ const COMMANDS: [&str; 13] = [
     "ablate",
     "coverage",
     "backbone",
+    "run",
     "demo",
 ];
 
@@ -34,6 +35,9 @@ fn help_is_there_for_every_command() {
     let help = diad("--help", &[]).ok().stdout;
     for name in COMMANDS {
         assert!(help.lines().any(|line| line.trim_start().starts_with(name)), "{name} is not in {help}");
+        if name == "run" {
+            continue; // that of diad-run, which is another package's
+        }
         let own = diad(&format!("{name} --help"), &[]).ok();
         assert!(own.stdout.contains("Usage: diad ") && own.stderr.is_empty(), "{own:#?}");
     }
@@ -45,6 +49,27 @@ fn help_is_there_for_every_command() {
     let nothing = diad("", &[]);
     assert_eq!(nothing.code, 2);
     assert!(nothing.stderr.contains("Usage:"), "{nothing:#?}");
+}
+
+/// Without the package that has it, `diad run` says which that is, and so does the check of a file of lines.
+#[test]
+fn running_lines_needs_another_package() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("diad");
+    fs::copy(env!("CARGO_BIN_EXE_diad"), &alone).unwrap();
+    fs::write(folder.path().join("line.toml"), "schema = 1\n[[line]]\nname = \"a\"\n").unwrap();
+    for arguments in [["run", "line.toml"], ["validate", "line.toml"]] {
+        let mut command = std::process::Command::new(&alone);
+        let output = command.args(arguments).current_dir(folder.path()).env("PATH", "").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("diad-run") && said.contains("gst-plugin-diad"), "{said}");
+    }
+    let mut command = std::process::Command::new(&alone);
+    fs::write(folder.path().join("train.toml"), "[training]\nsteps = 5\n").unwrap();
+    let output = command.args(["validate", "train.toml", "--probe"]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--probe: train.toml has no [[line]]"));
 }
 
 #[test]
@@ -424,8 +449,17 @@ fn the_demo_leaves_what_it_promises_and_may_be_repeated() {
         let run = diad(line, &[&out, &smoke()]).ok();
         assert!(run.stdout.contains("contact-sheet.png") && run.stdout.contains("diad train --data"), "{}", run.stdout);
         assert!(run.stdout.contains("mahalanobis"), "{}", run.stdout);
-        let expected =
-            [".diad-demo", "contact-sheet.png", "demo.diad", "heatmaps", "line", "parts", "report.html", "report.json"];
+        let expected = [
+            ".diad-demo",
+            "contact-sheet.png",
+            "demo.diad",
+            "heatmaps",
+            "line",
+            "line.toml",
+            "parts",
+            "report.html",
+            "report.json",
+        ];
         assert!(
             run.stderr.contains("gst-launch-1.0 multifilesrc") && run.stderr.contains("diadfilter"),
             "{}",

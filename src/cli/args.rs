@@ -540,6 +540,7 @@ LEAVES IN THE FOLDER
   heatmaps/          the pictures of the contact sheet in full size
   demo.mp4           the parts on a production line, inspected by diadfilter in gst-launch-1.0
   demo.jsonl         what diadfilter said of each frame
+  line.toml          two lines on these parts; try: diad run diad-demo/line.toml
   demo.diad          the model; try: diad inspect diad-demo/demo.diad
   parts/             the drawn images in the folder layout that `diad train` and `diad evaluate` read";
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::data::{Dataset, Label};
 use crate::detector::{Detector, Request};
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 use crate::frame::read_frame;
 
 /// Frames per second of the video: slow enough to read.
@@ -95,6 +96,43 @@ impl Belt {
         };
         let words: Vec<String> = self.arguments().into_iter().map(quote).collect();
         format!("gst-launch-1.0 {}", words.join(" "))
+    }
+
+    /// Two lines for `diad run`, on which the parts go by for ever, each from another part on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn lines(&self) -> Result<PathBuf> {
+        let folder =
+            std::path::absolute(&self.folder).map_err(|error| Error::io(&self.folder, "cannot find", error))?;
+        let text = |name: &str| toml::Value::String(folder.join(name).display().to_string()).to_string();
+        let source = |first: usize| {
+            let series = folder.join("line/part_%03d.png").display().to_string();
+            let series = series.replace('\\', "\\\\").replace('"', "\\\"");
+            let last = self.parts.len().saturating_sub(1);
+            let launch = format!(
+                "multifilesrc location=\"{series}\" index={first} stop-index={last} loop=true \
+                 caps=image/png,framerate={RATE}/1 ! pngdec ! clocksync ! videoconvert ! video/x-raw,format=RGB"
+            );
+            toml::Value::String(launch).to_string()
+        };
+        let lines = format!(
+            "# Two lines for `diad run`: the drawn parts go by for ever. Ctrl-C ends it.\n\
+             schema = 1\nname = \"demo\"\nstate-dir = {}\n\n[defaults]\nmodel = {}\n\
+             # Pictures of what is not ok, with what was said of it, in {}/state/archive.\n\
+             archive = {{ max-size = \"200MB\" }}\n\n\
+             [[line]]\nname = \"belt-a\"\nsource = {{ launch = {} }}\nresults = {}\n\n\
+             [[line]]\nname = \"belt-b\"\nsource = {{ launch = {} }}\n",
+            text("state"),
+            text("demo.diad"),
+            self.folder.display(),
+            source(0),
+            text("belt-a.jsonl"),
+            source(self.parts.len() / 2),
+        );
+        let path = self.folder.join("line.toml");
+        write_atomic(&path, lines.as_bytes())?;
+        Ok(path)
     }
 
     /// Runs the line; the video and the results are in the demo's folder afterwards.

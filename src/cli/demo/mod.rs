@@ -75,6 +75,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
 
     say(5, "Putting it on a production line: every part goes by as a frame of a video");
     let belt = Belt::lay(&args.out, &data)?;
+    let lines = belt.lines()?;
     console.note(format_args!("{}", belt.words()));
     if !args.no_video {
         match belt.run(detector) {
@@ -85,6 +86,7 @@ pub(super) fn run(context: &Context, args: &DemoArgs) -> Result<()> {
         }
     }
 
+    console.note(format_args!("two supervised lines on these parts, until Ctrl-C: diad run {}", lines.display()));
     console.print(messages::demo_end(&args.out))
 }
 
