@@ -1,6 +1,7 @@
 //! `line.toml`: what it may say, and what of it is wrong.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(crate) struct Plan {
     /// Where this program keeps what must outlive it.
     pub(crate) state_dir: PathBuf,
     pub(crate) lines: Vec<Line>,
+    /// Where others may ask how things are.
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 /// A line: a source, a model, and what becomes of the frames.
@@ -119,8 +122,26 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
     }
     let name = file.text("name").unwrap_or_else(|| "diad".to_owned());
     let state_dir = file.text("state-dir").map_or_else(|| PathBuf::from("diad-state"), PathBuf::from);
+    let listen = file.section("http").map(|mut section| {
+        let listen = section.text("listen");
+        let off = listen.as_deref() == Some("off");
+        let address =
+            listen.and_then(|text| text.parse::<SocketAddr>().ok()).filter(|address| address.ip().is_loopback());
+        if section.has("listen") && address.is_none() && !off {
+            section.wrong(
+                "listen",
+                "an address of this machine, for instance \"127.0.0.1:8470\", or \"off\"; others ask through a proxy",
+            );
+        }
+        section.finish();
+        if off { None } else { address.or(Some(LISTEN)) }
+    });
+    let listen = listen.unwrap_or(Some(LISTEN));
     let defaults = file.section("defaults").map(|mut section| {
         let given = Given::read(&mut section);
+        if given.archive.as_ref().is_some_and(|archive| archive.contains_key("location")) {
+            section.wrong("archive", "no location: each line has a folder of its own");
+        }
         section.finish();
         given
     });
@@ -133,7 +154,7 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
     let lines = sections.into_iter().map(|section| Line::read(section, &defaults, &state_dir, &mut names));
     let lines: Vec<Option<Line>> = lines.collect();
     file.finish();
-    Some(Plan { name, state_dir, lines: lines.into_iter().collect::<Option<_>>()? })
+    Some(Plan { name, state_dir, listen, lines: lines.into_iter().collect::<Option<_>>()? })
 }
 
 impl Given {
@@ -253,6 +274,9 @@ impl Line {
         out
     }
 }
+
+/// Where others may ask how things are, if nothing else is said.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8470);
 
 /// Where frames go if nobody wants them.
 const OUTPUT: &str = "fakesink sync=false async=false";

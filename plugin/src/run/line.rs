@@ -39,12 +39,20 @@ pub(crate) struct Status {
     pub(crate) state: State,
     /// Why it is in this state.
     pub(crate) reason: String,
-    /// Since when its pipeline is being taken down, and how long that may last.
-    pub(crate) teardown: Option<(Instant, Duration)>,
+    /// Since when its pipeline is being started or taken down, and how long that may last.
+    pub(crate) changing: Option<(Instant, Duration)>,
     /// Whether its model was loaded, or cannot be.
     pub(crate) settled: bool,
     /// Pipelines that were started.
     pub(crate) starts: u64,
+}
+
+/// What can be seen of a line from elsewhere.
+#[derive(Clone)]
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    pub(crate) status: Arc<Mutex<Status>>,
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// A line that was started.
@@ -66,7 +74,7 @@ impl Handle {
         let status = Arc::new(Mutex::new(Status {
             state: State::Starting,
             reason: String::new(),
-            teardown: None,
+            changing: None,
             settled: false,
             starts: 0,
         }));
@@ -86,6 +94,10 @@ impl Handle {
         Ok(Self { line, status, tally, commands, thread })
     }
 
+    pub(crate) fn seen(&self) -> Seen {
+        Seen { name: self.line.name.clone(), status: self.status.clone(), tally: self.tally.clone() }
+    }
+
     pub(crate) fn status(&self) -> Status {
         lock(&self.status).clone()
     }
@@ -99,9 +111,9 @@ impl Handle {
         let _ = self.commands.try_send(command);
     }
 
-    /// Whether its pipeline takes longer to come down than it may.
+    /// Whether its pipeline takes longer to start or to come down than it may.
     pub(crate) fn is_stuck(&self) -> bool {
-        lock(&self.status).teardown.is_some_and(|(since, most)| since.elapsed() > most)
+        lock(&self.status).changing.is_some_and(|(since, most)| since.elapsed() > most)
     }
 
     /// Says that it is stuck, once.
@@ -109,7 +121,7 @@ impl Handle {
         let mut status = lock(&self.status);
         if status.state != State::Stuck {
             status.state = State::Stuck;
-            say(&self.line.name, "stuck: its pipeline does not come down");
+            say(&self.line.name, "stuck: its pipeline does not start or come down");
         }
     }
 
@@ -145,7 +157,10 @@ impl Runner {
         let last = loop {
             self.become_(State::Starting, "");
             lock(&self.status).starts += 1;
-            let (outcome, session) = match Session::start(&self.line, &self.tally) {
+            self.since(Some(self.line.watch.teardown * 3));
+            let started = Session::start(&self.line, &self.tally);
+            self.since(None);
+            let (outcome, session) = match started {
                 Ok(session) => {
                     lock(&self.status).settled = true;
                     drop(holder.take()); // the pipeline has the model now
@@ -269,9 +284,14 @@ impl Runner {
 
     /// Takes a pipeline down; others see how long that lasts.
     fn take_down(&self, session: Session) {
-        lock(&self.status).teardown = Some((Instant::now(), self.line.watch.teardown));
+        self.since(Some(self.line.watch.teardown));
         session.stop();
-        lock(&self.status).teardown = None;
+        self.since(None);
+    }
+
+    /// From now on the pipeline changes its state, and may take so long.
+    fn since(&self, most: Option<Duration>) {
+        lock(&self.status).changing = most.map(|most| (Instant::now(), most));
     }
 
     /// Waits before the next try; false: it is not to be tried.

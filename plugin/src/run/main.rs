@@ -2,7 +2,7 @@
 //!
 //! `read` takes values out of TOML and collects what is wrong; `config` is what `line.toml` may say, `properties` those of elements in it; `source` and `launch` make a
 //! pipeline of it; a `session` is one life of that pipeline; `line` gives it the next one; `tally` counts and writes results;
-//! `supervise` looks after all lines.
+//! `supervise` looks after all lines, `web` tells others of them.
 
 mod config;
 mod launch;
@@ -14,6 +14,7 @@ mod source;
 mod state;
 mod supervise;
 mod tally;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use gst::prelude::*;
 use gstdiad::meta;
 use gstdiad::result::DiadResult;
 
-use super::config::{Line, behind};
+use super::config::{Line, archive_of, behind};
 use super::properties::{Change, property};
 use super::tally::Tally;
 
@@ -51,6 +51,7 @@ impl Session {
         let bus = pipeline.bus().ok_or_else(|| wrong("the pipeline has no bus".into()))?;
         tally.forget_times();
         watch(&filter, tally);
+        tally.set_archive(pipeline.by_name(&archive_of(&line.name)));
         let session = Self { pipeline, bus, filter, behind, finite: line.source.is_finite(), started: Instant::now() };
         match session.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(session),

@@ -1,6 +1,7 @@
 //! All lines of a file: started, watched, changed as the file changes, and stopped.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -13,6 +14,7 @@ use super::line::{Command, Handle};
 use super::properties::changes;
 use super::say;
 use super::state::State;
+use super::web::{Board, serve};
 
 /// How often is looked around.
 const TICK: Duration = Duration::from_millis(100);
@@ -72,7 +74,15 @@ pub(crate) fn run(path: &Path, plan: Plan) -> Result<Exit, String> {
     std::fs::create_dir_all(&plan.state_dir)
         .map_err(|error| format!("state-dir = {:?}: cannot be written: {error}", plan.state_dir.display()))?;
     let lines = plan.lines.iter().map(|line| Handle::start(line.clone(), &plan.state_dir, events.clone()));
-    let mut all = Supervisor { lines: lines.collect::<Result<_, _>>()?, file: File::of(path), plan, events, woken };
+    let (lines, board) = (lines.collect::<Result<Vec<_>, _>>()?, Arc::new(Board::default()));
+    let mut all = Supervisor { lines, file: File::of(path), plan, board, events, woken };
+    all.board.file_is(true);
+    all.board.show(all.lines.iter().map(Handle::seen).collect());
+    if let Some(address) = all.plan.listen
+        && let Err(reason) = serve(address, all.board.clone())
+    {
+        say("", &format!("{reason}; the lines run without it")); // they matter more than who asks after them
+    }
     let (mut ready, mut told) = (false, Instant::now());
     let mut watchdog = Watchdog::find();
     loop {
@@ -120,6 +130,7 @@ struct Supervisor {
     plan: Plan,
     lines: Vec<Handle>,
     file: File,
+    board: Arc<Board>,
     events: Sender<Event>,
     woken: Receiver<Event>,
 }
@@ -130,12 +141,15 @@ impl Supervisor {
         let new = match Plan::load(&self.file.path) {
             Ok(new) => new,
             Err(mistakes) => {
+                self.board.file_is(false);
                 let mistakes = mistakes.join("\n  ");
                 return say("", &format!("{}: nothing is changed:\n  {mistakes}", self.file.path.display()));
             }
         };
-        if (&new.name, &new.state_dir) != (&self.plan.name, &self.plan.state_dir) {
-            say("", "name and state-dir change with a restart only; what they were stays");
+        self.board.file_is(true);
+        let fixed = |plan: &Plan| (plan.name.clone(), plan.state_dir.clone(), plan.listen);
+        if fixed(&new) != fixed(&self.plan) {
+            say("", "name, state-dir and http.listen change with a restart only; what they were stays");
         }
         self.lines.retain(|handle| {
             let stays = new.lines.iter().any(|line| line.name == handle.line.name);
@@ -173,6 +187,7 @@ impl Supervisor {
             handle.tell(command);
             handle.line = line.clone();
         }
+        self.board.show(self.lines.iter().map(Handle::seen).collect());
         self.plan.lines = new.lines;
     }
 

@@ -1,12 +1,13 @@
 //! What has come and gone on a line: counts, numbers of frames, and the results as they leave.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use diad::detector::Verdict;
@@ -25,9 +26,27 @@ pub(crate) struct Tally {
     /// Results that found no room on their way to the file.
     dropped: AtomicU64,
     times: Mutex<Times>,
+    /// What the last frames said.
+    seen: Mutex<Seen>,
+    /// Frames that nobody looked at, by reason.
+    reasons: Mutex<BTreeMap<String, u64>>,
+    /// The archive of the pipeline that runs.
+    archive: Mutex<gst::glib::WeakRef<gst::Element>>,
     numbers: Mutex<Numbers>,
     writer: Mutex<Option<Writer>>,
 }
+
+/// What the last frames said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// When the last one left, in seconds since 1970.
+    pub(crate) left: Option<f64>,
+    /// The threshold of the last that was inspected.
+    pub(crate) threshold: Option<f32>,
+}
+
+/// Reasons that are told apart; what comes beyond is `other`.
+const REASONS: usize = 16;
 
 /// When a frame last came in and went out.
 #[derive(Clone, Copy, Default)]
@@ -80,6 +99,9 @@ impl Tally {
             verdicts: Default::default(),
             dropped: AtomicU64::new(0),
             times: Mutex::default(),
+            seen: Mutex::default(),
+            reasons: Mutex::default(),
+            archive: Mutex::default(),
             numbers: Mutex::new(numbers),
             writer: Mutex::new(writer),
         })
@@ -99,11 +121,44 @@ impl Tally {
             self.verdicts[at].fetch_add(1, Ordering::Relaxed);
         }
         lock(&self.times).left = Some(Instant::now());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let worst = result.worst();
+        let mut seen = lock(&self.seen);
+        seen.left = Some(now);
+        if let Some(finding) = worst.and_then(|worst| worst.finding.as_ref()) {
+            seen.threshold = Some(finding.threshold);
+        }
+        drop(seen);
+        if result.verdict == Verdict::Uninspected {
+            let reason = worst.and_then(|worst| worst.reason.as_deref()).unwrap_or("no-result");
+            let mut reasons = lock(&self.reasons);
+            let known = reasons.contains_key(reason) || reasons.len() < REASONS;
+            *reasons.entry(if known { reason } else { "other" }.to_owned()).or_default() += 1;
+        }
         if let Some(writer) = &*lock(&self.writer)
             && !writer.write(result)
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        *lock(&self.seen)
+    }
+
+    pub(crate) fn reasons(&self) -> BTreeMap<String, u64> {
+        lock(&self.reasons).clone()
+    }
+
+    /// This is the archive from now on.
+    pub(crate) fn set_archive(&self, archive: Option<gst::Element>) {
+        *lock(&self.archive) = archive.as_ref().map(gst::prelude::ObjectExt::downgrade).unwrap_or_default();
+    }
+
+    /// The statistics of the archive, where there is one.
+    pub(crate) fn archive(&self) -> Option<gst::Structure> {
+        let archive = lock(&self.archive).upgrade()?;
+        gst::prelude::ObjectExt::property::<Option<gst::Structure>>(&archive, "stats")
     }
 
     pub(crate) fn times(&self) -> Times {

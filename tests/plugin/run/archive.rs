@@ -136,6 +136,11 @@ fn a_folder_that_cannot_be_written_is_named_and_limits_change_in_place() {
     let told = running.until("cap: changed: ");
     assert!(told.contains("max-age, max-size"), "{told}");
     assert_eq!(running.stop().0, 0);
+    shift.write(&format!(
+        "[defaults]\narchive = {{ location = \"x\" }}\n[[line]]\nname = \"a\"\nmodel = \"MODEL\"\n{LIVE}\n"
+    ));
+    let (code, said) = shift.finish(&["validate", "line.toml"]);
+    assert!(code == 2 && said.contains("defaults.archive") && said.contains("a folder of its own"), "{said}");
     shift.write(&rejected(LIVE, "max-size = \"much\", anotated = true"));
     let (code, said) = shift.finish(&["validate", "line.toml"]);
     assert_eq!(code, 2);

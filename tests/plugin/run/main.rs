@@ -5,6 +5,7 @@ mod common;
 
 mod archive;
 mod cameras;
+mod web;
 mod wrong;
 
 use std::io::{BufRead, BufReader};
@@ -247,6 +248,18 @@ fn a_pipeline_that_hangs_does_not_hold_up_the_end() {
     let (code, said) = running.stop();
     assert_eq!(code, 70, "{said}");
     assert!(said.contains("good: stopped: "), "{said}");
+}
+
+/// Without a service manager that would end it.
+#[test]
+fn a_pipeline_that_never_starts_ends_the_program() {
+    let shift = Shift::new(
+        "[[line]]\nname = \"hung\"\nmodel = \"MODEL\"\nteardown = \"100ms\"\nstop = \"100ms\"\n\
+         source = { launch = \"filesrc location=fifo ! decodebin ! videoconvert\" }\n",
+    );
+    assert!(Command::new("mkfifo").arg(shift.path("fifo")).status().unwrap().success());
+    let (code, said) = shift.finish(&["run", "line.toml"]);
+    assert!(code == 70 && said.contains("hung: stuck: "), "{code}: {said}");
 }
 
 #[test]

@@ -54,10 +54,11 @@ fn a_right_file_is_called_right() {
 }
 
 /// Every key that a file may have, with a right value.
-const KEYS: [(&str, &str); 22] = [
+const KEYS: [(&str, &str); 23] = [
     ("schema", "1"),
     ("name", "\"hall\""),
     ("state-dir", "\"state\""),
+    ("http.listen", "\"127.0.0.1:0\""),
     ("line.name", "\"cap\""),
     ("line.model", "\"MODEL\""),
     ("line.filter.threshold", "2.0"),
@@ -93,6 +94,7 @@ fn file(wrong: Option<(usize, &str, Option<&str>)>) -> String {
         own.collect::<String>()
     };
     let sections = [
+        ("http", "[http]"),
         ("defaults", "[defaults]"),
         ("line", "[[line]]"),
         ("line.source", "[line.source]"),

@@ -1,0 +1,179 @@
+//! What others may ask over HTTP: `/metrics` for Prometheus, `/healthz`, `/readyz`. Nothing here changes anything.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use diad::detector::Verdict;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::line::Seen;
+use super::state::State;
+use super::tally::lock;
+
+/// What can be seen of all lines.
+#[derive(Default)]
+pub(crate) struct Board {
+    lines: Mutex<Vec<Seen>>,
+    /// Whether the file was right when it was last read.
+    file_is_right: AtomicBool,
+}
+
+impl Board {
+    /// These are the lines from now on.
+    pub(crate) fn show(&self, lines: Vec<Seen>) {
+        *lock(&self.lines) = lines;
+    }
+
+    pub(crate) fn file_is(&self, right: bool) {
+        self.file_is_right.store(right, Ordering::Relaxed);
+    }
+
+    fn lines(&self) -> Vec<Seen> {
+        lock(&self.lines).clone()
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Answers on a thread of its own until the process ends.
+///
+/// # Errors
+/// When nobody may listen there, as where another program does.
+pub(crate) fn serve(address: SocketAddr, board: Arc<Board>) -> Result<(), String> {
+    let wrong = |error: std::io::Error| format!("http.listen = \"{address}\": {error}");
+    let listener = TcpListener::bind(address).map_err(wrong)?;
+    listener.set_nonblocking(true).map_err(wrong)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(wrong)?;
+    let work = move || {
+        let answered = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            axum::serve(listener, router(board)).await
+        });
+        answered.unwrap_or_else(|error| super::say("", &format!("http: {error}")));
+    };
+    std::thread::Builder::new().name("diad-net".into()).spawn(work).map(drop).map_err(wrong)
+}
+
+fn router(board: Arc<Board>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(board)
+}
+
+/// Whether the program is well: no line is stuck.
+async fn healthz(Shared(board): Shared<Arc<Board>>) -> Response {
+    answer(&board, |state| state != State::Stuck)
+}
+
+/// Whether every line sees its parts.
+async fn readyz(Shared(board): Shared<Arc<Board>>) -> Response {
+    answer(&board, |state| matches!(state, State::Running | State::Idle))
+}
+
+fn answer(board: &Board, is_well: fn(State) -> bool) -> Response {
+    let states = board.lines().into_iter().map(|line| (lock(&line.status).state, line.name));
+    let wrong = states.filter(|(state, _)| !is_well(*state));
+    let wrong: Vec<String> = wrong.map(|(state, name)| format!("{name}: {}\n", state.name())).collect();
+    if wrong.is_empty() {
+        return (StatusCode::OK, "ok\n").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, wrong.concat()).into_response()
+}
+
+async fn metrics(Shared(board): Shared<Arc<Board>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry(&board)) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// The numbers of this moment, from the tallies that messages and the end of a line are written from.
+fn registry(board: &Board) -> Registry {
+    let mut registry = Registry::with_prefix("diad");
+    let counters = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<Labels, Counter>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let frames = counters(&mut registry, "frames", "Frames that left, by verdict");
+    let entered = counters(&mut registry, "frames_in", "Frames that came");
+    let uninspected = counters(&mut registry, "uninspected", "Frames that nobody looked at, by reason");
+    let restarts = counters(&mut registry, "line_restarts", "Pipelines that were built anew");
+    let lost = counters(&mut registry, "lost", "Results that could not be written");
+    let archived =
+        counters(&mut registry, "archive_dropped", "Pictures and frames that the archive left out, by reason");
+    let gauges = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<Labels, Gauge>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let up = gauges(&mut registry, "camera_up", "1 where frames come, or a trigger is waited for");
+    let bytes = gauges(&mut registry, "archive_bytes", "Bytes of the archive");
+    let free = gauges(&mut registry, "archive_free_bytes", "Bytes that are free on the archive's disk");
+    let right =
+        gauges(&mut registry, "config_last_reload_successful", "1 where the file was right when it was last read");
+    let build = gauges(&mut registry, "build_info", "1; the version");
+    let real = |registry: &mut Registry, name: &str, help: &str| {
+        let family = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+        registry.register(name, help, family.clone());
+        family
+    };
+    let last = real(&mut registry, "last_frame_timestamp_seconds", "When the last frame left, since 1970");
+    let threshold =
+        real(&mut registry, "threshold", "Score above which the last inspected frame would have been rejected");
+    right.get_or_create(&Vec::new()).set(i64::from(board.file_is_right.load(Ordering::Relaxed)));
+    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
+    for line in board.lines() {
+        let of = |more: &[(&'static str, &str)]| -> Labels {
+            let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
+            std::iter::once(("line", line.name.clone())).chain(more).collect()
+        };
+        let counts = line.tally.counts();
+        for (verdict, count) in Verdict::ALL.iter().zip(counts.verdicts) {
+            frames.get_or_create(&of(&[("verdict", verdict.name())])).inc_by(count);
+        }
+        entered.get_or_create(&of(&[])).inc_by(counts.frames);
+        lost.get_or_create(&of(&[("sink", "results")])).inc_by(counts.dropped);
+        for (reason, count) in line.tally.reasons() {
+            uninspected.get_or_create(&of(&[("reason", &reason)])).inc_by(count);
+        }
+        let status = lock(&line.status).clone();
+        restarts.get_or_create(&of(&[])).inc_by(status.starts.saturating_sub(1));
+        up.get_or_create(&of(&[])).set(i64::from(matches!(status.state, State::Running | State::Idle)));
+        let seen = line.tally.seen();
+        if let Some(at) = seen.left {
+            last.get_or_create(&of(&[])).set(at);
+        }
+        if let Some(score) = seen.threshold {
+            threshold.get_or_create(&of(&[])).set(f64::from(score));
+        }
+        if let Some(stats) = line.tally.archive() {
+            let number = |field: &str| stats.get::<u64>(field).unwrap_or_default();
+            for reason in ["rate", "queue", "disk"] {
+                let count = number(&format!("dropped-{reason}"));
+                archived.get_or_create(&of(&[("reason", reason)])).inc_by(count);
+            }
+            archived.get_or_create(&of(&[("reason", "failed")])).inc_by(number("failed"));
+            let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            bytes.get_or_create(&of(&[])).set(signed(number("bytes")));
+            free.get_or_create(&of(&[])).set(signed(number("free")));
+        }
+    }
+    registry
+}
