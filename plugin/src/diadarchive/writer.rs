@@ -156,8 +156,8 @@ impl Writer {
         if let Some((buffer, info)) = picture {
             let bytes = buffer.size() as u64;
             let fits = self.shared.waiting.load(Ordering::Relaxed) + bytes <= options.queue;
-            match buffer.copy_deep() {
-                Ok(buffer) if fits => {
+            match fits.then(|| buffer.copy_deep()) {
+                Some(Ok(buffer)) => {
                     self.shared.waiting.fetch_add(bytes, Ordering::Relaxed);
                     let Options { format, annotated, .. } = options;
                     job.picture = Some(Picture { buffer, info: info.clone(), format, annotated, bytes });

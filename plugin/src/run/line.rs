@@ -11,7 +11,7 @@ use super::config::{Line, OnFailure};
 use super::properties::Change;
 use super::say;
 use super::session::{End, Holder, Session};
-use super::state::{Backoff, HEALTHY, State};
+use super::state::{Backoff, State};
 use super::supervise::Event;
 use super::tally::{Counts, Tally, lock};
 
@@ -170,7 +170,10 @@ impl Runner {
                 Err((session, end)) => (Outcome::End(end), session),
             };
             lock(&self.status).settled = true;
-            let ran = session.as_ref().map_or(Duration::ZERO, |session| session.started().elapsed());
+            // From the start to the last frame: silence is no good sign.
+            let frames =
+                |session: &Session| Some(self.tally.times().came?.saturating_duration_since(session.started()));
+            let ran = session.as_ref().and_then(frames).unwrap_or_default();
             if let Some(session) = session {
                 let (drains, patience) = match &outcome {
                     Outcome::End(End::Lost(_)) => (true, DRAIN),
@@ -197,7 +200,7 @@ impl Runner {
                         End::Lost(reason) => (State::CameraLost, reason),
                         End::Ended => (State::Ended, String::new()),
                     };
-                    let Some(wait) = self.backoff.failed(if ran >= HEALTHY { ran } else { Duration::ZERO }) else {
+                    let Some(wait) = self.backoff.failed(ran) else {
                         break (State::Failed, reason);
                     };
                     let state = if state == State::Failed { State::Starting } else { state };
