@@ -11,6 +11,7 @@ use diad::archive::{self, Limits, Name, Outcome, Store, System};
 use diad::config::{Fit, Size};
 use diad::error::{Error, Result};
 use diad::frame::{Frame, Preprocess};
+use gst::glib;
 use gst::prelude::*;
 use gst_video::{VideoFrameRef, VideoInfo};
 use serde::Serialize;
@@ -217,8 +218,6 @@ struct Work {
     /// Pictures that found no room in the queue, as they were last counted.
     queued: u64,
 }
-
-use gst::glib;
 
 impl Work {
     fn keep(&mut self, mut job: Job) {

@@ -251,6 +251,23 @@ impl Line {
         })
     }
 
+    /// A line of these elements, with a model that is not there.
+    #[cfg(test)]
+    pub(crate) fn of_test(name: &str, launch: &str) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            name: name.to_owned(),
+            source: Source::Launch(launch.to_owned()),
+            model: "none.diad".to_owned(),
+            filter: Properties::new(),
+            archive: None,
+            output: OUTPUT.to_owned(),
+            results: None,
+            watch: Watch { stall: None, teardown: second, stop: second, attempts: 0 },
+            on_failure: OnFailure::Continue,
+        }
+    }
+
     /// The whole line in the language of gst-launch.
     pub(crate) fn launch(&self) -> Launch {
         let mut out = Launch::default();

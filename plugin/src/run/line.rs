@@ -175,39 +175,28 @@ impl Runner {
                 |session: &Session| Some(self.tally.times().came?.saturating_duration_since(session.started()));
             let ran = session.as_ref().and_then(frames).unwrap_or_default();
             if let Some(session) = session {
-                let (drains, patience) = match &outcome {
-                    Outcome::End(End::Lost(_)) => (true, DRAIN),
-                    Outcome::End(_) => (false, DRAIN),
-                    Outcome::Stop | Outcome::Replace => (true, self.line.watch.stop),
-                };
-                if drains {
-                    session.drain(patience);
+                // What stands behind the source has failed or is through where it is not waited for.
+                match &outcome {
+                    Outcome::End(End::Lost(_)) => session.drain(DRAIN),
+                    Outcome::Stop | Outcome::Replace => session.drain(self.line.watch.stop),
+                    Outcome::End(_) => {}
                 }
                 if !matches!(outcome, Outcome::Stop | Outcome::End(End::Ended | End::Model(_))) {
                     holder = Holder::new(&self.line);
                 }
                 self.take_down(session);
             }
-            let wait = match outcome {
+            let (state, reason) = match outcome {
                 Outcome::Stop => break (State::Stopped, String::new()),
                 Outcome::Replace => continue,
                 Outcome::End(End::Ended) if self.line.source.repeats() => continue,
                 Outcome::End(End::Ended) => break (State::Ended, String::new()),
-                Outcome::End(end) => {
-                    let (state, reason) = match end {
-                        End::Model(reason) => (State::ModelError, reason),
-                        End::Output(reason) => (State::Failed, reason),
-                        End::Lost(reason) => (State::CameraLost, reason),
-                        End::Ended => (State::Ended, String::new()),
-                    };
-                    let Some(wait) = self.backoff.failed(ran) else {
-                        break (State::Failed, reason);
-                    };
-                    let state = if state == State::Failed { State::Starting } else { state };
-                    self.become_(state, &format!("{reason}; again in {:.1} s", wait.as_secs_f64()));
-                    wait
-                }
+                Outcome::End(End::Model(reason)) => (State::ModelError, reason),
+                Outcome::End(End::Output(reason)) => (State::Starting, reason),
+                Outcome::End(End::Lost(reason)) => (State::CameraLost, reason),
             };
+            let Some(wait) = self.backoff.failed(ran) else { break (State::Failed, reason) };
+            self.become_(state, &format!("{reason}; again in {:.1} s", wait.as_secs_f64()));
             if !self.wait(wait) {
                 break (State::Stopped, String::new());
             }

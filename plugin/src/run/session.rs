@@ -125,8 +125,8 @@ impl Session {
     }
 
     /// Ends the stream behind the source, and waits for what is under way to leave.
-    pub(crate) fn drain(&self, patience: Duration) -> bool {
-        let Some(pad) = self.behind.static_pad("sink") else { return false };
+    pub(crate) fn drain(&self, patience: Duration) {
+        let Some(pad) = self.behind.static_pad("sink") else { return };
         // The source's own thread may hold the pad for as long as its last frame waits for room.
         self.behind.call_async(move |_| {
             pad.send_event(gst::event::Eos::new());
@@ -136,16 +136,15 @@ impl Session {
             let left = gst::ClockTime::try_from(left).unwrap_or(gst::ClockTime::ZERO);
             let Some(message) = self.bus.timed_pop_filtered(left, &[gst::MessageType::Error, gst::MessageType::Eos])
             else {
-                return false;
+                return;
             };
             match message.view() {
-                MessageView::Eos(_) => return true,
+                MessageView::Eos(_) => return,
                 // The source may go on complaining; what stands behind it ends all the same.
                 MessageView::Error(error) if matches!(self.classify(error), End::Lost(_)) => {}
-                _ => return false,
+                _ => return,
             }
         }
-        false
     }
 
     /// Takes the pipeline down. A source that has lost its camera may hold on for many seconds.

@@ -173,7 +173,7 @@ impl Supervisor {
             if handle.is_over() || handle.line.results != line.results {
                 // Its thread has ended, or its files are others: from the beginning.
                 handle.tell(Command::Stop);
-                wait_for(&self.woken, &[handle], line.watch.stop + line.watch.teardown);
+                wait_for((&self.events, &self.woken), &[handle], line.watch.stop + line.watch.teardown);
                 match Handle::start(line.clone(), &self.plan.state_dir, self.events.clone()) {
                     Ok(new) => *handle = new,
                     Err(reason) => say(&line.name, &reason),
@@ -202,7 +202,11 @@ impl Supervisor {
         let lines: Vec<&Handle> = self.lines.iter().collect();
         lines.iter().for_each(|line| line.tell(Command::Stop));
         let longest = lines.iter().map(|line| line.line.watch.stop + line.line.watch.teardown).max();
-        if wait_for(&self.woken, &lines, longest.unwrap_or_default()) { Exit::Done } else { Exit::Stuck }
+        if wait_for((&self.events, &self.woken), &lines, longest.unwrap_or_default()) {
+            Exit::Done
+        } else {
+            Exit::Stuck
+        }
     }
 
     /// How it is when every line is over.
@@ -223,16 +227,18 @@ impl Supervisor {
     }
 }
 
-/// Whether these lines are over within `patience`.
-fn wait_for(woken: &Receiver<Event>, lines: &[&Handle], patience: Duration) -> bool {
+/// Whether these lines are over within `patience`. Signals that come meanwhile are not lost.
+fn wait_for((events, woken): (&Sender<Event>, &Receiver<Event>), lines: &[&Handle], patience: Duration) -> bool {
     let until = Instant::now() + patience;
-    while !lines.iter().all(|line| line.is_over()) {
-        if Instant::now() > until {
-            return false;
-        }
-        let _ = woken.recv_timeout(TICK); // a thread tells that it ends shortly before it does
+    let mut signals = Vec::new();
+    while !lines.iter().all(|line| line.is_over()) && Instant::now() <= until {
+        // (A thread tells that it ends shortly before it does.)
+        signals.extend(woken.recv_timeout(TICK).ok().filter(|event| *event != Event::Over));
     }
-    true
+    for signal in signals {
+        let _ = events.try_send(signal); // there was room for it before
+    }
+    lines.iter().all(|line| line.is_over())
 }
 
 /// The file, and how it was when it was last looked at.
@@ -291,4 +297,36 @@ impl Watchdog {
 /// Tells the service manager, if there is one.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_while_lines_end_is_not_lost() {
+        let (events, woken) = bounded(EVENTS);
+        for event in [Event::Over, Event::Stop, Event::Reload] {
+            events.send(event).unwrap();
+        }
+        assert!(wait_for((&events, &woken), &[], Duration::ZERO), "there is none to wait for");
+        assert_eq!(woken.try_iter().collect::<Vec<_>>(), [Event::Over, Event::Stop, Event::Reload]);
+
+        // A line that does not end by itself: its model is not there, and it is tried again and again.
+        let folder = tempfile::tempdir().unwrap();
+        let state_dir = folder.path().to_owned();
+        for event in [Event::Stop, Event::Over, Event::Reload] {
+            events.send(event).unwrap();
+        }
+        gst::init().unwrap();
+        gstdiad::plugin_register_static().unwrap();
+        let line = crate::config::Line::of_test("tries", "videotestsrc ! videoconvert");
+        let handle = Handle::start(line, &state_dir, events.clone()).unwrap();
+        let over = wait_for((&events, &woken), &[&handle], 2 * TICK);
+        let mut left: Vec<Event> = woken.try_iter().collect();
+        left.retain(|event| *event != Event::Over);
+        assert_eq!((over, left), (false, vec![Event::Stop, Event::Reload]));
+        handle.tell(Command::Stop);
+        assert!(wait_for((&events, &woken), &[&handle], Duration::from_secs(30)));
+    }
 }

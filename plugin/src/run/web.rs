@@ -10,7 +10,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use diad::detector::Verdict;
+use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -44,6 +46,7 @@ impl Board {
 }
 
 type Labels = Vec<(&'static str, String)>;
+type Real = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 /// Answers on a thread of its own until the process ends.
 ///
@@ -103,40 +106,36 @@ async fn metrics(Shared(board): Shared<Arc<Board>>) -> Response {
     }
 }
 
+/// A number for each set of labels, in a registry.
+fn family<M>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
+where
+    M: EncodeMetric + TypedMetric + Default + std::fmt::Debug + Send + Sync + 'static,
+{
+    let family = Family::<Labels, M>::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
 /// The numbers of this moment, from the tallies that messages and the end of a line are written from.
 fn registry(board: &Board) -> Registry {
     let mut registry = Registry::with_prefix("diad");
-    let counters = |registry: &mut Registry, name: &str, help: &str| {
-        let family = Family::<Labels, Counter>::default();
-        registry.register(name, help, family.clone());
-        family
-    };
-    let frames = counters(&mut registry, "frames", "Frames that left, by verdict");
-    let entered = counters(&mut registry, "frames_in", "Frames that came");
-    let uninspected = counters(&mut registry, "uninspected", "Frames that nobody looked at, by reason");
-    let restarts = counters(&mut registry, "line_restarts", "Pipelines that were built anew");
-    let lost = counters(&mut registry, "lost", "Results that could not be written");
-    let archived =
-        counters(&mut registry, "archive_dropped", "Pictures and frames that the archive left out, by reason");
-    let gauges = |registry: &mut Registry, name: &str, help: &str| {
-        let family = Family::<Labels, Gauge>::default();
-        registry.register(name, help, family.clone());
-        family
-    };
-    let up = gauges(&mut registry, "camera_up", "1 where frames come, or a trigger is waited for");
-    let bytes = gauges(&mut registry, "archive_bytes", "Bytes of the archive");
-    let free = gauges(&mut registry, "archive_free_bytes", "Bytes that are free on the archive's disk");
-    let right =
-        gauges(&mut registry, "config_last_reload_successful", "1 where the file was right when it was last read");
-    let build = gauges(&mut registry, "build_info", "1; the version");
-    let real = |registry: &mut Registry, name: &str, help: &str| {
-        let family = Family::<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
-        registry.register(name, help, family.clone());
-        family
-    };
-    let last = real(&mut registry, "last_frame_timestamp_seconds", "When the last frame left, since 1970");
-    let threshold =
-        real(&mut registry, "threshold", "Score above which the last inspected frame would have been rejected");
+    let all = &mut registry;
+    let frames: Family<_, Counter> = family(all, "frames", "Frames that left, by verdict");
+    let entered: Family<_, Counter> = family(all, "frames_in", "Frames that came");
+    let uninspected: Family<_, Counter> = family(all, "uninspected", "Frames that nobody looked at, by reason");
+    let restarts: Family<_, Counter> = family(all, "line_restarts", "Pipelines that were built anew");
+    let lost: Family<_, Counter> = family(all, "lost", "Results that could not be written");
+    let archived: Family<_, Counter> =
+        family(all, "archive_dropped", "Pictures and frames that the archive left out, by reason");
+    let up: Family<_, Gauge> = family(all, "camera_up", "1 where frames come, or a trigger is waited for");
+    let bytes: Family<_, Gauge> = family(all, "archive_bytes", "Bytes of the archive");
+    let free: Family<_, Gauge> = family(all, "archive_free_bytes", "Bytes that are free on the archive's disk");
+    let right: Family<_, Gauge> =
+        family(all, "config_last_reload_successful", "1 where the file was right when it was last read");
+    let build: Family<_, Gauge> = family(all, "build_info", "1; the version");
+    let last: Family<_, Real> = family(all, "last_frame_timestamp_seconds", "When the last frame left, since 1970");
+    let threshold: Family<_, Real> =
+        family(all, "threshold", "Score above which the last inspected frame would have been rejected");
     right.get_or_create(&Vec::new()).set(i64::from(board.file_is_right.load(Ordering::Relaxed)));
     build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
     for line in board.lines() {
