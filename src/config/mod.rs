@@ -10,6 +10,7 @@ mod read;
 mod rules;
 mod shape;
 mod size;
+pub mod syntax;
 
 use serde::{Deserialize, Serialize};
 

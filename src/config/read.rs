@@ -1,14 +1,11 @@
 //! From text to a checked [`Config`], with every mistake reported at once.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::Config;
 use super::rules::{self, Mistake};
+use super::{Config, syntax};
 use crate::error::{Error, Result};
 use crate::files::read_regular;
 
@@ -33,19 +30,14 @@ impl Config {
     /// one that may be meant), wrong types, impossible values and values that do not go together. Each names the
     /// line, the key, the value and what was expected.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
-        let (parsed, errors) = DeTable::parse_recoverable(text);
-        if !errors.is_empty() {
-            return Err(wrong(origin, syntax_mistakes(text, &errors)));
-        }
-        let starts = key_starts(parsed.get_ref());
-        let mut tree = Table::deserialize(toml::Deserializer::from(parsed))
-            .map_err(|error| wrong(origin, vec![rules::excerpt(error.message())]))?;
+        let mut tree = syntax::parse(text).map_err(|mistakes| wrong(origin, mistakes))?;
+        let starts = syntax::starts(text);
         if starts.contains_key(FRACTION) && !starts.contains_key(FOLDS) {
             hold_out(&mut tree);
         }
         rules::resolve(&tree).map_err(|mistakes| {
             let placed = |mistake: Mistake| match mistake.keys.iter().find_map(|key| starts.get(key)) {
-                Some(&start) => (start, format!("line {}: {}", line(text, start), mistake.text)),
+                Some(&start) => (start, format!("line {}: {}", syntax::line(text, start), mistake.text)),
                 None => (usize::MAX, mistake.text),
             };
             let mut placed: Vec<_> = mistakes.into_iter().map(placed).collect();
@@ -144,19 +136,6 @@ fn wrong(origin: &str, mut mistakes: Vec<String>) -> Error {
     Error::Config { origin: origin.to_owned(), mistakes }
 }
 
-/// The first error of every line, in order: what follows on a line is mostly an echo.
-fn syntax_mistakes(text: &str, errors: &[toml::de::Error]) -> Vec<String> {
-    let mut first = BTreeMap::new();
-    for error in errors {
-        let start = error.span().map_or(text.len(), |span| span.start);
-        let entry = first.entry(line(text, start)).or_insert((start, error.message()));
-        if start < entry.0 {
-            *entry = (start, error.message());
-        }
-    }
-    first.into_iter().map(|(line, (_, message))| format!("line {line}: {}", rules::excerpt(message))).collect()
-}
-
 fn read_text(path: &Path) -> Result<String, String> {
     let bytes = read_regular(path, MAX_BYTES, EXPECTED).map_err(|error| match error {
         Error::Io { action, source, .. } => format!("{action}: {source}"),
@@ -174,21 +153,4 @@ fn parse_value(text: &str) -> Value {
         Ok(mut table) if table.len() == 1 => table.remove("value").unwrap_or_else(|| text.into()),
         _ => text.into(),
     }
-}
-
-/// Number of the line that byte `at` of `text` is on, from 1.
-fn line(text: &str, at: usize) -> usize {
-    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
-}
-
-/// Where each section and key of the document starts, in bytes, by dotted path.
-fn key_starts(document: &DeTable<'_>) -> BTreeMap<String, usize> {
-    let mut starts = BTreeMap::new();
-    for (section, value) in document {
-        starts.insert(section.get_ref().to_string(), section.span().start);
-        for (key, _) in value.get_ref().as_table().into_iter().flatten() {
-            starts.insert(format!("{}.{}", section.get_ref(), key.get_ref()), key.span().start);
-        }
-    }
-    starts
 }

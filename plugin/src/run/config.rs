@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use diad::config::syntax;
 use toml::Table;
 
 use super::launch::Launch;
 use super::properties::{self, Properties};
-use super::read::{Reading, Section, parse};
+use super::read::{Reading, Section};
 use super::source::Source;
 
 /// The version of the file that this program reads.
@@ -90,7 +91,7 @@ impl Plan {
     /// Every mistake: syntax if there is any, else unknown keys (with the one that may be meant), wrong types, impossible values,
     /// properties that `diadfilter` does not have, models and folders that are not there.
     pub(crate) fn read(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
-        let table = parse(text)?;
+        let table = syntax::parse(text)?;
         let reading = Reading::new(variable);
         let plan = read(&reading, &table);
         let mistakes = reading.finish(text);

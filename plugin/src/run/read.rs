@@ -1,11 +1,10 @@
 //! From a TOML file to values, with every mistake reported at once: the line, the key, the value and what was expected.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use diad::config::syntax;
 use diad::text::closest;
-use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// A mistake, and the key that it is about: `line[0].source.latency`.
@@ -32,12 +31,12 @@ impl<'a> Reading<'a> {
 
     /// The mistakes in the order of the file, each with its line; none if there are none.
     pub(crate) fn finish(self, text: &str) -> Vec<String> {
-        let starts = starts(text);
+        let starts = syntax::starts(text);
         let placed = |Mistake { key, text: what }: Mistake| {
             // A key that is missing stands where its section does.
             let place = std::iter::successors(Some(key.as_str()), |key| key.rfind(['.', '[']).map(|end| &key[..end]));
             match place.into_iter().find_map(|key| starts.get(key)) {
-                Some(&at) => (at, format!("line {}: {what}", line(text, at))),
+                Some(&at) => (at, format!("line {}: {what}", syntax::line(text, at))),
                 None => (usize::MAX, what),
             }
         };
@@ -251,54 +250,6 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     };
     let seconds = text[..unit].parse::<f64>().ok()? * factor;
     (seconds > 0.0 && seconds <= YEAR).then(|| Duration::from_secs_f64(seconds))
-}
-
-/// The tables of a file, or what is wrong with its syntax.
-pub(crate) fn parse(text: &str) -> Result<Table, Vec<String>> {
-    let (_, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
-        return text.parse::<Table>().map_err(|error| vec![error.message().to_owned()]);
-    }
-    let mut first = BTreeMap::new();
-    for error in &errors {
-        let at = error.span().map_or(text.len(), |span| span.start);
-        first.entry(line(text, at)).or_insert_with(|| error.message().to_owned());
-    }
-    Err(first.into_iter().map(|(line, message)| format!("line {line}: {message}")).collect())
-}
-
-/// Number of the line that byte `at` is on, from 1.
-fn line(text: &str, at: usize) -> usize {
-    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
-}
-
-/// Where each key of the file begins, in bytes, by its path.
-fn starts(text: &str) -> BTreeMap<String, usize> {
-    fn of_table(path: &str, table: &DeTable<'_>, starts: &mut BTreeMap<String, usize>) {
-        for (key, value) in table {
-            let name = key.get_ref();
-            let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
-            starts.insert(path.clone(), key.span().start);
-            of_value(&path, value.get_ref(), starts);
-        }
-    }
-    fn of_value(path: &str, value: &DeValue<'_>, starts: &mut BTreeMap<String, usize>) {
-        match value {
-            DeValue::Table(table) => of_table(path, table, starts),
-            DeValue::Array(items) => {
-                for (i, item) in items.iter().enumerate() {
-                    let path = format!("{path}[{i}]");
-                    starts.insert(path.clone(), item.span().start);
-                    of_value(&path, item.get_ref(), starts);
-                }
-            }
-            _ => {}
-        }
-    }
-    let mut all = BTreeMap::new();
-    let (table, _) = DeTable::parse_recoverable(text);
-    of_table("", table.get_ref(), &mut all);
-    all
 }
 
 #[cfg(test)]
