@@ -15,9 +15,12 @@ elements() {
     done
 }
 elements
-if [ "${DIAD_CAMERAS:-}" = 1 ]; then # what only the tests need: a GigE camera that is none, and Python's view
+if [ "${DIAD_CAMERAS:-}" = 1 ]; then # what only the tests need: a GigE camera that is none, a broker, and Python's view
     command -v arv-fake-gv-camera-0.8 >/dev/null 2>&1 || missing="$missing aravis-tools libaravis-0.8-0"
     command -v setpriv >/dev/null 2>&1 || missing="$missing util-linux"
+    [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"
+    command -v mosquitto_sub >/dev/null 2>&1 || missing="$missing mosquitto-clients"
+    command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
     # The second import is python3-gst-1.0: without it Python does not know GStreamer's arrays.
     /usr/bin/python3 -c 'import gi; gi.require_version("Gst", "1.0"); from gi.repository import Gst; from gi.overrides import Gst' 2>/dev/null ||
         missing="$missing python3-gi gir1.2-gstreamer-1.0 python3-gst-1.0"

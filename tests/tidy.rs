@@ -98,6 +98,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("archive", &["detector", "error", "frame"]),
+    ("spool", &["error"]),
     (
         "train",
         &[

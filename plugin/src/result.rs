@@ -364,7 +364,7 @@ fn region_structure(region: &Region) -> glib::SendValue {
 }
 
 /// The present, as results state it.
-pub(crate) fn utc_now() -> String {
+pub fn utc_now() -> String {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
     let text = glib::DateTime::from_unix_utc(seconds).and_then(|time| time.format("%Y-%m-%dT%H:%M:%S"));

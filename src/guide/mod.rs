@@ -19,6 +19,9 @@ pub mod gpu {}
 #[doc = include_str!("lines.md")]
 pub mod lines {}
 
+#[doc = include_str!("outputs.md")]
+pub mod outputs {}
+
 #[doc = include_str!("messages.md")]
 pub mod messages {}
 

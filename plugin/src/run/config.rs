@@ -9,6 +9,7 @@ use diad::config::syntax;
 use toml::Table;
 
 use super::launch::Launch;
+use super::out::Receivers;
 use super::properties::{self, Properties};
 use super::read::{Reading, Section};
 use super::source::Source;
@@ -24,6 +25,8 @@ pub(crate) struct Plan {
     /// Where this program keeps what must outlive it.
     pub(crate) state_dir: PathBuf,
     pub(crate) lines: Vec<Line>,
+    /// Who gets results.
+    pub(crate) receivers: Receivers,
     /// Where others may ask how things are.
     pub(crate) listen: Option<SocketAddr>,
 }
@@ -122,6 +125,9 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
         None => {}
     }
     let name = file.text("name").unwrap_or_else(|| "diad".to_owned());
+    if !is_name(&name) {
+        file.wrong("name", "letters, digits, - and _, at most 40");
+    }
     let state_dir = file.text("state-dir").map_or_else(|| PathBuf::from("diad-state"), PathBuf::from);
     let listen = file.section("http").map(|mut section| {
         let listen = section.text("listen");
@@ -154,8 +160,9 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
     let mut names = BTreeSet::new();
     let lines = sections.into_iter().map(|section| Line::read(section, &defaults, &state_dir, &mut names));
     let lines: Vec<Option<Line>> = lines.collect();
+    let receivers = Receivers::read(&mut file, &names);
     file.finish();
-    Some(Plan { name, state_dir, listen, lines: lines.into_iter().collect::<Option<_>>()? })
+    Some(Plan { name, state_dir, receivers, listen, lines: lines.into_iter().collect::<Option<_>>()? })
 }
 
 impl Given {

@@ -6,8 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use gstdiad::result::utc_now;
 
 use super::config::{Line, OnFailure};
+use super::out::Outlets;
 use super::properties::Change;
 use super::say;
 use super::session::{End, Holder, Session};
@@ -39,6 +41,10 @@ pub(crate) struct Status {
     pub(crate) state: State,
     /// Why it is in this state.
     pub(crate) reason: String,
+    /// Since when: RFC 3339, UTC.
+    pub(crate) since: String,
+    /// The file of its model.
+    pub(crate) model: String,
     /// Since when its pipeline is being started or taken down, and how long that may last.
     pub(crate) changing: Option<(Instant, Duration)>,
     /// Whether its model was loaded, or cannot be.
@@ -69,11 +75,18 @@ impl Handle {
     ///
     /// # Errors
     /// When a file cannot be written, or there is no thread.
-    pub(crate) fn start(line: Line, state_dir: &Path, events: Sender<Event>) -> Result<Self, String> {
-        let tally = Arc::new(Tally::open(&line.name, state_dir, line.results.as_deref())?);
+    pub(crate) fn start(
+        line: Line,
+        state_dir: &Path,
+        outlets: &Arc<Outlets>,
+        events: Sender<Event>,
+    ) -> Result<Self, String> {
+        let tally = Arc::new(Tally::open(&line.name, state_dir, line.results.as_deref(), outlets.clone())?);
         let status = Arc::new(Mutex::new(Status {
             state: State::Starting,
             reason: String::new(),
+            since: utc_now(),
+            model: line.model.clone(),
             changing: None,
             settled: false,
             starts: 0,
@@ -215,6 +228,9 @@ impl Runner {
             return;
         }
         let quiet = state == State::Starting && reason.is_empty();
+        if status.state != state {
+            status.since = utc_now();
+        }
         (status.state, status.reason) = (state, reason.to_owned());
         drop(status);
         if !quiet {
@@ -271,6 +287,7 @@ impl Runner {
 
     fn take(&mut self, line: Line) {
         self.backoff = Backoff::new(&line.name, line.watch.attempts);
+        lock(&self.status).model = line.model.clone();
         self.line = line;
     }
 

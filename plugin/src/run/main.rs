@@ -1,12 +1,14 @@
 //! `diad-run`: lines that keep running. Started as `diad run`.
 //!
 //! `read` takes values out of TOML and collects what is wrong; `config` is what `line.toml` may say, `properties` those of elements in it; `source` and `launch` make a
-//! pipeline of it; a `session` is one life of that pipeline; `line` gives it the next one; `tally` counts and writes results;
-//! `supervise` looks after all lines, `web` tells others of them.
+//! pipeline of it; a `session` is one life of that pipeline; `line` gives it the next one; `tally` counts and writes results; `out` sends
+//! them to others; `supervise` looks after all lines; the `board` shows what can be seen of them, `web` tells who asks.
 
+mod board;
 mod config;
 mod launch;
 mod line;
+mod out;
 mod properties;
 mod read;
 mod session;
@@ -56,7 +58,7 @@ enum Command {
     Validate {
         /// The lines (TOML)
         file: PathBuf,
-        /// Open each camera, and wait for a frame of it
+        /// Open each camera and wait for a frame of it, and connect to the broker
         #[arg(long)]
         probe: bool,
     },
@@ -69,6 +71,10 @@ fn main() -> ExitCode {
         .and_then(|()| gstdiad::plugin_register_static().map_err(|error| error.to_string()))
     {
         eprintln!("diad-run: error: GStreamer does not start: {error}");
+        return ExitCode::from(1);
+    }
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("diad-run: error: TLS has another provider already"); // nobody but this line sets one
         return ExitCode::from(1);
     }
     let (Command::Run { file, .. } | Command::Validate { file, .. }) = &cli.command;
@@ -113,6 +119,15 @@ fn validate(file: &Path, plan: &Plan, probes: bool) -> ExitCode {
             Err(reason) => {
                 wrong += 1;
                 eprintln!("diad-run: error: {}: {reason}", line.name);
+            }
+        }
+    }
+    if let Some(mqtt) = plan.receivers.mqtt.as_ref().filter(|_| probes) {
+        match out::greet(mqtt, &plan.name) {
+            Ok(broker) => println!("mqtt: {broker} answers"),
+            Err(reason) => {
+                wrong += 1;
+                eprintln!("diad-run: error: mqtt: {reason}");
             }
         }
     }

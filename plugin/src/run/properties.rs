@@ -7,7 +7,7 @@ use gst::prelude::*;
 use toml::Value;
 
 use super::config::{Line, archive_of};
-use super::read::{Section, duration};
+use super::read::{Section, bytes, duration};
 
 /// Values by name, in the text that GStreamer reads.
 pub(crate) type Properties = BTreeMap<String, String>;
@@ -69,16 +69,7 @@ fn amount(spec: &ParamSpec, text: &str) -> Option<String> {
     if let Some(time) = duration(text) {
         return u64::try_from(time.as_nanos()).ok().map(|ns| ns.to_string());
     }
-    let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-    let factor = match text[unit..].trim() {
-        "kB" | "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "TB" => 1e12,
-        _ => return None,
-    };
-    let bytes = text[..unit].parse::<f64>().ok()? * factor;
-    (0.0..1e18).contains(&bytes).then(|| (bytes as u64).to_string())
+    bytes(text).map(|bytes| bytes.to_string())
 }
 
 /// The value of a property from its text, or what was expected.

@@ -128,7 +128,7 @@ impl<'a> Section<'a> {
     /// A secret: the text of `key`, or what is in the file that `key-file` names, without the end of the line.
     pub(crate) fn secret(&mut self, key: &'static str, key_file: &'static str) -> Option<String> {
         let text = self.text(key);
-        let file = self.text(key_file)?;
+        let Some(file) = self.text(key_file) else { return text };
         if text.is_some() {
             self.wrong(key_file, &format!("either {key} or {key_file}"));
         }
@@ -168,6 +168,19 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// An amount of data.
+    pub(crate) fn bytes(&mut self, key: &'static str) -> Option<u64> {
+        let expected = "an amount, for instance \"60kB\", \"256MB\" or \"50GB\"";
+        self.read(key, expected, |_, value| value.as_str().and_then(bytes))
+    }
+
+    /// The bytes of a file that a key names.
+    pub(crate) fn file(&mut self, key: &'static str) -> Option<Vec<u8>> {
+        let file = self.text(key)?;
+        let read = std::fs::read(&file);
+        read.map_err(|error| self.mistake(key, format!("{} = {file:?}: cannot be read: {error}", self.path(key)))).ok()
+    }
+
     /// One of some names.
     pub(crate) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
@@ -183,6 +196,17 @@ impl<'a> Section<'a> {
         let (reading, path) = (self.reading, self.path(key));
         let table = self.read(key, "a table", |_, value| value.as_table())?;
         Some(Section::new(reading, path, table))
+    }
+
+    /// The tables in this one, whose names are those of something else.
+    pub(crate) fn tables(&self) -> Vec<(&'a str, Section<'a>)> {
+        let table = |(key, value): (&'a str, &'a Value)| {
+            if !value.is_table() {
+                self.wrong(key, "a table");
+            }
+            Some((key, Section::new(self.reading, self.path(key), value.as_table()?)))
+        };
+        self.entries().filter_map(table).collect()
     }
 
     /// Tables of one name.
@@ -250,6 +274,20 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     };
     let seconds = text[..unit].parse::<f64>().ok()? * factor;
     (seconds > 0.0 && seconds <= YEAR).then(|| Duration::from_secs_f64(seconds))
+}
+
+/// `60kB`, `256MB`, `50GB`, `1.5TB`.
+pub(crate) fn bytes(text: &str) -> Option<u64> {
+    let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+    let factor = match text[unit..].trim() {
+        "kB" | "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        _ => return None,
+    };
+    let bytes = text[..unit].parse::<f64>().ok()? * factor;
+    (0.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ impl Session {
         let bus = pipeline.bus().ok_or_else(|| wrong("the pipeline has no bus".into()))?;
         tally.forget_times();
         watch(&filter, tally);
-        tally.set_archive(pipeline.by_name(&archive_of(&line.name)));
+        tally.set_elements(&filter, pipeline.by_name(&archive_of(&line.name)));
         let session = Self { pipeline, bus, filter, behind, finite: line.source.is_finite(), started: Instant::now() };
         match session.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(session),

@@ -1,5 +1,6 @@
 //! All lines of a file: started, watched, changed as the file changes, and stopped.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,12 +10,14 @@ use diad::detector::Verdict;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::config::Plan;
+use super::board::Board;
+use super::config::{Line, Plan};
 use super::line::{Command, Handle};
+use super::out::Outputs;
 use super::properties::changes;
 use super::say;
 use super::state::State;
-use super::web::{Board, serve};
+use super::web::serve;
 
 /// How often is looked around.
 const TICK: Duration = Duration::from_millis(100);
@@ -73,57 +76,24 @@ pub(crate) fn run(path: &Path, plan: Plan) -> Result<Exit, String> {
     signals(events.clone())?;
     std::fs::create_dir_all(&plan.state_dir)
         .map_err(|error| format!("state-dir = {:?}: cannot be written: {error}", plan.state_dir.display()))?;
-    let lines = plan.lines.iter().map(|line| Handle::start(line.clone(), &plan.state_dir, events.clone()));
-    let (lines, board) = (lines.collect::<Result<Vec<_>, _>>()?, Arc::new(Board::default()));
-    let mut all = Supervisor { lines, file: File::of(path), plan, board, events, woken };
+    let _state = Held::take(&plan.state_dir)?;
+    let board = Arc::new(Board::default());
+    let mut outputs = Outputs::new(&plan.name, board.clone());
+    // A receiver that cannot be served is told, and the lines run without it: they matter more than who asks after them.
+    outputs.serve(&plan.receivers, &plan.state_dir).unwrap_or_else(|reason| say("", &reason));
+    let start = |line: &Line| Handle::start(line.clone(), &plan.state_dir, &board.outlets, events.clone());
+    let lines = plan.lines.iter().map(start).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Supervisor { lines, file: File::of(path), plan, board, outputs, events, woken };
     all.board.file_is(true);
     all.board.show(all.lines.iter().map(Handle::seen).collect());
     if let Some(address) = all.plan.listen
         && let Err(reason) = serve(address, all.board.clone())
     {
-        say("", &format!("{reason}; the lines run without it")); // they matter more than who asks after them
+        say("", &format!("{reason}; the lines run without it"));
     }
-    let (mut ready, mut told) = (false, Instant::now());
-    let mut watchdog = Watchdog::find();
-    loop {
-        match all.woken.recv_timeout(TICK) {
-            Ok(Event::Stop) => {
-                notify(&[sd_notify::NotifyState::Stopping]);
-                return Ok(all.stop());
-            }
-            Ok(Event::Reload) => {
-                all.lines.iter().for_each(|line| line.tell(Command::Reopen));
-                all.reload();
-            }
-            Ok(Event::Over) | Err(_) if all.file.has_changed() => all.reload(),
-            Ok(Event::Over) | Err(_) => {}
-        }
-        if !ready && all.lines.iter().all(|line| line.status().settled) {
-            ready = true;
-            notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&all.status())]);
-        }
-        if told.elapsed() > STATUS {
-            told = Instant::now();
-            notify(&[sd_notify::NotifyState::Status(&all.status())]);
-        }
-        let stuck = all.stuck();
-        if stuck && watchdog.is_none() {
-            all.stop();
-            return Ok(Exit::Stuck);
-        }
-        if let Some(watchdog) = &mut watchdog
-            && !stuck
-        {
-            watchdog.feed();
-        }
-        if all.lines.iter().any(Handle::ends_all) {
-            all.stop();
-            return Ok(Exit::Failed);
-        }
-        if !stuck && all.lines.iter().all(Handle::is_over) {
-            return Ok(all.end());
-        }
-    }
+    let exit = all.watch();
+    all.outputs.stop();
+    Ok(exit)
 }
 
 struct Supervisor {
@@ -131,11 +101,61 @@ struct Supervisor {
     lines: Vec<Handle>,
     file: File,
     board: Arc<Board>,
+    outputs: Outputs,
     events: Sender<Event>,
     woken: Receiver<Event>,
 }
 
 impl Supervisor {
+    /// Looks after the lines until all is over.
+    fn watch(&mut self) -> Exit {
+        let (mut ready, mut told) = (false, Instant::now());
+        let mut watchdog = Watchdog::find();
+        loop {
+            match self.woken.recv_timeout(TICK) {
+                Ok(Event::Stop) => {
+                    notify(&[sd_notify::NotifyState::Stopping]);
+                    return self.stop();
+                }
+                Ok(Event::Reload) => {
+                    self.lines.iter().for_each(|line| line.tell(Command::Reopen));
+                    self.reload();
+                }
+                Ok(Event::Over) | Err(_) if self.file.has_changed() => self.reload(),
+                Ok(Event::Over) | Err(_) => {}
+            }
+            if !ready && self.lines.iter().all(|line| line.status().settled) {
+                ready = true;
+                notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&self.status())]);
+            }
+            if told.elapsed() > STATUS {
+                told = Instant::now();
+                notify(&[sd_notify::NotifyState::Status(&self.status())]);
+            }
+            let stuck = self.stuck();
+            if stuck && watchdog.is_none() {
+                self.stop();
+                return Exit::Stuck;
+            }
+            if let Some(watchdog) = &mut watchdog
+                && !stuck
+            {
+                watchdog.feed();
+            }
+            if self.lines.iter().any(Handle::ends_all) {
+                self.stop();
+                return Exit::Failed;
+            }
+            if !stuck && self.lines.iter().all(Handle::is_over) {
+                return self.end();
+            }
+        }
+    }
+
+    fn start(&self, line: &Line) -> Result<Handle, String> {
+        Handle::start(line.clone(), &self.plan.state_dir, &self.board.outlets, self.events.clone())
+    }
+
     /// Reads the file again. A mistake in it leaves everything as it is.
     fn reload(&mut self) {
         let new = match Plan::load(&self.file.path) {
@@ -160,22 +180,24 @@ impl Supervisor {
             stays || !handle.is_over()
         });
         for line in &new.lines {
-            let Some(handle) = self.lines.iter_mut().find(|handle| handle.line.name == line.name) else {
-                match Handle::start(line.clone(), &self.plan.state_dir, self.events.clone()) {
+            let Some(at) = self.lines.iter().position(|handle| handle.line.name == line.name) else {
+                match self.start(line) {
                     Ok(handle) => self.lines.push(handle),
                     Err(reason) => say(&line.name, &reason),
                 }
                 continue;
             };
-            if handle.line == *line && !handle.is_over() {
+            let handle = &mut self.lines[at];
+            // A line at its end stays there; one that has failed gets another try.
+            if handle.line == *line && (!handle.is_over() || handle.status().state == State::Ended) {
                 continue;
             }
             if handle.is_over() || handle.line.results != line.results {
                 // Its thread has ended, or its files are others: from the beginning.
                 handle.tell(Command::Stop);
                 wait_for((&self.events, &self.woken), &[handle], line.watch.stop + line.watch.teardown);
-                match Handle::start(line.clone(), &self.plan.state_dir, self.events.clone()) {
-                    Ok(new) => *handle = new,
+                match self.start(line) {
+                    Ok(new) => self.lines[at] = new,
                     Err(reason) => say(&line.name, &reason),
                 }
                 continue;
@@ -188,7 +210,8 @@ impl Supervisor {
             handle.line = line.clone();
         }
         self.board.show(self.lines.iter().map(Handle::seen).collect());
-        self.plan.lines = new.lines;
+        self.outputs.serve(&new.receivers, &self.plan.state_dir).unwrap_or_else(|reason| say("", &reason));
+        (self.plan.lines, self.plan.receivers) = (new.lines, new.receivers);
     }
 
     /// Whether a line is stuck; says so once.
@@ -239,6 +262,22 @@ fn wait_for((events, woken): (&Sender<Event>, &Receiver<Event>), lines: &[&Handl
         let _ = events.try_send(signal); // there was room for it before
     }
     lines.iter().all(|line| line.is_over())
+}
+
+/// The folder of this program's own, which no other may have at the same time: numbers would be given twice.
+struct Held(#[expect(dead_code, reason = "held until the end")] fs::File);
+
+impl Held {
+    fn take(state_dir: &Path) -> Result<Self, String> {
+        let wrong = |what: &dyn std::fmt::Display| format!("state-dir = {:?}: {what}", state_dir.display());
+        let file = fs::File::create(state_dir.join("lock"));
+        let file = file.map_err(|error| wrong(&format_args!("cannot be written: {error}")))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(fs::TryLockError::WouldBlock) => Err(wrong(&"another diad-run works in it")),
+            Err(fs::TryLockError::Error(error)) => Err(wrong(&format_args!("cannot be locked: {error}"))),
+        }
+    }
 }
 
 /// The file, and how it was when it was last looked at.
@@ -321,7 +360,7 @@ mod tests {
         gst::init().unwrap();
         gstdiad::plugin_register_static().unwrap();
         let line = crate::config::Line::of_test("tries", "videotestsrc ! videoconvert");
-        let handle = Handle::start(line, &state_dir, events.clone()).unwrap();
+        let handle = Handle::start(line, &state_dir, &Arc::default(), events.clone()).unwrap();
         let over = wait_for((&events, &woken), &[&handle], 2 * TICK);
         let mut left: Vec<Event> = woken.try_iter().collect();
         left.retain(|event| *event != Event::Over);

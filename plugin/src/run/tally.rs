@@ -1,8 +1,8 @@
 //! What has come and gone on a line: counts, numbers of frames, and the results as they leave.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +11,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use diad::detector::Verdict;
+use gst::prelude::*;
 use gstdiad::result::DiadResult;
 
+use super::out::Outlets;
 use super::say;
 
 /// Results that may wait for the disk.
@@ -30,9 +32,11 @@ pub(crate) struct Tally {
     seen: Mutex<Seen>,
     /// Frames that nobody looked at, by reason.
     reasons: Mutex<BTreeMap<String, u64>>,
-    /// The archive of the pipeline that runs.
+    /// Filter and archive of the pipeline that runs.
+    filter: Mutex<gst::glib::WeakRef<gst::Element>>,
     archive: Mutex<gst::glib::WeakRef<gst::Element>>,
     numbers: Mutex<Numbers>,
+    outlets: Arc<Outlets>,
     writer: Mutex<Option<Writer>>,
 }
 
@@ -86,13 +90,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tally {
-    /// Of the line `line`, with its numbers kept in `state_dir`.
+    /// Of the line `line`, with its numbers kept in `state_dir`; results go to a file, and to `outlets`.
     ///
     /// # Errors
     /// When the folder or the file of results cannot be written.
-    pub(crate) fn open(line: &str, state_dir: &Path, results: Option<&Path>) -> Result<Self, String> {
+    pub(crate) fn open(
+        line: &str,
+        state_dir: &Path,
+        results: Option<&Path>,
+        outlets: Arc<Outlets>,
+    ) -> Result<Self, String> {
         let numbers = Numbers::open(state_dir.join("sequence").join(line))?;
-        let writer = results.map(|path| Writer::open(line, path)).transpose()?;
+        let writer = Writer::open(line, results, outlets.clone())?;
         Ok(Self {
             line: line.to_owned(),
             frames: AtomicU64::new(0),
@@ -101,9 +110,11 @@ impl Tally {
             times: Mutex::default(),
             seen: Mutex::default(),
             reasons: Mutex::default(),
+            filter: Mutex::default(),
             archive: Mutex::default(),
             numbers: Mutex::new(numbers),
-            writer: Mutex::new(writer),
+            outlets,
+            writer: Mutex::new(Some(writer)),
         })
     }
 
@@ -135,7 +146,9 @@ impl Tally {
             let known = reasons.contains_key(reason) || reasons.len() < REASONS;
             *reasons.entry(if known { reason } else { "other" }.to_owned()).or_default() += 1;
         }
+        self.outlets.take_now(result);
         if let Some(writer) = &*lock(&self.writer)
+            && writer.is_wanted()
             && !writer.write(result)
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -150,15 +163,23 @@ impl Tally {
         lock(&self.reasons).clone()
     }
 
-    /// This is the archive from now on.
-    pub(crate) fn set_archive(&self, archive: Option<gst::Element>) {
-        *lock(&self.archive) = archive.as_ref().map(gst::prelude::ObjectExt::downgrade).unwrap_or_default();
+    /// These are the filter and the archive from now on.
+    pub(crate) fn set_elements(&self, filter: &gst::Element, archive: Option<gst::Element>) {
+        *lock(&self.filter) = filter.downgrade();
+        *lock(&self.archive) = archive.as_ref().map(gst::Element::downgrade).unwrap_or_default();
+    }
+
+    /// The frames that come show this part.
+    pub(crate) fn set_part(&self, part: &str) {
+        if let Some(filter) = lock(&self.filter).upgrade() {
+            filter.set_property("part-id", part);
+        }
     }
 
     /// The statistics of the archive, where there is one.
     pub(crate) fn archive(&self) -> Option<gst::Structure> {
         let archive = lock(&self.archive).upgrade()?;
-        gst::prelude::ObjectExt::property::<Option<gst::Structure>>(&archive, "stats")
+        archive.property::<Option<gst::Structure>>("stats")
     }
 
     pub(crate) fn times(&self) -> Times {
@@ -253,54 +274,102 @@ impl Numbers {
 
 /// Writes results on a thread of its own: the line does not wait for the disk.
 struct Writer {
-    queue: Sender<Vec<u8>>,
+    queue: Sender<DiadResult>,
+    outlets: Arc<Outlets>,
+    /// Whether there is a file.
+    file: bool,
     reopen: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Writer {
-    fn open(line: &str, path: &Path) -> Result<Self, String> {
-        let open = |path: &Path| {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            file.map_err(|error| format!("{}: cannot be written: {error}", path.display()))
-        };
-        let (mut file, path, line) = (open(path)?, path.to_owned(), line.to_owned());
-        let (queue, waiting) = bounded::<Vec<u8>>(WAITING);
+    fn open(line: &str, path: Option<&Path>, outlets: Arc<Outlets>) -> Result<Self, String> {
+        let mut file = path.map(|path| ResultsFile::open(line, path)).transpose()?;
+        let (queue, waiting) = bounded::<DiadResult>(WAITING);
         let reopen = Arc::new(AtomicBool::new(false));
-        let again = reopen.clone();
+        let (again, receivers) = (reopen.clone(), outlets.clone());
+        let has_file = file.is_some();
         let work = move || {
-            let mut told = false;
-            for text in waiting {
-                if again.swap(false, Ordering::Relaxed) {
-                    match open(&path) {
-                        Ok(new) => file = new,
-                        Err(reason) => say(&line, &reason),
+            for result in waiting {
+                let Ok(mut json) = serde_json::to_vec(&result) else { continue };
+                // What stands in the file was given to all others: a crash in between leaves the file short, not them.
+                receivers.take(&result, &json);
+                if let Some(file) = &mut file {
+                    if again.swap(false, Ordering::Relaxed) {
+                        file.reopen();
                     }
-                }
-                match file.write_all(&text) {
-                    Ok(()) => told = false,
-                    Err(error) if !std::mem::replace(&mut told, true) => {
-                        say(&line, &format!("{}: results cannot be written: {error}", path.display()));
-                    }
-                    Err(_) => {}
+                    json.push(b'\n');
+                    file.write(&json);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("diad-results".into()).spawn(work);
         let thread = thread.map_err(|error| format!("no thread to write results: {error}"))?;
-        Ok(Self { queue, reopen, thread })
+        Ok(Self { queue, outlets, file: has_file, reopen, thread })
+    }
+
+    /// Whether anybody wants results.
+    fn is_wanted(&self) -> bool {
+        self.file || !self.outlets.is_empty()
     }
 
     /// Whether there was room for it.
     fn write(&self, result: &DiadResult) -> bool {
-        let Ok(mut text) = serde_json::to_vec(result) else { return false };
-        text.push(b'\n');
-        !matches!(self.queue.try_send(text), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
+        !matches!(self.queue.try_send(result.clone()), Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
     }
 
     fn finish(self) {
         drop(self.queue);
         let _ = self.thread.join();
+    }
+}
+
+/// The file that gets a line of JSON for each frame.
+struct ResultsFile {
+    line: String,
+    path: PathBuf,
+    file: File,
+    /// Whether somebody was told that it cannot be written.
+    told: bool,
+}
+
+impl ResultsFile {
+    fn open(line: &str, path: &Path) -> Result<Self, String> {
+        Ok(Self { line: line.to_owned(), path: path.to_owned(), file: Self::append(path)?, told: false })
+    }
+
+    fn append(path: &Path) -> Result<File, String> {
+        let open = || -> std::io::Result<File> {
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+            // A line that a crash has cut short is not to be mixed with the next.
+            let mut last = [b'\n'];
+            if file.seek(SeekFrom::End(-1)).is_ok() {
+                file.read_exact(&mut last)?;
+            }
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+            }
+            Ok(file)
+        };
+        open().map_err(|error| format!("{}: cannot be written: {error}", path.display()))
+    }
+
+    /// As after it was renamed.
+    fn reopen(&mut self) {
+        match Self::append(&self.path) {
+            Ok(new) => self.file = new,
+            Err(reason) => say(&self.line, &reason),
+        }
+    }
+
+    fn write(&mut self, text: &[u8]) {
+        match self.file.write_all(text) {
+            Ok(()) => self.told = false,
+            Err(error) if !std::mem::replace(&mut self.told, true) => {
+                say(&self.line, &format!("{}: results cannot be written: {error}", self.path.display()));
+            }
+            Err(_) => {}
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What others may ask over HTTP: `/metrics` for Prometheus, `/healthz`, `/readyz`. Nothing here changes anything.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -18,32 +18,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::line::Seen;
+use super::board::Board;
 use super::state::State;
 use super::tally::lock;
-
-/// What can be seen of all lines.
-#[derive(Default)]
-pub(crate) struct Board {
-    lines: Mutex<Vec<Seen>>,
-    /// Whether the file was right when it was last read.
-    file_is_right: AtomicBool,
-}
-
-impl Board {
-    /// These are the lines from now on.
-    pub(crate) fn show(&self, lines: Vec<Seen>) {
-        *lock(&self.lines) = lines;
-    }
-
-    pub(crate) fn file_is(&self, right: bool) {
-        self.file_is_right.store(right, Ordering::Relaxed);
-    }
-
-    fn lines(&self) -> Vec<Seen> {
-        lock(&self.lines).clone()
-    }
-}
 
 type Labels = Vec<(&'static str, String)>;
 type Real = Gauge<f64, std::sync::atomic::AtomicU64>;
@@ -124,7 +101,11 @@ fn registry(board: &Board) -> Registry {
     let entered: Family<_, Counter> = family(all, "frames_in", "Frames that came");
     let uninspected: Family<_, Counter> = family(all, "uninspected", "Frames that nobody looked at, by reason");
     let restarts: Family<_, Counter> = family(all, "line_restarts", "Pipelines that were built anew");
-    let lost: Family<_, Counter> = family(all, "lost", "Results that could not be written");
+    let lost: Family<_, Counter> =
+        family(all, "lost", "Results that could not be written, or were given up before they were delivered");
+    let labels = |labels: &[(&'static str, &str)]| -> Labels {
+        labels.iter().map(|(key, value)| (*key, (*value).to_owned())).collect()
+    };
     let archived: Family<_, Counter> =
         family(all, "archive_dropped", "Pictures and frames that the archive left out, by reason");
     let up: Family<_, Gauge> = family(all, "camera_up", "1 where frames come, or a trigger is waited for");
@@ -136,13 +117,32 @@ fn registry(board: &Board) -> Registry {
     let last: Family<_, Real> = family(all, "last_frame_timestamp_seconds", "When the last frame left, since 1970");
     let threshold: Family<_, Real> =
         family(all, "threshold", "Score above which the last inspected frame would have been rejected");
-    right.get_or_create(&Vec::new()).set(i64::from(board.file_is_right.load(Ordering::Relaxed)));
+    let delivered: Family<_, Counter> = family(all, "delivered", "Results that a receiver says it has");
+    let waiting: Family<_, Gauge> = family(all, "spool_results", "Results that wait for their receiver");
+    let waiting_bytes: Family<_, Gauge> = family(all, "spool_bytes", "Bytes of them on disk");
+    let waiting_since: Family<_, Real> = family(all, "spool_oldest_seconds", "How long the oldest of them waits");
+    let connected: Family<_, Gauge> =
+        family(all, "sink_up", "1 where the receiver is connected, or took what came last");
+    for outbox in board.outlets.outboxes() {
+        let sink = labels(&[("sink", outbox.name())]);
+        let counts = outbox.counts();
+        let of = |line: &str| labels(&[("line", line), ("sink", outbox.name())]);
+        for (family, by_line) in [(&lost, counts.lost), (&delivered, outbox.delivered())] {
+            for (line, count) in by_line {
+                family.get_or_create(&of(&line)).inc_by(count);
+            }
+        }
+        waiting.get_or_create(&sink).set(i64::try_from(counts.waiting).unwrap_or(i64::MAX));
+        waiting_bytes.get_or_create(&sink).set(i64::try_from(counts.bytes).unwrap_or(i64::MAX));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let since = counts.oldest_ms.map_or(0.0, |ms| now - ms as f64 / 1e3);
+        waiting_since.get_or_create(&sink).set(since.max(0.0));
+        connected.get_or_create(&sink).set(i64::from(outbox.connected()));
+    }
+    right.get_or_create(&Vec::new()).set(i64::from(board.file_is_right()));
     build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
     for line in board.lines() {
-        let of = |more: &[(&'static str, &str)]| -> Labels {
-            let more = more.iter().map(|(key, value)| (*key, (*value).to_owned()));
-            std::iter::once(("line", line.name.clone())).chain(more).collect()
-        };
+        let of = |more: &[(&'static str, &str)]| labels(&[&[("line", line.name.as_str())], more].concat());
         let counts = line.tally.counts();
         for (verdict, count) in Verdict::ALL.iter().zip(counts.verdicts) {
             frames.get_or_create(&of(&[("verdict", verdict.name())])).inc_by(count);

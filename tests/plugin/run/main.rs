@@ -5,6 +5,7 @@ mod common;
 
 mod archive;
 mod cameras;
+mod outputs;
 mod web;
 mod wrong;
 
@@ -191,6 +192,25 @@ fn a_stop_lets_frames_leave() {
     let frames = numbers.next().unwrap();
     assert_eq!((frames, shift.results("cap.jsonl").len()), (numbers.sum(), frames), "frames in = verdicts: {said}");
     assert!(frames > 0);
+}
+
+#[test]
+fn a_line_at_its_end_stays_there_when_the_file_changes() {
+    let lines = |filter: &str| {
+        let (ends, goes) = (finite(10), LIVE);
+        format!(
+            "[defaults]\nmodel = \"MODEL\"\n[[line]]\nname = \"ends\"\n{ends}\nresults = \"ends.jsonl\"\n\
+             [[line]]\nname = \"goes\"\n{goes}\n{filter}\n"
+        )
+    };
+    let shift = Shift::new(&lines(""));
+    let mut running = shift.start();
+    running.until("ends: ended: 10 frames");
+    shift.write(&lines("filter = { threshold = 3.0 }"));
+    running.signal("HUP");
+    running.until("goes: changed: threshold");
+    assert_eq!(running.stop().0, 0);
+    assert_eq!(shift.results("ends.jsonl").len(), 10);
 }
 
 #[test]

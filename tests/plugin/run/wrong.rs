@@ -9,7 +9,10 @@ fn every_mistake_is_told_at_once_with_its_line_and_what_was_expected() {
     let shift = Shift::new(
         "nam = \"x\"\n[defaults]\nstal = \"5s\"\nfilter = { overlay = \"none\", treshold = 1, max-size-buffers = 0, device = \"${NOPE}\" }\n\
          [[line]]\nname = \"a b\"\nsource = { rtsp = \"http://x\", file = \"x\" }\nmodel = \"none.diad\"\n\
-         [[line]]\nsource = { aravis = \"\", triggered = true, framerate = 25 }\nstall = 5\nattempts = -1\non-failure = \"explode\"\n",
+         [[line]]\nsource = { aravis = \"\", triggered = true, framerate = 25 }\nstall = 5\nattempts = -1\non-failure = \"explode\"\n\
+         [mqtt]\nurl = \"http://x\"\npassword = \"p\"\nca-file = \"none.pem\"\nwhch = \"all\"\ntopic = \"a/#\"\n\
+         [webhook]\nurl = \"ftp://x\"\nbatch = 0\n[modbus]\nlisten = \"502\"\nunits = { nobody = 1, zero = 0 }\n\
+         [gpio.b]\nreject = -1\nverdicts = \"bad\"\n",
     );
     for command in ["run", "validate"] {
         let (code, said) = shift.finish(&[command, "line.toml"]);
@@ -31,6 +34,20 @@ fn every_mistake_is_told_at_once_with_its_line_and_what_was_expected() {
             "line 12: line[1].stall = 5: expected a length of time",
             "line 13: line[1].attempts = -1: expected a whole number",
             "line 14: line[1].on-failure = \"explode\": expected one of \"continue\", \"exit\"",
+            "line 16: mqtt.url = \"http://x\": expected mqtt://HOST",
+            "line 17: mqtt.password: has no user beside it",
+            "line 18: mqtt.ca-file = \"none.pem\": cannot be read",
+            "line 19: mqtt.whch: unknown key; did you mean which?",
+            "line 20: mqtt.topic = \"a/#\": expected the beginning of topics",
+            "line 22: webhook.url = \"ftp://x\": expected an address that begins with http://",
+            "line 23: webhook.batch = 0: expected a whole number from 1 to 1000",
+            "line 25: modbus.listen = \"502\": expected address and port",
+            "line 26: modbus.units.nobody: is no line",
+            "line 26: modbus.units.zero = 0: expected a unit from 1 to 247",
+            "line 27: gpio.b: is no line",
+            "line 28: gpio.b.reject = -1: expected a whole number",
+            "line 27: gpio.b.delay: is missing, expected the time from the camera to the gate",
+            "line 29: gpio.b.verdicts = \"bad\": expected some of ok, warn, ng, uninspected, error",
         ] {
             assert!(said.contains(expected), "{expected}\nis not in\n{said}");
         }
@@ -54,11 +71,34 @@ fn a_right_file_is_called_right() {
 }
 
 /// Every key that a file may have, with a right value.
-const KEYS: [(&str, &str); 23] = [
+const KEYS: [(&str, &str); 46] = [
     ("schema", "1"),
     ("name", "\"hall\""),
     ("state-dir", "\"state\""),
     ("http.listen", "\"127.0.0.1:0\""),
+    ("mqtt.url", "\"mqtt://a\""),
+    ("mqtt.user", "\"u\""),
+    ("mqtt.password", "\"p\""),
+    ("mqtt.topic", "\"plant/diad\""),
+    ("mqtt.which", "\"changes\""),
+    ("mqtt.max-size", "\"1MB\""),
+    ("mqtt.max-age", "\"1d\""),
+    ("webhook.url", "\"https://a/b\""),
+    ("webhook.secret", "\"s\""),
+    ("webhook.batch", "10"),
+    ("webhook.timeout", "\"5s\""),
+    ("webhook.which", "\"not-ok\""),
+    ("modbus.listen", "\"127.0.0.1:1502\""),
+    ("modbus.units", "{ cap = 1 }"),
+    ("modbus.warn-passes", "true"),
+    ("modbus.hold", "\"2s\""),
+    ("gpio.cap.chip", "\"/dev/gpiochip9\""),
+    ("gpio.cap.reject", "17"),
+    ("gpio.cap.healthy", "18"),
+    ("gpio.cap.delay", "\"350ms\""),
+    ("gpio.cap.pulse", "\"40ms\""),
+    ("gpio.cap.verdicts", "\"ng+error\""),
+    ("gpio.cap.on-late", "\"pulse\""),
     ("line.name", "\"cap\""),
     ("line.model", "\"MODEL\""),
     ("line.filter.threshold", "2.0"),
@@ -95,6 +135,10 @@ fn file(wrong: Option<(usize, &str, Option<&str>)>) -> String {
     };
     let sections = [
         ("http", "[http]"),
+        ("mqtt", "[mqtt]"),
+        ("webhook", "[webhook]"),
+        ("modbus", "[modbus]"),
+        ("gpio.cap", "[gpio.cap]"),
         ("defaults", "[defaults]"),
         ("line", "[[line]]"),
         ("line.source", "[line.source]"),
@@ -132,10 +176,13 @@ fn the_file_of_all_keys_is_right() {
 /// The page for operators has a row for every key, and every key it has is one.
 #[test]
 fn the_manual_has_every_key() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../src/guide/lines.md")).unwrap();
+    let pages = [include_str!("../../../src/guide/lines.md"), include_str!("../../../src/guide/outputs.md")];
+    let page = pages.concat();
     for (path, _) in KEYS.iter().filter(|(path, _)| !path.starts_with("defaults.") && !path.starts_with("line.filter."))
     {
-        let key = path.strip_prefix("line.source.").unwrap_or(path);
+        let shared = path.split_once('.').filter(|(section, _)| ["mqtt", "webhook"].contains(section));
+        let shared = shared.map(|(_, key)| key).filter(|key| ["which", "max-size", "max-age"].contains(key));
+        let key = path.strip_prefix("line.source.").or(shared).unwrap_or(path).replace("gpio.cap.", "gpio.LINE.");
         assert!(page.contains(&format!("`{key}`")) || page.contains(&format!("`{key} = ")), "{key} is not on the page");
     }
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `line.")?.split_once('`')).map(|(key, _)| key);
@@ -148,14 +195,16 @@ fn the_manual_has_every_key() {
 #[test]
 fn the_files_of_the_manual_are_right() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    for page in ["README.md", "src/guide/lines.md"] {
+    for page in ["README.md", "src/guide/lines.md", "src/guide/outputs.md"] {
         let text = std::fs::read_to_string(root.join(page)).unwrap();
         let blocks: Vec<&str> = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
         assert_eq!(blocks.len(), 1, "{page}");
         let shift = Shift::new("");
-        std::fs::write(shift.path("pw"), "secret").unwrap();
+        for name in ["label", "broker", "webhook"] {
+            std::fs::write(shift.path(name), "secret").unwrap();
+        }
         let block = blocks[0].replace("bottle.diad", shop().model.to_str().unwrap());
-        std::fs::write(shift.path("line.toml"), block.replace("/run/credentials/label", "pw")).unwrap();
+        std::fs::write(shift.path("line.toml"), block.replace("/run/credentials/", "")).unwrap();
         let (code, said) = shift.finish(&["validate", "line.toml"]);
         assert_eq!(code, 0, "{page}: {said}");
     }

@@ -1,0 +1,219 @@
+//! Results on their way out of the program: to whom, which of them, and what waits where.
+//!
+//! Those for receivers that may be away go through an [`Outbox`] on disk, so that a line never waits for a socket and an outage costs
+//! nothing; `mqtt` and `webhook` empty one each. `modbus` has the newest in memory, for a controller that asks; `gpio` throws a gate.
+
+mod gpio;
+mod modbus;
+mod mqtt;
+mod outbox;
+mod tls;
+mod webhook;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use gstdiad::result::DiadResult;
+
+use self::gpio::{Gate, Gates, Way};
+use self::modbus::Modbus;
+use self::mqtt::Mqtt;
+pub(crate) use self::mqtt::greet;
+pub(crate) use self::outbox::Outbox;
+use self::outbox::Waiting;
+use self::webhook::Webhook;
+use super::board::Board;
+use super::read::Section;
+use super::say;
+
+/// The receivers that a file names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Receivers {
+    pub(crate) mqtt: Option<Mqtt>,
+    webhook: Option<Webhook>,
+    modbus: Option<Modbus>,
+    gpio: BTreeMap<String, Gate>,
+}
+
+impl Receivers {
+    /// From the sections of a file with lines of these names.
+    pub(crate) fn read(file: &mut Section<'_>, lines: &BTreeSet<String>) -> Self {
+        Self {
+            mqtt: file.section("mqtt").and_then(Mqtt::read),
+            webhook: file.section("webhook").and_then(Webhook::read),
+            modbus: file.section("modbus").and_then(|section| Modbus::read(section, lines)),
+            gpio: file.section("gpio").map(|section| Gate::read(section, lines)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Where the results of all lines go, whichever receivers there are just now.
+#[derive(Default)]
+pub(crate) struct Outlets {
+    outboxes: RwLock<Vec<Arc<Outbox>>>,
+    registers: RwLock<Option<Arc<modbus::Registers>>>,
+    gates: RwLock<BTreeMap<String, Arc<Way>>>,
+}
+
+impl Outlets {
+    /// Takes a result at once. Called where the frame passes: nothing here waits.
+    pub(crate) fn take_now(&self, result: &DiadResult) {
+        if let Some(registers) = &*self.registers.read().unwrap_or_else(PoisonError::into_inner) {
+            registers.take(result);
+        }
+        let gates = self.gates.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = result.line.as_ref().and_then(|line| gates.get(line)) {
+            gate.take(result);
+        }
+    }
+
+    /// Takes a result and its JSON. Called on a line's writing thread, in the order of the line; may wait for the disk.
+    pub(crate) fn take(&self, result: &DiadResult, json: &[u8]) {
+        self.outboxes().iter().for_each(|outbox| outbox.take(result, json));
+    }
+
+    /// Whether nobody wants JSON.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.outboxes.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// What waits on disk.
+    pub(crate) fn outboxes(&self) -> Vec<Arc<Outbox>> {
+        self.outboxes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The receivers that are served.
+pub(crate) struct Outputs {
+    served: Receivers,
+    name: String,
+    board: Arc<Board>,
+    mqtt: Option<mqtt::Sender>,
+    webhook: Option<webhook::Sender>,
+    modbus: Option<modbus::Server>,
+    gates: Option<Gates>,
+}
+
+impl Outputs {
+    /// None yet.
+    pub(crate) fn new(name: &str, board: Arc<Board>) -> Self {
+        let (served, name) = (Receivers::default(), name.to_owned());
+        Self { served, name, board, mqtt: None, webhook: None, modbus: None, gates: None }
+    }
+
+    /// Serves these receivers from now on; those that stay as they are do not notice.
+    ///
+    /// # Errors
+    /// When something of it cannot be begun; the others are served.
+    pub(crate) fn serve(&mut self, wanted: &Receivers, state_dir: &Path) -> Result<(), String> {
+        let outlets = self.board.outlets.clone();
+        let mut wrong = Vec::new();
+        if wanted.mqtt != self.served.mqtt {
+            self.mqtt.take().into_iter().for_each(mqtt::Sender::stop);
+            let begin = |mqtt: &Mqtt| -> Result<_, String> {
+                let outbox = outlets.outbox("mqtt", state_dir, &mqtt.waiting)?;
+                mqtt::Sender::start(mqtt.clone(), &self.name, outbox, self.board.clone())
+            };
+            match wanted.mqtt.as_ref().map(begin).transpose() {
+                Ok(sender) => self.mqtt = sender,
+                Err(reason) => wrong.push(format!("mqtt: {reason}")),
+            }
+        }
+        if wanted.webhook != self.served.webhook {
+            self.webhook.take().into_iter().for_each(webhook::Sender::stop);
+            let begin = |webhook: &Webhook| -> Result<_, String> {
+                let outbox = outlets.outbox("webhook", state_dir, &webhook.waiting)?;
+                webhook::Sender::start(webhook.clone(), &self.name, outbox)
+            };
+            match wanted.webhook.as_ref().map(begin).transpose() {
+                Ok(sender) => self.webhook = sender,
+                Err(reason) => wrong.push(format!("webhook: {reason}")),
+            }
+        }
+        if wanted.modbus != self.served.modbus {
+            self.modbus.take().into_iter().for_each(modbus::Server::stop);
+            match wanted.modbus.as_ref().map(|modbus| modbus::Server::start(modbus, self.board.clone())).transpose() {
+                Ok(server) => self.modbus = server,
+                Err(reason) => wrong.push(format!("modbus: {reason}")),
+            }
+        }
+        if wanted.gpio != self.served.gpio {
+            outlets.gates.write().unwrap_or_else(PoisonError::into_inner).clear();
+            self.gates.take().into_iter().for_each(Gates::stop);
+            match Gates::start(&wanted.gpio, &self.board) {
+                Ok(gates) => self.gates = Some(gates),
+                Err(reason) => wrong.push(format!("gpio: {reason}")),
+            }
+        }
+        let ways = self.gates.as_ref().map(Gates::ways).unwrap_or_default();
+        *outlets.gates.write().unwrap_or_else(PoisonError::into_inner) = ways;
+        let registers = self.modbus.as_ref().map(modbus::Server::registers);
+        *outlets.registers.write().unwrap_or_else(PoisonError::into_inner) = registers;
+        let names = [wanted.mqtt.as_ref().map(|_| "mqtt"), wanted.webhook.as_ref().map(|_| "webhook")];
+        outlets.keep_only(&names);
+        self.served = wanted.clone();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    }
+
+    /// Lets what is under way leave, within two seconds, and ends. What does not make it stays on disk.
+    pub(crate) fn stop(&mut self) {
+        self.mqtt.take().into_iter().for_each(mqtt::Sender::stop);
+        self.webhook.take().into_iter().for_each(webhook::Sender::stop);
+        self.modbus.take().into_iter().for_each(modbus::Server::stop);
+        self.board.outlets.gates.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.gates.take().into_iter().for_each(Gates::stop);
+    }
+}
+
+impl Outlets {
+    /// The outbox of this name: the one that is there, or a new one.
+    fn outbox(&self, name: &'static str, state_dir: &Path, waiting: &Waiting) -> Result<Arc<Outbox>, String> {
+        let mut outboxes = self.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = outboxes.iter().find(|outbox| outbox.name() == name) {
+            known.change(waiting);
+            return Ok(known.clone());
+        }
+        let new = Arc::new(Outbox::open(name, state_dir, waiting)?);
+        outboxes.push(new.clone());
+        Ok(new)
+    }
+
+    /// Results go to no other outbox than these. What waits in the others stays on disk.
+    fn keep_only(&self, names: &[Option<&str>]) {
+        let mut outboxes = self.outboxes.write().unwrap_or_else(PoisonError::into_inner);
+        outboxes.retain(|outbox| names.contains(&Some(outbox.name())));
+    }
+}
+
+/// Says that a receiver is away or back, once each.
+struct Link {
+    name: &'static str,
+    told: Option<String>,
+}
+
+impl Link {
+    fn new(name: &'static str) -> Self {
+        Self { name, told: Some(String::new()) }
+    }
+
+    fn is_up(&mut self, to: &str) {
+        if self.told.take().is_some() {
+            say("", &format!("{}: connected to {to}", self.name));
+        }
+    }
+
+    fn is_down(&mut self, reason: String) {
+        if self.told.as_ref() != Some(&reason) {
+            say("", &format!("{}: {reason}; results wait on disk", self.name));
+            self.told = Some(reason);
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
