@@ -50,6 +50,7 @@ pub mod residuals;
 pub mod archive;
 pub mod bundle;
 pub mod detector;
+pub mod versions;
 pub mod worker;
 
 #[cfg(feature = "train")]
