@@ -5,6 +5,7 @@ mod common;
 
 mod archive;
 mod cameras;
+mod versions;
 mod web;
 mod wrong;
 
