@@ -51,6 +51,7 @@ pub mod archive;
 pub mod bundle;
 pub mod detector;
 pub mod spool;
+pub mod versions;
 pub mod worker;
 
 #[cfg(feature = "train")]

@@ -13,7 +13,7 @@ mod common;
 
 use common::{DIAD, command, diad, finished, names, shop, smoke};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "train",
     "evaluate",
     "predict",
@@ -26,6 +26,8 @@ const COMMANDS: [&str; 14] = [
     "ablate",
     "coverage",
     "backbone",
+    "models",
+    "label",
     "run",
     "demo",
 ];
@@ -136,6 +138,12 @@ fn wrong_use_is_refused_before_work_with_one_message_and_code_2() {
         ("validate {}", &[&wrong], &["line 2", "steps", "batch_size"]),
         ("validate {}", &[&nothing], &["nothing"]),
         ("bench --model {}", &[&nothing], &["nothing"]),
+        ("models list {}", &[&nothing], &["nothing", "journal.jsonl"]),
+        ("models use {} 1", &[&empty], &["empty", "journal.jsonl"]),
+        ("models add {} {}", &[&busy, model], &["busy", "journal.jsonl"]),
+        ("models prune {} --keep 0", &[&empty], &["--keep"]),
+        ("label {} good", &[&at("text.txt")], &["text.txt", "archive"]),
+        ("label {} perfect", &[&at("text.txt")], &["perfect", "good, bad"]),
         ("bench --model {} --batch 0", &[model], &["--batch"]),
         ("backbone import {} --out {}", &[&nothing, &out], &["nothing"]),
         ("demo --out {}", &[&busy], &["busy", "--out"]),
@@ -246,6 +254,78 @@ fn what_fails_while_working_is_named_and_ends_with_code_1() {
     assert_eq!((&lines[1]["verdict"], &lines[3]["verdict"]), (&"error".into(), &"error".into()));
     assert!(lines[1]["error"].as_str().unwrap().contains("b.png"));
     assert!(lines[0]["score"].is_number() && lines[2]["score"].is_number());
+}
+
+/// Versions are added, used, rolled back, checked and removed; their folder is a model to the other commands.
+#[test]
+fn a_folder_of_versions_stands_for_the_one_in_use() {
+    let shop = shop();
+    let folder = tempfile::tempdir().unwrap();
+    let (store, second) = (folder.path().join("models/bottle"), folder.path().join("second.diad"));
+    diad("train --data {} --out {} --config {} --seed 5", &[&shop.parts, &second, &smoke()]).ok();
+
+    let text = folder.path().join("text.diad");
+    fs::write(&text, "no model").unwrap();
+    diad("models add {} {}", &[&store, &text]).refused(1, &["text.diad", "text file"]);
+    assert!(!store.exists(), "no folder for a file that is no model");
+    let add = "models add {} {} --who anna --note first";
+    assert!(diad(add, &[&store, &shop.model]).ok().stdout.contains("added as version 1"));
+    assert!(diad(add, &[&store, &shop.model]).ok().stdout.contains("already: nothing is added; version 1"));
+    assert!(diad(add, &[&store, &second]).ok().stdout.contains("added as version 2"));
+    diad("inspect {}", &[&store]).refused(2, &["is a folder", "diad models use"]);
+    diad("models use {} 7", &[&store]).refused(2, &["no version 7", "one of 1, 2"]);
+    diad("models rollback {}", &[&store]).refused(2, &["no version was in use before"]);
+
+    let digest = |model: &Path| -> String {
+        let json: Value = serde_json::from_str(&diad("inspect {} --json", &[model]).ok().stdout).unwrap();
+        json["digest"].as_str().unwrap().to_owned()
+    };
+    for (line, now) in [("use {} 1", &shop.model), ("use {} 2", &second), ("rollback {}", &shop.model)] {
+        diad(&format!("models {line} --who anna"), &[&store]).ok();
+        assert_eq!(digest(&store), digest(now), "{line}");
+    }
+    let images = shop.parts.join("washer/test/good");
+    let predict = |model: &Path| diad("predict --model {} --input {}", &[model, &images]).ok().stdout;
+    assert_eq!(predict(&store), predict(&shop.model));
+    diad("models use {} 2", &[&store]).ok();
+
+    let table = diad("models list {}", &[&store]).ok().stdout;
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows.len() == 3 && rows[1].starts_with("before") && rows[2].starts_with("in use"), "{table}");
+    assert!(rows[1].contains(&digest(&shop.model)[..12]) && rows[1].contains("anna") && rows[1].contains("first"));
+    let json: Value = serde_json::from_str(&diad("models list {} --json", &[&store]).ok().stdout).unwrap();
+    assert_eq!((&json[1]["number"], &json[1]["in_use"], &json[0]["before"]), (&2.into(), &true.into(), &true.into()));
+    assert_eq!(json[0]["model"]["classes"].as_array().unwrap().len(), 2);
+
+    assert!(diad("models verify {}", &[&store]).ok().stdout.contains("2 versions, 6 lines in the journal, no faults"));
+    let journal = fs::read_to_string(store.join("journal.jsonl")).unwrap();
+    fs::write(store.join("journal.jsonl"), journal.replacen("anna", "ben", 1)).unwrap();
+    let file = store.join(names(&store).into_iter().find(|name| name.starts_with("000002")).unwrap());
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let run = diad("models verify {}", &[&store]).refused(1, &["2 faults"]);
+    assert!(run.stdout.contains("journal.jsonl: line 2: prev is ") && run.stdout.contains("000002-"), "{run:#?}");
+    assert!(run.stdout.contains("is damaged"), "{run:#?}");
+    let run = diad("models rollback {}", &[&store]).ok();
+    assert!(run.stdout.contains("version 1 is in use, in place of 2"), "the way back does not wait: {run:#?}");
+    assert!(run.stderr.contains("warning: journal.jsonl: line 2"), "{run:#?}");
+    assert!(diad("models prune {} --keep 1", &[&store]).ok().stdout.contains("nothing to remove"));
+}
+
+#[test]
+fn a_part_of_an_archive_gets_a_label() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |end: &str| folder.path().join(format!("20261123T141503.127Z_ng_000123456_P4711.{end}"));
+    fs::write(at("png"), "picture").unwrap();
+    fs::write(at("json"), "{}").unwrap();
+    diad("label {} bad --who anna --note scratch", &[&at("png")]).ok();
+    let run = diad("label {} good --who ben", &[&at("json")]).ok();
+    assert!(run.stdout.contains("good; before that bad, by anna"), "{run:#?}");
+    let label: Value = serde_json::from_slice(&fs::read(at("label.json")).unwrap()).unwrap();
+    assert_eq!((&label["label"], &label["who"], &label["schema"]), (&"good".into(), &"ben".into(), &1.into()));
+    assert_eq!((&label["history"][0]["label"], &label["history"][0]["note"]), (&"bad".into(), &"scratch".into()));
 }
 
 /// From the shared model through every command that reads one.

@@ -97,7 +97,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "residuals",
         ],
     ),
-    ("archive", &["detector", "error", "frame"]),
+    ("archive", &["detector", "error", "files", "frame", "named", "text"]),
+    ("versions", &["bundle", "detector", "error", "files", "named", "text"]),
     ("spool", &["error"]),
     (
         "train",

@@ -4,6 +4,7 @@
 //! o'clock (UTC) of that day, of the frame 123456, which was `ng`; `.json` beside it is written last: its presence says that the
 //! picture is whole. What has another name is somebody else's, and is never touched; nor is what lies in `keep`.
 
+mod label;
 mod name;
 mod retention;
 mod store;
@@ -13,6 +14,7 @@ use image::ImageEncoder;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 
+pub use self::label::{Label, Said, label};
 pub use self::name::{Kind, Name, folder};
 pub use self::retention::{Item, Limits, excess};
 pub use self::store::{Disk, Outcome, Store, System};

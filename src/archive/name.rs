@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::detector::Verdict;
+use crate::text::{DAY_MS, civil};
 
 /// Most letters of a part's name that stand in a file's name.
 const PART: usize = 64;
@@ -95,23 +96,6 @@ impl Name {
 pub fn folder(utc_ms: u64) -> PathBuf {
     let ([year, month, day], [hour, ..]) = civil(utc_ms);
     PathBuf::from(format!("{year:04}-{month:02}-{day:02}")).join(format!("{hour:02}"))
-}
-
-const DAY_MS: u64 = 24 * 3600 * 1000;
-
-/// Year, month, day; hour, minute, second, millisecond of a time (days to civil: Hinnant, "chrono-compatible low-level date
-/// algorithms", for days from 1970 on).
-fn civil(utc_ms: u64) -> ([u64; 3], [u64; 4]) {
-    let (days, ms) = (utc_ms / DAY_MS, utc_ms % DAY_MS);
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    ([year, month, day], [ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000])
 }
 
 /// The inverse of [`civil`]; `None` for what is no date from 1970 on.

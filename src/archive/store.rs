@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::label;
 use super::name::{Name, folder};
 use super::retention::{Item, Limits, excess};
 use crate::error::{Error, Result};
@@ -181,7 +182,8 @@ impl<D: Disk> Store<D> {
         let Some(files) = self.items.remove(name) else { return };
         self.used -= files.bytes;
         let folder = self.root.join(folder(name.utc_ms));
-        for end in files.ends {
+        // A label has come since they were counted.
+        for end in files.ends.into_iter().chain([label::END.to_owned()]) {
             let _ = fs::remove_file(folder.join(format!("{}.{end}", name.stem()))); // one that is gone has been removed by another
         }
         let _ = fs::remove_dir(&folder); // fails where something is left in it
@@ -297,6 +299,41 @@ mod tests {
         // An hour and a bit later all of them are too old.
         store.make_room(NOW + 4_000_000, 0).unwrap();
         assert_eq!((store.used(), files(&root).len()), (0, 2));
+    }
+
+    #[test]
+    fn a_label_goes_with_its_picture_and_counts_after_a_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, keep) = (folder.path().join("cap"), folder.path().join("cap/keep"));
+        let limits = Limits { max_size: 6000, ..LIMITS };
+        let mut store = Store::open(&root, Small(1 << 30), limits).unwrap();
+        fs::create_dir(&keep).unwrap();
+        for at in [0, 1] {
+            store.write(&name(at, Verdict::Ng), &picture(1000), b"{}", NOW).unwrap();
+        }
+        let hour = root.join("2026-11-23/14");
+        let first = hour.join(format!("{}.png", name(0, Verdict::Ng).stem()));
+        for path in [&first, &hour.join(format!("{}.png", name(1, Verdict::Ng).stem()))] {
+            label::label(path, label::Label::Good, "anna", "").unwrap();
+            for end in ["png", "json", "label.json"] {
+                let file = path.with_extension(end);
+                fs::hard_link(&file, keep.join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let labels = |folder: &Path| files(folder).iter().filter(|file| file.ends_with("label.json")).count();
+        let reopened = Store::open(&root, Small(1 << 30), limits).unwrap();
+        assert!(reopened.used() > store.used(), "labels are files as well");
+        assert_eq!((labels(&hour), labels(&keep)), (2, 2));
+        // Whether it was counted or has come since.
+        for mut store in [store, reopened] {
+            store.limit(Limits { max_size: 1500, ..limits });
+            store.make_room(NOW, 0).unwrap();
+            assert_eq!((labels(&hour), first.exists()), (1, false));
+        }
+        let mut store = Store::open(&root, Small(1 << 30), limits).unwrap();
+        store.make_room(NOW + 4_000_000, 0).unwrap();
+        assert!(!hour.exists(), "nothing of ours is left in it");
+        assert_eq!((labels(&keep), files(&root).len()), (2, 6), "what is kept is kept");
     }
 
     #[test]

@@ -33,7 +33,6 @@ pub use card::{
     BackboneCard, CalibrationCard, Card, ClassCard, DefectImageCard, ImageCard, KnownDefectsCard, Measured, ReadFrom,
     SCHEMA, ScoreSource, TrainingCard, Unknown,
 };
-#[cfg(feature = "cli")]
 pub(crate) use hash::sha256_hex;
 pub use layout::TensorSpec;
 pub use read::{inspect, load, read_card};

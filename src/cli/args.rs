@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use super::advise::AdviseArgs;
 use super::backbone::BackboneCommand;
 use super::coverage::CoverageArgs;
 use super::images::{DefectsArgs, GroupArgs};
+use super::label::LabelArgs;
+use super::models::ModelsCommand;
 use super::run::LinesArgs;
 use super::train::ConfigArgs;
 use crate::device::{DeviceSpec, Precision};
@@ -68,6 +71,11 @@ pub(super) enum Command {
     /// Weights of backbones
     #[command(subcommand)]
     Backbone(BackboneCommand),
+    /// Versions of a model: which is in use, and the way back
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Say of a part in an archive whether it was good
+    Label(LabelArgs),
     /// Run lines: cameras that come back, results that are kept
     Run(LinesArgs),
     /// See it all on parts that are drawn for you: no data needed
@@ -161,8 +169,8 @@ An image that cannot be read is in no figure; it is listed in the reports and th
 #[derive(Debug, Args)]
 #[command(after_help = EVALUATE)]
 pub(super) struct EvaluateArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(long, value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// One product or a folder of products, with test images
@@ -256,8 +264,8 @@ The percentile says how many in a hundred of the good parts held out in training
 #[derive(Debug, Args)]
 #[command(after_help = PREDICT)]
 pub(super) struct PredictArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(long, value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// An image, or a folder of images (its subfolders are not looked at)
@@ -297,8 +305,8 @@ consecutive frames of one part: the promise holds for parts like those. n parts 
 #[derive(Debug, Args)]
 #[command(after_help = CALIBRATE)]
 pub(super) struct CalibrateArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(long, value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// One product, a folder of products, or a folder of good images. Folder names are the model's class names
@@ -337,8 +345,8 @@ pub(super) struct CalibrateArgs {
 /// Reads the file's header only.
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// The model file
-    #[arg(value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// Everything as JSON, calibration scores included
@@ -378,8 +386,8 @@ else.";
 #[derive(Debug, Args)]
 #[command(after_help = BENCH)]
 pub(super) struct BenchArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(long, value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// Frames measured per row, after a few that are not: more is steadier and takes longer
@@ -487,8 +495,8 @@ it restores. Blurred or mixed samples say little about how well it finds defects
 #[derive(Debug, Args)]
 #[command(after_help = SAMPLE)]
 pub(super) struct SampleArgs {
-    /// The model file
-    #[arg(long, value_name = "M.diad")]
+    /// The model file, or a folder of versions (diad models)
+    #[arg(long, value_name = "M.diad", value_parser = model_file())]
     pub(super) model: PathBuf,
 
     /// The picture to write (PNG)
@@ -565,6 +573,11 @@ pub(super) struct DemoArgs {
 
     #[command(flatten)]
     pub(super) config: ConfigArgs,
+}
+
+/// A model file; of a folder of versions the one in use.
+pub(super) fn model_file() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| crate::versions::resolve(&path))
 }
 
 /// As many images as training takes at least, and as many as a demo can draw.

@@ -30,8 +30,10 @@ mod ground_truth;
 mod images;
 mod inspect;
 mod jsonl;
+mod label;
 mod layers;
 mod messages;
+mod models;
 mod predict;
 mod progress;
 mod run;
@@ -99,6 +101,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Validate(args) => run::validate(&args).and_then(|()| inspect::validate(&context, &args)),
         Command::Run(args) => run::run(&args),
+        Command::Models(command) => models::run(&context, &command),
+        Command::Label(args) => label::run(&context, &args),
         Command::Backbone(backbone::BackboneCommand::Import(args)) => backbone::import(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Advise(args) => advise::run(&context, &args),

@@ -36,7 +36,10 @@ pub(crate) struct Plan {
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) source: Source,
+    /// The model file.
     pub(crate) model: String,
+    /// The folder of versions that it is in use in, where the file of lines names one.
+    pub(crate) versions: Option<PathBuf>,
     /// Properties of its `diadfilter`.
     pub(crate) filter: Properties,
     /// Properties of its `diadarchive`, where it has one.
@@ -206,18 +209,18 @@ impl Line {
         }
         let source = source.and_then(Source::read);
         let given = Given::read(&mut section);
-        let model = given.model.or_else(|| defaults.model.clone());
-        match &model {
+        let named = given.model.or_else(|| defaults.model.clone());
+        let file = named.as_ref().map(|named| {
+            let file = diad::versions::resolve(Path::new(named))?;
+            diad::bundle::read_card(&file).map(|_| file)
+        });
+        match &file {
             None if !section.has("model") => {
                 let path = section.path("model");
                 section.mistake("model", format!("{path}: is missing, expected a model file (.diad)"));
             }
-            Some(model) => {
-                if let Err(error) = diad::bundle::read_card(Path::new(model)) {
-                    section.mistake("model", format!("{}: {error}", section.path("model")));
-                }
-            }
-            None => {}
+            Some(Err(error)) => section.mistake("model", format!("{}: {error}", section.path("model"))),
+            Some(Ok(_)) | None => {}
         }
         section.finish();
         let (name, source) = (name?, source?);
@@ -243,7 +246,8 @@ impl Line {
         };
         Some(Self {
             name,
-            model: model?,
+            versions: named.map(PathBuf::from).filter(|folder| folder.is_dir()),
+            model: file?.ok()?.display().to_string(),
             filter,
             archive,
             output: given.output.or_else(|| defaults.output.clone()).unwrap_or_else(|| OUTPUT.to_owned()),
@@ -267,6 +271,7 @@ impl Line {
             name: name.to_owned(),
             source: Source::Launch(launch.to_owned()),
             model: "none.diad".to_owned(),
+            versions: None,
             filter: Properties::new(),
             archive: None,
             output: OUTPUT.to_owned(),

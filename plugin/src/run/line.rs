@@ -12,7 +12,7 @@ use super::config::{Line, OnFailure};
 use super::out::Outlets;
 use super::properties::Change;
 use super::say;
-use super::session::{End, Holder, Session};
+use super::session::{End, Holder, News, Session};
 use super::state::{Backoff, State};
 use super::supervise::Event;
 use super::tally::{Counts, Tally, lock};
@@ -95,6 +95,7 @@ impl Handle {
         let mut runner = Runner {
             backoff: Backoff::new(&line.name, line.watch.attempts),
             line: line.clone(),
+            at_work: None,
             status: status.clone(),
             tally: tally.clone(),
             told,
@@ -151,6 +152,8 @@ impl Handle {
 
 struct Runner {
     line: Line,
+    /// The model that was loaded last.
+    at_work: Option<String>,
     status: Arc<Mutex<Status>>,
     tally: Arc<Tally>,
     told: Receiver<Command>,
@@ -176,6 +179,7 @@ impl Runner {
             let (outcome, session) = match started {
                 Ok(session) => {
                     lock(&self.status).settled = true;
+                    self.at_work = Some(self.line.model.clone());
                     drop(holder.take()); // the pipeline has the model now
                     let outcome = self.watch(&session);
                     (outcome, Some(session))
@@ -204,6 +208,7 @@ impl Runner {
                 Outcome::Replace => continue,
                 Outcome::End(End::Ended) if self.line.source.repeats() => continue,
                 Outcome::End(End::Ended) => break (State::Ended, String::new()),
+                Outcome::End(End::Model(reason)) if self.goes_back(&reason) => continue,
                 Outcome::End(End::Model(reason)) => (State::ModelError, reason),
                 Outcome::End(End::Output(reason)) => (State::Starting, reason),
                 Outcome::End(End::Lost(reason)) => (State::CameraLost, reason),
@@ -242,8 +247,15 @@ impl Runner {
     /// Watches a pipeline until its end.
     fn watch(&mut self, session: &Session) -> Outcome {
         loop {
-            if let Some(end) = session.poll(TICK) {
-                return Outcome::End(end);
+            match session.poll(TICK) {
+                Some(News::End(end)) => return Outcome::End(end),
+                Some(News::Model(model, Ok(()))) => {
+                    say(&self.line.name, &format!("model {model} is at work"));
+                    self.at_work = Some(model);
+                }
+                // Not so for one that another was set after.
+                Some(News::Model(model, Err(reason))) if model == self.line.model => drop(self.goes_back(&reason)),
+                Some(News::Model(..)) | None => {}
             }
             for command in self.told.try_iter().collect::<Vec<_>>() {
                 match command {
@@ -283,6 +295,14 @@ impl Runner {
                 _ => {}
             }
         }
+    }
+
+    /// Goes back to the model that was loaded last, if that is another one than it has now.
+    fn goes_back(&mut self, reason: &str) -> bool {
+        let Some(before) = self.at_work.clone().filter(|before| *before != self.line.model) else { return false };
+        say(&self.line.name, &format!("{reason}; the model before stays: {before}"));
+        self.line.model = before;
+        true
     }
 
     fn take(&mut self, line: Line) {

@@ -118,7 +118,8 @@ pub(crate) type Change = (String, String, String);
 /// What differs between two versions of a line, if each of it may change while the line runs.
 pub(crate) fn changes(old: &Line, new: &Line) -> Option<Vec<Change>> {
     let (filter, archive) = (new.filter.clone(), new.archive.clone());
-    let same = Line { filter, archive, model: new.model.clone(), ..old.clone() };
+    let (model, versions) = (new.model.clone(), new.versions.clone());
+    let same = Line { filter, archive, model, versions, ..old.clone() };
     if same != *new || old.archive.is_some() != new.archive.is_some() {
         return None;
     }

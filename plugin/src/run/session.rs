@@ -28,6 +28,14 @@ pub(crate) enum End {
     Output(String),
 }
 
+/// What a pipeline has to say.
+pub(crate) enum News {
+    /// It is over.
+    End(End),
+    /// A model that was set is at work, or why it is not: its file, and the reason.
+    Model(String, Result<(), String>),
+}
+
 /// A pipeline that runs.
 pub(crate) struct Session {
     pipeline: gst::Pipeline,
@@ -56,8 +64,10 @@ impl Session {
         match session.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(session),
             Err(_) => {
-                let end =
-                    session.poll(Duration::from_millis(100)).unwrap_or_else(|| End::Lost("does not start".into()));
+                let end = match session.poll(Duration::from_millis(100)) {
+                    Some(News::End(end)) => end,
+                    _ => End::Lost("does not start".into()),
+                };
                 Err((Some(session), end))
             }
         }
@@ -69,15 +79,35 @@ impl Session {
     }
 
     /// What the bus has to say within `patience`.
-    pub(crate) fn poll(&self, patience: Duration) -> Option<End> {
-        let patience = gst::ClockTime::try_from(patience).unwrap_or(gst::ClockTime::SECOND);
-        let message = self.bus.timed_pop_filtered(patience, &[gst::MessageType::Error, gst::MessageType::Eos])?;
-        match message.view() {
-            MessageView::Eos(_) if self.finite => Some(End::Ended),
-            MessageView::Eos(_) => Some(End::Lost("its stream has ended".into())),
-            MessageView::Error(error) => Some(self.classify(error)),
-            _ => None,
+    pub(crate) fn poll(&self, patience: Duration) -> Option<News> {
+        use gst::MessageType as Type;
+        let until = Instant::now() + patience;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            let left = gst::ClockTime::try_from(left).unwrap_or_default();
+            let message = self.bus.timed_pop_filtered(left, &[Type::Error, Type::Eos, Type::Element])?;
+            let news = match message.view() {
+                MessageView::Eos(_) if self.finite => Some(News::End(End::Ended)),
+                MessageView::Eos(_) => Some(News::End(End::Lost("its stream has ended".into()))),
+                MessageView::Error(error) => Some(News::End(self.classify(error))),
+                MessageView::Element(message) => self.of_model(message),
+                _ => None,
+            };
+            if news.is_some() {
+                return news;
+            }
         }
+        None
+    }
+
+    /// What a message of this line's filter says of a change of its model.
+    fn of_model(&self, message: &gst::message::Element) -> Option<News> {
+        let structure = message.structure().filter(|structure| structure.name() == "diad-model")?;
+        if message.src() != Some(self.filter.upcast_ref()) {
+            return None;
+        }
+        let (model, loaded) = (structure.get("model").ok()?, structure.get("loaded").ok()?);
+        let error = || structure.get("error").unwrap_or_else(|_| "is not loaded".to_owned());
+        Some(News::Model(model, if loaded { Ok(()) } else { Err(error()) }))
     }
 
     fn classify(&self, error: &gst::message::Error) -> End {

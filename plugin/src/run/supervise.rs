@@ -1,12 +1,15 @@
 //! All lines of a file: started, watched, changed as the file changes, and stopped.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use diad::bundle::read_card;
 use diad::detector::Verdict;
+use diad::versions;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -83,7 +86,7 @@ pub(crate) fn run(path: &Path, plan: Plan) -> Result<Exit, String> {
     outputs.serve(&plan.receivers, &plan.state_dir).unwrap_or_else(|reason| say("", &reason));
     let start = |line: &Line| Handle::start(line.clone(), &plan.state_dir, &board.outlets, events.clone());
     let lines = plan.lines.iter().map(start).collect::<Result<Vec<_>, _>>()?;
-    let mut all = Supervisor { lines, file: File::of(path), plan, board, outputs, events, woken };
+    let mut all = Supervisor { file: File::of(path, &lines), lines, plan, board, outputs, events, woken };
     all.board.file_is(true);
     all.board.show(all.lines.iter().map(Handle::seen).collect());
     if let Some(address) = all.plan.listen
@@ -121,8 +124,15 @@ impl Supervisor {
                     self.lines.iter().for_each(|line| line.tell(Command::Reopen));
                     self.reload();
                 }
-                Ok(Event::Over) | Err(_) if self.file.has_changed() => self.reload(),
-                Ok(Event::Over) | Err(_) => {}
+                Ok(Event::Over) | Err(_) => {
+                    let changed = self.file.look(&self.lines);
+                    if changed.file {
+                        self.reload();
+                    }
+                    if changed.models {
+                        self.follow();
+                    }
+                }
             }
             if !ready && self.lines.iter().all(|line| line.status().settled) {
                 ready = true;
@@ -214,6 +224,24 @@ impl Supervisor {
         (self.plan.lines, self.plan.receivers) = (new.lines, new.receivers);
     }
 
+    /// Gives lines the versions of their models that are in use by now. One that is no model leaves what is there.
+    fn follow(&mut self) {
+        for handle in self.lines.iter_mut().filter(|handle| !handle.is_over()) {
+            let Some(folder) = &handle.line.versions else { continue };
+            let file = versions::resolve(folder).and_then(|file| read_card(&file).map(|_| file.display().to_string()));
+            match file {
+                Ok(model) if model == handle.line.model => {}
+                Ok(model) => {
+                    let line = Line { model, ..handle.line.clone() };
+                    let changed = changes(&handle.line, &line).unwrap_or_default();
+                    handle.tell(Command::Change(Box::new(line.clone()), changed));
+                    handle.line = line;
+                }
+                Err(error) => say(&handle.line.name, &format!("{error}; the model before stays")),
+            }
+        }
+    }
+
     /// Whether a line is stuck; says so once.
     fn stuck(&self) -> bool {
         let stuck = self.lines.iter().filter(|line| line.is_stuck());
@@ -284,28 +312,49 @@ impl Held {
 struct File {
     path: PathBuf,
     seen: Option<SystemTime>,
+    /// The versions in use then, by their folders.
+    models: BTreeMap<PathBuf, PathBuf>,
     looked: Instant,
 }
 
 impl File {
-    fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), seen: modified(path), looked: Instant::now() }
+    fn of(path: &Path, lines: &[Handle]) -> Self {
+        // What they were started with: another may be in use by now.
+        let model = |handle: &Handle| Some((handle.line.versions.clone()?, handle.line.model.clone().into()));
+        let models = lines.iter().filter_map(model).collect();
+        Self { path: path.to_owned(), seen: modified(path), models, looked: Instant::now() }
     }
 
-    /// Whether it has another time than before, and some time has passed. A file that is gone has not changed: it may be on its
-    /// way to its place.
-    fn has_changed(&mut self) -> bool {
+    /// What is different than before, where some time has passed. A file that is gone has not changed: it may be on its way to its
+    /// place.
+    fn look(&mut self, lines: &[Handle]) -> Changed {
         if self.looked.elapsed() < FILE {
-            return false;
+            return Changed::default();
         }
         self.looked = Instant::now();
-        let now = modified(&self.path);
-        let changed = now.is_some() && now != self.seen;
-        if changed {
+        let (now, models) = (modified(&self.path), in_use(lines));
+        let changed = Changed { file: now.is_some() && now != self.seen, models: models != self.models };
+        if changed.file {
             self.seen = now;
         }
+        self.models = models;
         changed
     }
+}
+
+/// What is different than before.
+#[derive(Default)]
+struct Changed {
+    /// The file of lines.
+    file: bool,
+    /// Which version of a model is in use.
+    models: bool,
+}
+
+/// The versions in use, by their folders.
+fn in_use(lines: &[Handle]) -> BTreeMap<PathBuf, PathBuf> {
+    let folders = lines.iter().filter_map(|handle| handle.line.versions.as_ref());
+    folders.filter_map(|folder| Some((folder.clone(), versions::resolve(folder).ok()?))).collect()
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

@@ -6,6 +6,7 @@ mod common;
 mod archive;
 mod cameras;
 mod outputs;
+mod versions;
 mod web;
 mod wrong;
 
