@@ -75,7 +75,7 @@ impl Gate {
             section.wrong("healthy", "another output than that of reject");
         }
         let delay = section.duration("delay");
-        if reject.is_some() && !section.has("delay") {
+        if section.has("reject") && !section.has("delay") {
             let path = section.path("delay");
             section.mistake("", format!("{path}: is missing, expected the time from the camera to the gate"));
         }

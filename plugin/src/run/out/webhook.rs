@@ -132,11 +132,11 @@ impl Service {
     fn run(&mut self) {
         let mut backoff = Backoff::new(&self.webhook.url, 0);
         let mut batch: Vec<Record> = Vec::new();
-        let (mut wait, mut tidied, mut farewell) = (Duration::ZERO, Instant::now(), None);
+        let (mut wait, mut tidied, mut farewell, mut away) = (Duration::ZERO, Instant::now(), None, false);
         loop {
             if self.wait(wait) {
                 let until = *farewell.get_or_insert_with(|| Instant::now() + FAREWELL);
-                if Instant::now() > until || !self.outbox.connected() || self.outbox.counts().waiting == 0 {
+                if Instant::now() > until || away || self.outbox.counts().waiting == 0 {
                     return;
                 }
             }
@@ -154,12 +154,14 @@ impl Service {
             }
             match self.post(&batch) {
                 Ok(()) => {
+                    away = false;
                     self.link.is_up(&self.webhook.url);
                     self.outbox.is_connected(true);
                     self.outbox.deliver(batch.drain(..).map(|record| (record.number, record.topic)));
                     (backoff, wait) = (Backoff::new(&self.webhook.url, 0), Duration::ZERO);
                 }
                 Err(reason) => {
+                    away = true;
                     self.outbox.is_connected(false);
                     self.link.is_down(format!("{}: {reason}", self.webhook.url));
                     wait = backoff.failed(Duration::ZERO).unwrap_or_default();
