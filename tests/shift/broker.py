@@ -211,9 +211,8 @@ def latency(program, model, short):
             write(model, MQTT.format(port=port) if broker else "")
             trace = {"GST_TRACERS": "latency(flags=pipeline)", "GST_DEBUG": "GST_TRACER:7", "GST_DEBUG_FILE": "trace.log"}
             shift = Program(program, environment={**trace, "GST_DEBUG_NO_COLOR": "1"})
-            shift.until("two: running")
+            shift.until("two: running", *["mqtt: connected"] * bool(broker))
             if broker:
-                shift.until("mqtt: connected")
                 broker.process.send_signal(signal.SIGSTOP)
             time.sleep(seconds)
             shift.stop()

@@ -114,8 +114,7 @@ def watch(program, model, rounds, cameras):
         file.write(LINES.format(model=model, port=cameras["net"].port, **names))
     # With a raw socket aravis would leave the kernel's own path.
     shift = Program(program, prefix=["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw"])
-    for name in cameras:
-        shift.until(f"{name}: running")
+    shift.until(*[f"{name}: running" for name in cameras])
     back = {name: {"killed": [], "frozen": []} for name in cameras}
     print("round  line  back after a kill, a freeze (s)  MiB  threads  descriptors", flush=True)
     sizes = []

@@ -50,16 +50,17 @@ class Program:
         self.reader = threading.Thread(target=lambda: [self.lines.put(line) for line in self.process.stderr], daemon=True)
         self.reader.start()
 
-    def until(self, text, patience=90):
-        """Waits until it says something with `text` in it; when."""
-        end = time.monotonic() + patience
+    def until(self, *texts, patience=90):
+        """Waits until it has said something with each of `texts` in it, in any order; when."""
+        end, missing = time.monotonic() + patience, set(texts)
         while True:
             try:
                 line = self.lines.get(timeout=max(0.01, end - time.monotonic()))
             except queue.Empty:
-                raise SystemExit(f"{text!r} was not said within {patience} s; the last was:\n{''.join(self.said[-5:])}") from None
+                raise SystemExit(f"{missing} was not said within {patience} s; the last was:\n{''.join(self.said[-5:])}") from None
             self.said.append(line)
-            if text in line:
+            missing -= {text for text in missing if text in line}
+            if not missing:
                 return time.monotonic()
 
     def size(self):

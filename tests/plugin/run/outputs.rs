@@ -14,6 +14,11 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// A thread that ends when what it waits for does.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    drop(std::thread::Builder::new().name(name.into()).spawn(work).unwrap());
+}
+
 /// mosquitto, which forgets everything when it ends.
 struct Broker {
     running: Running,
@@ -43,7 +48,9 @@ impl Broker {
         let mut child = command.spawn().unwrap();
         let (sender, messages) = bounded(100_000);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        spawn("messages", move || {
+            let _ = lines.map_while(Result::ok).try_for_each(|line| sender.send(line));
+        });
         let mut subscriber = Subscriber { child, messages, all: Vec::new() };
         subscriber.until("diad/ready ");
         subscriber
@@ -110,7 +117,7 @@ impl Network {
         let port = listener.local_addr().unwrap().port();
         let network = Self { port, open: Arc::default(), connections: Arc::default() };
         let shared = network.clone();
-        std::thread::spawn(move || {
+        spawn("network", move || {
             for near in listener.incoming().map_while(Result::ok) {
                 let Some(far) =
                     shared.open.lock().unwrap().and_then(|port| TcpStream::connect(("127.0.0.1", port)).ok())
@@ -120,7 +127,7 @@ impl Network {
                 for (mut from, mut to) in [(&near, &far), (&far, &near)]
                     .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
                 {
-                    std::thread::spawn(move || {
+                    spawn("copy", move || {
                         let _ = std::io::copy(&mut from, &mut to);
                         let _ = to.shutdown(Shutdown::Both);
                     });
@@ -308,7 +315,7 @@ fn server(answers: Vec<Answer>) -> (u16, Receiver<(String, Vec<u8>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (sender, requests) = bounded(1000);
-    std::thread::spawn(move || {
+    spawn("server", move || {
         let mut answers = answers.into_iter();
         let mut answer = answers.next().unwrap();
         for mut stream in listener.incoming().map_while(Result::ok) {

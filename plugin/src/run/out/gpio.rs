@@ -362,14 +362,15 @@ mod tests {
         let mut pins = Recorded(RefCell::default(), broken);
         let (decisions, waiting) = bounded(4);
         decisions.send(Decision { came }).unwrap();
-        let held = std::thread::spawn(move || {
+        let hold = move || {
             // Until the pulse is over: it cannot end later than that.
             let until = Instant::now() + Duration::from_millis(120);
             while Instant::now() < until {
                 std::thread::yield_now();
             }
             drop(decisions);
-        });
+        };
+        let held = std::thread::Builder::new().name("decides".into()).spawn(hold).unwrap();
         serve("cap", &waiting, &mut Pulses::of(gate), &|| true, &mut pins);
         held.join().unwrap();
         pins.0.into_inner()
