@@ -31,6 +31,7 @@ pub mod config;
 pub mod device;
 pub mod files;
 pub mod frame;
+pub mod handover;
 mod precision;
 
 pub mod kernels;

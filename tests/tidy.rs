@@ -61,6 +61,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("precision", &["error", "named"]),
     ("text", &[]),
     ("files", &["error"]),
+    ("handover", &[]),
     ("calibrate", &["error"]),
     ("regions", &["error"]),
     ("metrics", &["calibrate", "error", "regions"]),

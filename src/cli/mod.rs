@@ -91,6 +91,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let console = Console::new(cli.quiet);
     subscribe(&console, cli.quiet, cli.verbose);
+    crate::handover::to_gpu_build();
     let stop = signals::install(&console)?;
     let context = Context { console, stop, depth: SampleDepth::default(), depth_told: AtomicBool::new(false) };
     let outcome = match cli.command {

@@ -66,6 +66,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    diad::handover::to_gpu_build();
     if let Err(error) = gst::init()
         .map_err(|error| error.to_string())
         .and_then(|()| gstdiad::plugin_register_static().map_err(|error| error.to_string()))
