@@ -219,7 +219,7 @@ def latency(program, model, short):
             if broker:
                 broker.end()
             with open("trace.log") as file:
-                found = [line.split("time=(guint64)")[1].split(",")[0] for line in file if " latency, src-element=" in line]
+                found = [line.split("time=(guint64)")[1].split(",")[0] for line in file if " latency, src-element" in line]
             times[how] += [int(time_ns) / 1e6 for time_ns in found[20:]]
     figures = {how: (percentile(all_of, 0.5), percentile(all_of, 0.99), len(all_of)) for how, all_of in times.items()}
     for how, (middle, most, count) in figures.items():

@@ -37,6 +37,7 @@ if message.type == Gst.MessageType.ERROR:
     sys.exit(str(message.parse_error()))
 for cpu, wall in times[10:]:
     print(cpu, wall)
+sys.stdout.flush()
 os._exit(0)
 """
 
@@ -80,8 +81,10 @@ def run(program, model, short):
     for kind in ["I420", "RGB"]:
         place = folder()
         command = ["/usr/bin/python3", "-c", PROBE, kind, str(frames), f"{place}/archive", model]
-        out = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "GST_PLUGIN_PATH": plugins}).stdout
-        pairs = [tuple(map(int, line.split())) for line in out.splitlines()]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GST_PLUGIN_PATH": plugins})
+        if done.returncode:
+            return [f"archive: {done.stderr.strip().splitlines()[-1]}"]
+        pairs = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
         figures = []
         for name, values in zip(["CPU", "wall"], zip(*pairs)):
             middle, most = (percentile(values, share) / 1e6 for share in (0.5, 0.99))

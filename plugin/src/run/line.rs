@@ -1,5 +1,6 @@
 //! A line on a thread of its own: its pipeline is built, watched, thrown away when something fails, and built anew.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -49,8 +50,8 @@ pub(crate) struct Status {
     pub(crate) changing: Option<(Instant, Duration)>,
     /// Whether its model was loaded, or cannot be.
     pub(crate) settled: bool,
-    /// Pipelines that were started.
-    pub(crate) starts: u64,
+    /// Pipelines that were built anew, by cause.
+    pub(crate) restarts: BTreeMap<&'static str, u64>,
 }
 
 /// What can be seen of a line from elsewhere.
@@ -89,7 +90,7 @@ impl Handle {
             model: line.model.clone(),
             changing: None,
             settled: false,
-            starts: 0,
+            restarts: BTreeMap::new(),
         }));
         let (commands, told) = bounded(16);
         let mut runner = Runner {
@@ -167,12 +168,28 @@ enum Outcome {
     Replace,
 }
 
+impl Outcome {
+    /// Why a pipeline is built anew, as `/metrics` names it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::End(End::Ended) => "loop",
+            Self::End(End::Lost(_)) => "camera",
+            Self::End(End::Model(_)) => "model",
+            Self::End(End::Output(_)) => "output",
+            Self::Stop | Self::Replace => "change",
+        }
+    }
+}
+
 impl Runner {
     fn run(&mut self) {
         let mut holder: Option<Holder> = None;
+        let mut again = None;
         let last = loop {
+            if let Some(cause) = again {
+                *lock(&self.status).restarts.entry(cause).or_default() += 1;
+            }
             self.become_(State::Starting, "");
-            lock(&self.status).starts += 1;
             self.since(Some(self.line.watch.teardown * 3));
             let started = Session::start(&self.line, &self.tally);
             self.since(None);
@@ -203,6 +220,7 @@ impl Runner {
                 }
                 self.take_down(session);
             }
+            again = Some(outcome.name());
             let (state, reason) = match outcome {
                 Outcome::Stop => break (State::Stopped, String::new()),
                 Outcome::Replace => continue,

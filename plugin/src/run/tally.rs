@@ -41,12 +41,14 @@ pub(crate) struct Tally {
 }
 
 /// What the last frames said.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// When the last one left, in seconds since 1970.
     pub(crate) left: Option<f64>,
     /// The threshold of the last that was inspected.
     pub(crate) threshold: Option<f32>,
+    /// The digest of its model.
+    pub(crate) model: Option<String>,
 }
 
 /// Reasons that are told apart; what comes beyond is `other`.
@@ -136,8 +138,9 @@ impl Tally {
         let worst = result.worst();
         let mut seen = lock(&self.seen);
         seen.left = Some(now);
-        if let Some(finding) = worst.and_then(|worst| worst.finding.as_ref()) {
+        if let Some((found, finding)) = worst.and_then(|worst| Some((worst, worst.finding.as_ref()?))) {
             seen.threshold = Some(finding.threshold);
+            seen.model = Some(found.model.clone());
         }
         drop(seen);
         if result.verdict == Verdict::Uninspected {
@@ -156,7 +159,7 @@ impl Tally {
     }
 
     pub(crate) fn seen(&self) -> Seen {
-        *lock(&self.seen)
+        lock(&self.seen).clone()
     }
 
     pub(crate) fn reasons(&self) -> BTreeMap<String, u64> {

@@ -19,10 +19,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::board::Board;
+use super::out::Labels;
 use super::state::State;
 use super::tally::lock;
 
-type Labels = Vec<(&'static str, String)>;
 type Real = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 /// Answers on a thread of its own until the process ends.
@@ -100,7 +100,7 @@ fn registry(board: &Board) -> Registry {
     let frames: Family<_, Counter> = family(all, "frames", "Frames that left, by verdict");
     let entered: Family<_, Counter> = family(all, "frames_in", "Frames that came");
     let uninspected: Family<_, Counter> = family(all, "uninspected", "Frames that nobody looked at, by reason");
-    let restarts: Family<_, Counter> = family(all, "line_restarts", "Pipelines that were built anew");
+    let restarts: Family<_, Counter> = family(all, "line_restarts", "Pipelines that were built anew, by cause");
     let lost: Family<_, Counter> =
         family(all, "lost", "Results that could not be written, or were given up before they were delivered");
     let labels = |labels: &[(&'static str, &str)]| -> Labels {
@@ -117,6 +117,11 @@ fn registry(board: &Board) -> Registry {
     let last: Family<_, Real> = family(all, "last_frame_timestamp_seconds", "When the last frame left, since 1970");
     let threshold: Family<_, Real> =
         family(all, "threshold", "Score above which the last inspected frame would have been rejected");
+    let model: Family<_, Gauge> = family(all, "model_info", "1; the model that the last frame was inspected with");
+    let measures = &board.outlets.measures;
+    all.register("latency_seconds", "From when a frame came until its verdict stood", measures.latency.clone());
+    all.register("stage_seconds", "Parts of that: on the way in, waiting, the model's work", measures.stages.clone());
+    all.register("score_percentile", "Share of held-out good parts with a lower score", measures.percentile.clone());
     let delivered: Family<_, Counter> = family(all, "delivered", "Results that a receiver says it has");
     let waiting: Family<_, Gauge> = family(all, "spool_results", "Results that wait for their receiver");
     let waiting_bytes: Family<_, Gauge> = family(all, "spool_bytes", "Bytes of them on disk");
@@ -153,11 +158,16 @@ fn registry(board: &Board) -> Registry {
             uninspected.get_or_create(&of(&[("reason", &reason)])).inc_by(count);
         }
         let status = lock(&line.status).clone();
-        restarts.get_or_create(&of(&[])).inc_by(status.starts.saturating_sub(1));
+        for (cause, count) in status.restarts {
+            restarts.get_or_create(&of(&[("cause", cause)])).inc_by(count);
+        }
         up.get_or_create(&of(&[])).set(i64::from(matches!(status.state, State::Running | State::Idle)));
         let seen = line.tally.seen();
         if let Some(at) = seen.left {
             last.get_or_create(&of(&[])).set(at);
+        }
+        if let Some(digest) = &seen.model {
+            model.get_or_create(&of(&[("digest", digest), ("file", &status.model)])).set(1);
         }
         if let Some(score) = seen.threshold {
             threshold.get_or_create(&of(&[])).set(f64::from(score));

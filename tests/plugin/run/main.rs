@@ -142,6 +142,11 @@ fn signal(process: u32, name: &str) {
     assert!(sent.success(), "kill -{name}");
 }
 
+/// A port that nobody has just now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Sequence numbers of results, which name their line.
 fn sequence(results: &[Value], line: &str) -> Vec<u64> {
     assert!(results.iter().all(|result| result["line"] == line));

@@ -9,11 +9,6 @@ use hmac::{Hmac, KeyInit, Mac};
 
 use super::*;
 
-/// A port that nobody has.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A thread that ends when what it waits for does.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     drop(std::thread::Builder::new().name(name.into()).spawn(work).unwrap());

@@ -5,11 +5,6 @@ use std::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// A port that nobody has just now.
-fn port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Status and body.
 fn get(port: u16, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -30,7 +25,7 @@ fn value(metrics: &str, series: &str) -> f64 {
 
 #[test]
 fn metrics_count_what_the_line_says_at_its_end() {
-    let port = port();
+    let port = free_port();
     let line = |more: &str| {
         format!(
             "state-dir = \"state\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n[[line]]\nname = \"cap\"\nmodel = \"MODEL\"\n{LIVE}\n\
@@ -46,7 +41,12 @@ fn metrics_count_what_the_line_says_at_its_end() {
     let (code, first) = get(port, "/metrics");
     assert_eq!(code, 200);
     assert_eq!(value(&first, "diad_camera_up{line=\"cap\"}"), 1.0);
-    assert_eq!(value(&first, "diad_line_restarts_total{line=\"cap\"}"), 0.0);
+    assert!(!first.contains("diad_line_restarts_total{"), "nothing was built anew: {first}");
+    assert!(first.contains("diad_model_info{line=\"cap\",digest=\""), "{first}");
+    for count in ["latency_seconds_count{line=\"cap\"}", "stage_seconds_count{line=\"cap\",stage=\"infer\"}"] {
+        assert!(value(&first, &format!("diad_{count}")) > 0.0);
+    }
+    assert!(value(&first, "diad_score_percentile_bucket{le=\"100.0\",line=\"cap\"}") > 0.0);
     assert_eq!(value(&first, "diad_config_last_reload_successful"), 1.0);
     assert!(value(&first, "diad_last_frame_timestamp_seconds{line=\"cap\"}") > 1.7e9);
     assert!(value(&first, "diad_archive_free_bytes{line=\"cap\"}") >= 0.0);
@@ -80,7 +80,7 @@ fn a_port_that_is_taken_costs_a_message_and_a_line_that_is_away_is_not_ready() {
     running.until("cap: running");
     assert_eq!(running.stop().0, 0);
 
-    let port = port();
+    let port = free_port();
     let away = "source = { launch = \"videotestsrc ! video/x-raw,format=NV12_4L4,width=64,height=64\" }";
     let shift = Shift::new(&format!(
         "[http]\nlisten = \"127.0.0.1:{port}\"\n{line}[[line]]\nname = \"gone\"\nmodel = \"MODEL\"\n{away}\n"

@@ -4,6 +4,7 @@
 //! nothing; `mqtt` and `webhook` empty one each. `modbus` has the newest in memory, for a controller that asks; `gpio` throws a gate.
 
 mod gpio;
+mod measures;
 mod modbus;
 mod mqtt;
 mod outbox;
@@ -18,6 +19,7 @@ use std::time::SystemTime;
 use gstdiad::result::DiadResult;
 
 use self::gpio::{Gate, Gates, Way};
+pub(crate) use self::measures::{Labels, Measures};
 use self::modbus::Modbus;
 use self::mqtt::Mqtt;
 pub(crate) use self::mqtt::greet;
@@ -55,11 +57,13 @@ pub(crate) struct Outlets {
     outboxes: RwLock<Vec<Arc<Outbox>>>,
     registers: RwLock<Option<Arc<modbus::Registers>>>,
     gates: RwLock<BTreeMap<String, Arc<Way>>>,
+    pub(crate) measures: Measures,
 }
 
 impl Outlets {
     /// Takes a result at once. Called where the frame passes: nothing here waits.
     pub(crate) fn take_now(&self, result: &DiadResult) {
+        self.measures.take(result);
         if let Some(registers) = &*self.registers.read().unwrap_or_else(PoisonError::into_inner) {
             registers.take(result);
         }

@@ -387,7 +387,7 @@ fn stats(line: &Seen) -> String {
         frames: counts.frames,
         verdicts: Verdict::ALL.iter().map(|verdict| verdict.name()).zip(counts.verdicts).collect(),
         uninspected: line.tally.reasons(),
-        restarts: lock(&line.status).starts.saturating_sub(1),
+        restarts: lock(&line.status).restarts.values().sum(),
     };
     serde_json::to_string(&stats).unwrap_or_default()
 }
