@@ -44,7 +44,7 @@ class Program:
 
     def __init__(self, program, file="line.toml", prefix=(), environment=None):
         command = [*prefix, program, "run", file]
-        environment = {**os.environ, **(environment or {})}
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "2", **(environment or {})}  # as in the unit for systemd
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines, self.said = queue.Queue(), []
         self.reader = threading.Thread(target=lambda: [self.lines.put(line) for line in self.process.stderr], daemon=True)

@@ -45,7 +45,9 @@ def run(program, model, short):
     kills, seconds = (3, 60) if short else (20, 600)
     folder()
     os.mkdir("disk")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "disk"], check=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "disk"]).returncode:
+        print("NOT RUN: this machine allows no mount, which the small disk is", flush=True)
+        return []
     try:
         return fill(program, model, kills, seconds)
     finally:
