@@ -365,10 +365,14 @@ fn region_structure(region: &Region) -> glib::SendValue {
 
 /// The present, as results state it.
 pub(crate) fn utc_now() -> String {
-    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
+    utc_of(crate::disk::now_ms())
+}
+
+/// A time in milliseconds since 1970, likewise.
+pub(crate) fn utc_of(ms: u64) -> String {
+    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
     let text = glib::DateTime::from_unix_utc(seconds).and_then(|time| time.format("%Y-%m-%dT%H:%M:%S"));
-    text.map(|text| format!("{text}.{:03}Z", since_1970.subsec_millis())).unwrap_or_default()
+    text.map(|text| format!("{text}.{:03}Z", ms % 1000)).unwrap_or_default()
 }
 
 #[cfg(test)]
