@@ -255,6 +255,16 @@ impl ElementImpl for DiadClip {
         "DiAD clip", "Sink/File/Video",
         "Keeps encoded video of what led to a verdict, from before it to after it, within limits", templates
     }
+
+    fn change_state(&self, transition: gst::StateChange) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        let changed = self.parent_change_state(transition)?;
+        if transition == gst::StateChange::PausedToReady {
+            self.end_stream();
+            let mut stream = lock(&self.stream);
+            *stream = Stream { writer: stream.writer.take(), begun: stream.begun, ..Stream::default() };
+        }
+        Ok(changed)
+    }
 }
 
 impl BaseSinkImpl for DiadClip {
@@ -297,16 +307,8 @@ impl BaseSinkImpl for DiadClip {
     fn event(&self, event: gst::Event) -> bool {
         match event.view() {
             gst::EventView::FlushStop(_) => lock(&self.stream).forget(),
-            gst::EventView::Eos(_) => {
-                let mut stream = lock(&self.stream);
-                stream.forget();
-                // Whoever waits for the end of the stream may read its last clip then.
-                let reached = stream.writer.as_ref().map(Writer::mark);
-                drop(stream);
-                if reached.is_some_and(|reached| !reached.wait(PATIENCE)) {
-                    gst::warning!(CAT, imp = self, "the disk does not answer: the last clip is left to it");
-                }
-            }
+            // Whoever waits for the end of the stream may read its last clip then.
+            gst::EventView::Eos(_) => self.end_stream(),
             _ => {}
         }
         self.parent_event(event)
@@ -357,6 +359,17 @@ fn timed(buffer: &gst::Buffer, segment: &gst::Segment) -> Option<Unit<gst::Buffe
 }
 
 impl DiadClip {
+    /// Ends what is open, and waits until it is on the disk, without the lock.
+    fn end_stream(&self) {
+        let mut stream = lock(&self.stream);
+        stream.forget();
+        let mark = stream.writer.as_ref().map(Writer::mark);
+        drop(stream);
+        if mark.is_some_and(|mark| !mark.wait(PATIENCE)) {
+            gst::warning!(CAT, imp = self, "the disk does not answer: the last clip is left to it");
+        }
+    }
+
     /// Does what the next frame of a stream asks for.
     fn take(&self, stream: &mut Stream, unit: Unit<gst::Buffer>, buffer: &gst::BufferRef, settings: &Settings) {
         stream.frames += 1;

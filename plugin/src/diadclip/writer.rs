@@ -297,6 +297,9 @@ impl Work {
 
     fn push(&mut self, buffer: &gst::Buffer) {
         let Some(open) = &mut self.open else { return };
+        if buffer.pts().is_some_and(|pts| pts.nseconds() < open.begins) {
+            return; // shown before the first key frame, and made from what was before it
+        }
         if let Err(failure) = open.clip.push(buffer) {
             return self.break_off(&failure);
         }

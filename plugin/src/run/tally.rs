@@ -30,8 +30,8 @@ pub(crate) struct Tally {
     seen: Mutex<Seen>,
     /// Frames that nobody looked at, by reason.
     reasons: Mutex<BTreeMap<String, u64>>,
-    /// The archive of the pipeline that runs.
-    archive: Mutex<gst::glib::WeakRef<gst::Element>>,
+    /// What keeps files in the pipeline that runs.
+    kept: Mutex<[gst::glib::WeakRef<gst::Element>; 3]>,
     numbers: Mutex<Numbers>,
     writer: Mutex<Option<Writer>>,
 }
@@ -101,7 +101,7 @@ impl Tally {
             times: Mutex::default(),
             seen: Mutex::default(),
             reasons: Mutex::default(),
-            archive: Mutex::default(),
+            kept: Mutex::default(),
             numbers: Mutex::new(numbers),
             writer: Mutex::new(writer),
         })
@@ -150,15 +150,15 @@ impl Tally {
         lock(&self.reasons).clone()
     }
 
-    /// This is the archive from now on.
-    pub(crate) fn set_archive(&self, archive: Option<gst::Element>) {
-        *lock(&self.archive) = archive.as_ref().map(gst::prelude::ObjectExt::downgrade).unwrap_or_default();
+    /// These keep files from now on: the archive, clips and recordings.
+    pub(crate) fn set_kept(&self, kept: [Option<gst::Element>; 3]) {
+        *lock(&self.kept) = kept.map(|kept| kept.as_ref().map(gst::prelude::ObjectExt::downgrade).unwrap_or_default());
     }
 
-    /// The statistics of the archive, where there is one.
-    pub(crate) fn archive(&self) -> Option<gst::Structure> {
-        let archive = lock(&self.archive).upgrade()?;
-        gst::prelude::ObjectExt::property::<Option<gst::Structure>>(&archive, "stats")
+    /// Their statistics, of those that are there.
+    pub(crate) fn kept(&self) -> [Option<gst::Structure>; 3] {
+        let kept = lock(&self.kept).each_ref().map(gst::glib::WeakRef::upgrade);
+        kept.map(|kept| gst::prelude::ObjectExt::property::<Option<gst::Structure>>(&kept?, "stats"))
     }
 
     pub(crate) fn times(&self) -> Times {

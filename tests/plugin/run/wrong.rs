@@ -54,7 +54,7 @@ fn a_right_file_is_called_right() {
 }
 
 /// Every key that a file may have, with a right value.
-const KEYS: [(&str, &str); 23] = [
+const KEYS: [(&str, &str); 25] = [
     ("schema", "1"),
     ("name", "\"hall\""),
     ("state-dir", "\"state\""),
@@ -64,6 +64,8 @@ const KEYS: [(&str, &str); 23] = [
     ("line.filter.threshold", "2.0"),
     ("line.filter.class", "\"auto\""),
     ("line.filter.overlay", "\"verdict+boxes\""),
+    ("line.clips.pre", "\"5s\""),
+    ("line.record.every", "\"10min\""),
     ("line.output", "\"fakesink\""),
     ("line.results", "\"a.jsonl\""),
     ("line.stall", "\"5s\""),
@@ -99,6 +101,8 @@ fn file(wrong: Option<(usize, &str, Option<&str>)>) -> String {
         ("line", "[[line]]"),
         ("line.source", "[line.source]"),
         ("line.filter", "[line.filter]"),
+        ("line.clips", "[line.clips]"),
+        ("line.record", "[line.record]"),
     ];
     of("") + &sections.map(|(section, head)| format!("{head}\n{}", of(section))).concat()
 }
@@ -133,13 +137,13 @@ fn the_file_of_all_keys_is_right() {
 #[test]
 fn the_manual_has_every_key() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../src/guide/lines.md")).unwrap();
-    for (path, _) in KEYS.iter().filter(|(path, _)| !path.starts_with("defaults.") && !path.starts_with("line.filter."))
-    {
+    let elsewhere = ["defaults.", "line.filter.", "line.clips."];
+    for (path, _) in KEYS.iter().filter(|(path, _)| !elsewhere.iter().any(|start| path.starts_with(start))) {
         let key = path.strip_prefix("line.source.").unwrap_or(path);
         assert!(page.contains(&format!("`{key}`")) || page.contains(&format!("`{key} = ")), "{key} is not on the page");
     }
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `line.")?.split_once('`')).map(|(key, _)| key);
-    for key in rows.filter(|key| !["source", "filter", "archive"].contains(key)) {
+    for key in rows.filter(|key| !["source", "filter", "archive", "clips", "record"].contains(key)) {
         assert!(KEYS.iter().any(|(path, _)| *path == format!("line.{key}")), "line.{key} is no key");
     }
 }
