@@ -6,6 +6,7 @@
 //! | `diadoverlay` | draws what an earlier `diadfilter` found |
 //! | `diadselect` | passes on frames by their verdict |
 //! | `diadarchive` | keeps pictures of parts with what was said of them, within limits |
+//! | `diadclip` | keeps encoded video of what led to a verdict, or of everything, within limits |
 //! | `diadmeta2json` | one JSON object per frame from the metadata |
 //!
 //! Both elements with a queue (`diadfilter`, `diadmeta2json`) follow the rules in `stream`. No model code is here: frames go as tickets to [`diad::worker`].
@@ -18,10 +19,12 @@ pub mod meta;
 pub mod result;
 
 pub mod diadarchive;
+pub mod diadclip;
 pub mod diadfilter;
 pub mod diadmeta2json;
 pub mod diadoverlay;
 pub mod diadselect;
+mod disk;
 mod frame;
 mod log;
 pub mod overlay;
@@ -71,7 +74,8 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     diadoverlay::register(plugin)?;
     diadselect::register(plugin)?;
     diadmeta2json::register(plugin)?;
-    diadarchive::register(plugin)
+    diadarchive::register(plugin)?;
+    diadclip::register(plugin)
 }
 
 #[allow(missing_docs, reason = "made by the macro")]

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use diad::detector::{ClassSource, Detection, Verdict};
 use diad::regions::Region;
+use diad::text::{now_ms, utc};
 use gst::glib;
 use gst::prelude::*;
 use serde::Serialize;
@@ -365,10 +366,13 @@ fn region_structure(region: &Region) -> glib::SendValue {
 
 /// The present, as results state it.
 pub fn utc_now() -> String {
-    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
-    let text = glib::DateTime::from_unix_utc(seconds).and_then(|time| time.format("%Y-%m-%dT%H:%M:%S"));
-    text.map(|text| format!("{text}.{:03}Z", since_1970.subsec_millis())).unwrap_or_default()
+    utc(now_ms())
+}
+
+/// Milliseconds since 1970 of a time as results state it.
+pub fn millis_of(text: &str) -> Option<u64> {
+    let time = glib::DateTime::from_iso8601(text, None).ok()?;
+    u64::try_from(time.to_unix()).ok().map(|s| s * 1000 + u64::try_from(time.microsecond()).unwrap_or(0) / 1000)
 }
 
 #[cfg(test)]

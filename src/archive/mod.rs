@@ -3,11 +3,15 @@
 //! The tree of folders is the only index. `2026-11-23/14/20261123T141503.127Z_ng_000123456_P4711.png` was taken in the hour from 14
 //! o'clock (UTC) of that day, of the frame 123456, which was `ng`; `.json` beside it is written last: its presence says that the
 //! picture is whole. What has another name is somebody else's, and is never touched; nor is what lies in `keep`.
+//!
+//! Clips (`…_clip-ng_…`) and recordings of everything (`…_video_…`) are written by others, over many seconds: [`Store::begin`] and
+//! [`Store::finish`] stand around that. What a crash leaves of one is kept up to its last whole fragment, as `….cut.mp4`.
 
 mod label;
 mod name;
 mod retention;
 mod store;
+mod video;
 
 use image::ExtendedColorType::Rgb8;
 use image::ImageEncoder;

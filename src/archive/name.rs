@@ -8,15 +8,15 @@ use crate::text::{DAY_MS, civil};
 /// Most letters of a part's name that stand in a file's name.
 const PART: usize = 64;
 
-/// What a file is of: its time, verdict, number and part.
+/// What a file is of: its time, label, number and part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     /// Milliseconds since 1970, UTC.
     pub utc_ms: u64,
     /// Number of the frame on its line.
     pub sequence: u64,
-    /// How it was judged, by name.
-    verdict: &'static str,
+    /// One of [`LABELS`].
+    label: &'static str,
     /// The part, in letters that a file's name may have.
     part: Option<String>,
 }
@@ -30,34 +30,67 @@ pub enum Kind {
     Uninspected,
     /// Warned of.
     Warn,
+    /// Video of what led to a verdict.
+    Clip,
     /// Rejected, or not to be inspected for an error.
     Rejected,
 }
 
-impl From<Verdict> for Kind {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Ok => Self::Sample,
-            Verdict::Uninspected => Self::Uninspected,
-            Verdict::Warn => Self::Warn,
-            Verdict::Ng | Verdict::Error => Self::Rejected,
-        }
-    }
-}
+/// What names say of a file, and its class: the verdict of a frame, that of the frame which a clip is of, or that it is a recording of
+/// everything.
+const LABELS: [(&str, Kind); 11] = [
+    ("ok", Kind::Sample),
+    ("warn", Kind::Warn),
+    ("ng", Kind::Rejected),
+    ("uninspected", Kind::Uninspected),
+    ("error", Kind::Rejected),
+    ("clip-ok", Kind::Clip),
+    ("clip-warn", Kind::Clip),
+    ("clip-ng", Kind::Clip),
+    ("clip-uninspected", Kind::Clip),
+    ("clip-error", Kind::Clip),
+    ("video", Kind::Sample),
+];
 
 impl Name {
     /// Of a frame.
     pub fn new(utc_ms: u64, verdict: Verdict, sequence: u64, part: Option<&str>) -> Self {
+        Self::labelled(verdict.name(), utc_ms, sequence, part)
+    }
+
+    /// Of a clip: the time, verdict, number and part of the frame that it is of.
+    pub fn clip(utc_ms: u64, verdict: Verdict, sequence: u64, part: Option<&str>) -> Self {
+        let label = match verdict {
+            Verdict::Ok => "clip-ok",
+            Verdict::Warn => "clip-warn",
+            Verdict::Ng => "clip-ng",
+            Verdict::Uninspected => "clip-uninspected",
+            Verdict::Error => "clip-error",
+        };
+        Self::labelled(label, utc_ms, sequence, part)
+    }
+
+    /// Of a recording: the time and number of its first frame.
+    pub fn recording(utc_ms: u64, sequence: u64) -> Self {
+        Self::labelled("video", utc_ms, sequence, None)
+    }
+
+    fn labelled(label: &'static str, utc_ms: u64, sequence: u64, part: Option<&str>) -> Self {
         let letter = |c: char| if c.is_ascii_alphanumeric() || ".-".contains(c) { c } else { '-' };
         let part = part.map(|part| part.chars().take(PART).map(letter).collect::<String>());
         // A name that is none, or looks like an end of ours, would be read as another.
         let part = part.filter(|part| !part.is_empty()).map(|part| part.replace('.', "-"));
-        Self { utc_ms, sequence, verdict: verdict.name(), part }
+        Self { utc_ms, sequence, label, part }
     }
 
     /// What class of files it is in.
     pub fn kind(&self) -> Kind {
-        self.verdict.parse::<Verdict>().map_or(Kind::Rejected, Kind::from)
+        LABELS.iter().find(|(label, _)| *label == self.label).map_or(Kind::Rejected, |(_, kind)| *kind)
+    }
+
+    /// Whether it is of a clip or a recording: what others write, over many seconds.
+    pub(super) fn is_video(&self) -> bool {
+        self.label == "video" || self.kind() == Kind::Clip
     }
 
     /// The name without an end: `20261123T141503.127Z_ng_000123456_P4711`.
@@ -65,7 +98,7 @@ impl Name {
         let (date, [h, m, s, ms]) = civil(self.utc_ms);
         let [year, month, day] = date;
         let part = self.part.as_ref().map_or_else(String::new, |part| format!("_{part}"));
-        format!("{year:04}{month:02}{day:02}T{h:02}{m:02}{s:02}.{ms:03}Z_{}_{:09}{part}", self.verdict, self.sequence)
+        format!("{year:04}{month:02}{day:02}T{h:02}{m:02}{s:02}.{ms:03}Z_{}_{:09}{part}", self.label, self.sequence)
     }
 
     /// Name and end of a file of ours.
@@ -74,7 +107,7 @@ impl Name {
         let dot = file.get(20..)?.find('.')? + 20;
         let (stem, end) = (file.get(..dot)?, file.get(dot + 1..)?);
         let mut parts = stem.splitn(4, '_');
-        let (time, verdict, sequence) = (parts.next()?, parts.next()?, parts.next()?);
+        let (time, label, sequence) = (parts.next()?, parts.next()?, parts.next()?);
         let digits = |range: std::ops::Range<usize>| -> Option<u64> {
             let text = time.get(range)?;
             if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
@@ -85,8 +118,8 @@ impl Name {
         }
         let date = [digits(0..4)?, digits(4..6)?, digits(6..8)?];
         let utc_ms = millis(date, [digits(9..11)?, digits(11..13)?, digits(13..15)?, digits(16..19)?])?;
-        let verdict = verdict.parse::<Verdict>().ok()?.name();
-        let name = Self { utc_ms, sequence: sequence.parse().ok()?, verdict, part: parts.next().map(str::to_owned) };
+        let (label, _) = LABELS.iter().find(|(known, _)| *known == label)?;
+        let name = Self { utc_ms, sequence: sequence.parse().ok()?, label, part: parts.next().map(str::to_owned) };
         // Whoever writes numbers with a plus sign is somebody else.
         (name.stem() == stem).then_some((name, end))
     }
@@ -128,6 +161,9 @@ mod tests {
         assert_eq!(name.stem(), "20261123T141503.127Z_ng_000123456_P4711");
         assert_eq!(folder(name.utc_ms), PathBuf::from("2026-11-23/14"));
         assert_eq!(name.kind(), Kind::Rejected);
+        let clip = Name::clip(1_795_443_303_127, Verdict::Ng, 123_456, Some("P4711"));
+        assert_eq!((clip.stem().as_str(), clip.kind()), ("20261123T141503.127Z_clip-ng_000123456_P4711", Kind::Clip));
+        assert_eq!(Name::recording(1_795_443_303_127, 7).stem(), "20261123T141503.127Z_video_000000007");
         for foreign in [
             "",
             "notes.txt",
@@ -146,8 +182,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_is_read_as_it_was_written(utc_ms in 0u64..250_000_000_000_000, verdict in 0..Verdict::ALL.len(), sequence: u64, part: Option<String>, end in "[a-z0-9]{1,5}(\\.part)?") {
-            let name = Name::new(utc_ms, Verdict::ALL[verdict], sequence, part.as_deref());
+        fn a_name_is_read_as_it_was_written(
+            utc_ms in 0u64..250_000_000_000_000, verdict in 0..Verdict::ALL.len(), what in 0..3, sequence: u64, part: Option<String>,
+            end in "[a-z0-9]{1,5}(\\.part)?",
+        ) {
+            let verdict = Verdict::ALL[verdict];
+            let name = match what {
+                0 => Name::new(utc_ms, verdict, sequence, part.as_deref()),
+                1 => Name::clip(utc_ms, verdict, sequence, part.as_deref()),
+                _ => Name::recording(utc_ms, sequence),
+            };
+            prop_assert_eq!(name.is_video(), what != 0);
             let file = format!("{}.{end}", name.stem());
             prop_assert_eq!(Name::parse(&file), Some((name, end.as_str())));
         }

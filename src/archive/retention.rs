@@ -15,7 +15,7 @@ pub struct Limits {
     pub min_free: u64,
 }
 
-/// The files of one frame.
+/// The files of one frame, clip or recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Their class.
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     fn items() -> impl Strategy<Value = Vec<Item>> {
-        let kind = prop::sample::select(vec![Kind::Sample, Kind::Uninspected, Kind::Warn, Kind::Rejected]);
+        let kind = prop::sample::select(vec![Kind::Sample, Kind::Uninspected, Kind::Warn, Kind::Clip, Kind::Rejected]);
         let item = (kind, 0u64..10_000, 0u64..1000).prop_map(|(kind, utc_ms, size)| Item { kind, utc_ms, size });
         prop::collection::vec(item, 0..40)
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::label;
 use super::name::{Name, folder};
 use super::retention::{Item, Limits, excess};
+use super::video;
 use crate::error::{Error, Result};
 
 /// End of a file that is being written.
@@ -62,37 +63,51 @@ pub struct Store<D> {
     limits: Limits,
     items: BTreeMap<Name, Files>,
     used: u64,
+    /// Bytes of the video that is being written.
+    growing: u64,
+    /// Held for as long as the folder is ours: two stores would each count what they wrote themselves, and clear the other's away.
+    _lock: File,
 }
 
 impl<D: Disk> Store<D> {
-    /// Opens a folder, made where it is not there, and counts what is in it. What was being written when the program died is removed.
+    /// Opens a folder, made where it is not there, and counts what is in it. Of a video that was being written when the program died the
+    /// whole fragments are kept, as `….cut.…`; anything else that was is removed.
     ///
     /// # Errors
-    /// When it cannot be read or written.
+    /// When it cannot be read or written, or another store has it.
     pub fn open(root: &Path, disk: D, limits: Limits) -> Result<Self> {
         let wrong = |error| Error::io(root, "cannot write into", error);
         fs::create_dir_all(root).map_err(wrong)?;
         tempfile::Builder::new().prefix(".diad").tempfile_in(root).map_err(wrong)?;
-        let mut store = Self { root: root.to_owned(), disk, limits, items: BTreeMap::new(), used: 0 };
-        for day in folders(root, 10).map_err(wrong)? {
-            for hour in folders(&day, 2).map_err(wrong)? {
-                for entry in fs::read_dir(&hour).map_err(wrong)?.filter_map(io::Result::ok) {
+        let lock = lock(root)?;
+        let (items, root) = (BTreeMap::new(), root.to_owned());
+        let mut store = Self { root, disk, limits, items, used: 0, growing: 0, _lock: lock };
+        store.scan().map_err(|error| Error::io(&store.root, "cannot write into", error))?;
+        Ok(store)
+    }
+
+    /// Counts what is there.
+    fn scan(&mut self) -> io::Result<()> {
+        for day in folders(&self.root, 10)? {
+            for hour in folders(&day, 2)? {
+                // What is renamed on the way must not be met again.
+                for entry in fs::read_dir(&hour)?.filter_map(io::Result::ok).collect::<Vec<_>>() {
                     let file = entry.file_name();
                     let Some((name, end)) = file.to_str().and_then(Name::parse) else { continue };
-                    if end.ends_with(PART) {
-                        let _ = fs::remove_file(entry.path());
-                        continue;
+                    match end.strip_suffix(PART).and_then(|end| end.strip_suffix('.')) {
+                        Some(end) if name.is_video() => self.cut(&name, end),
+                        Some(_) => drop(fs::remove_file(entry.path())),
+                        None => self.count(name, end, entry.metadata().map_or(0, |file| file.len())),
                     }
-                    store.count(name, end, entry.metadata().map_or(0, |file| file.len()));
                 }
             }
         }
-        Ok(store)
+        Ok(())
     }
 
     /// Bytes of all files.
     pub fn used(&self) -> u64 {
-        self.used
+        self.used + self.growing
     }
 
     /// The oldest time of a file, in milliseconds since 1970.
@@ -125,7 +140,7 @@ impl<D: Disk> Store<D> {
         self.make_room(now_ms, of_json + of_pictures)?;
         let free = self.free()?;
         let fits = self.used + of_json + of_pictures <= self.limits.max_size;
-        let mut outcome = if fits && free >= self.limits.min_free + of_json + of_pictures {
+        let mut outcome = if fits && free >= self.limits.min_free.saturating_add(of_json + of_pictures) {
             Outcome::Written
         } else if free >= self.limits.min_free / 4 + of_json {
             Outcome::WithoutPicture
@@ -148,6 +163,72 @@ impl<D: Disk> Store<D> {
         Ok(outcome)
     }
 
+    /// Where somebody else writes a video, under another name until [`Store::finish`]; `None` where there is no room for it. One at a time.
+    ///
+    /// # Errors
+    /// When its folder cannot be made, or the disk does not say how much is free.
+    pub fn begin(&mut self, name: &Name, end: &str, coming: u64, now_ms: u64) -> Result<Option<PathBuf>> {
+        self.growing = 0;
+        if !self.has_room(now_ms, coming)? {
+            return Ok(None);
+        }
+        let folder = self.root.join(folder(name.utc_ms));
+        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, "cannot make", error))?;
+        Ok(Some(folder.join(format!("{}.{end}.{PART}", name.stem()))))
+    }
+
+    /// The video that is being written has so many bytes by now. Whether it may go on, if need be after what is missed less has gone.
+    ///
+    /// # Errors
+    /// When the disk does not say how much is free.
+    pub fn grown(&mut self, bytes: u64, now_ms: u64) -> Result<bool> {
+        self.growing = bytes;
+        self.has_room(now_ms, 0)
+    }
+
+    /// Whether `coming` bytes find room, if need be after what is missed less has gone.
+    fn has_room(&mut self, now_ms: u64, coming: u64) -> Result<bool> {
+        self.make_room(now_ms, coming)?;
+        Ok(self.used() + coming <= self.limits.max_size && self.free()? >= self.limits.min_free.saturating_add(coming))
+    }
+
+    /// Gives a video that was written its name, and writes last what is said of it. Where the disk has no room for that, the video stays
+    /// alone.
+    ///
+    /// # Errors
+    /// When the disk fails for another reason than being full.
+    pub fn finish(&mut self, name: &Name, end: &str, json: &[u8], now_ms: u64) -> Result<Outcome> {
+        self.growing = 0;
+        let folder = self.root.join(folder(name.utc_ms));
+        let path = folder.join(format!("{}.{end}", name.stem()));
+        let renamed = fs::rename(folder.join(format!("{}.{end}.{PART}", name.stem())), &path);
+        renamed.map_err(|error| Error::io(&path, "cannot write", error))?;
+        self.count(name.clone(), end, fs::metadata(&path).map_or(0, |file| file.len()));
+        let mut outcome = Outcome::Dropped;
+        if write(&folder, &format!("{}.json", name.stem()), json)? {
+            self.count(name.clone(), "json", json.len() as u64);
+            outcome = Outcome::Written;
+        }
+        self.make_room(now_ms, 0)?;
+        Ok(outcome)
+    }
+
+    /// Keeps the whole fragments of a video whose writing has ended too early, as `….cut.…`, or nothing where there are none.
+    pub fn cut(&mut self, name: &Name, end: &str) {
+        self.growing = 0;
+        let folder = self.root.join(folder(name.utc_ms));
+        let part = folder.join(format!("{}.{end}.{PART}", name.stem()));
+        let cut = format!("cut.{end}");
+        let kept = video::keep_whole(&part).and_then(|bytes| {
+            fs::rename(&part, folder.join(format!("{}.{cut}", name.stem())))?;
+            Ok(bytes)
+        });
+        match kept {
+            Ok(bytes) => self.count(name.clone(), &cut, bytes),
+            Err(_) => drop(fs::remove_file(&part)),
+        }
+    }
+
     /// Removes what is too old or too much, so that `coming` bytes find room.
     ///
     /// # Errors
@@ -157,12 +238,14 @@ impl<D: Disk> Store<D> {
         let free = self.free()?;
         // The usual case costs no walk through all of them.
         let oldest = now_ms.saturating_sub(u64::try_from(self.limits.max_age.as_millis()).unwrap_or(u64::MAX));
-        let fits = self.used + coming <= self.limits.max_size && free >= self.limits.min_free + coming;
+        let fits = self.used() + coming <= self.limits.max_size && free >= self.limits.min_free.saturating_add(coming);
         if fits && self.oldest().is_none_or(|time| time >= oldest) {
             return Ok(());
         }
         let items: Vec<Item> = self.items.iter().map(item).collect();
-        let gone = excess(&items, self.limits, now_ms, free, coming + self.limits.max_size / AHEAD);
+        // What is being written is on the disk, but no item yet: it goes off what the others may have.
+        let limits = Limits { max_size: self.limits.max_size.saturating_sub(self.growing), ..self.limits };
+        let gone = excess(&items, limits, now_ms, free, coming.saturating_add(self.limits.max_size / AHEAD));
         let names: Vec<Name> = self.items.keys().cloned().collect();
         for index in gone {
             self.remove(&names[index]);
@@ -188,6 +271,19 @@ impl<D: Disk> Store<D> {
         }
         let _ = fs::remove_dir(&folder); // fails where something is left in it
         folder.parent().into_iter().for_each(|day| drop(fs::remove_dir(day)));
+    }
+}
+
+/// Makes a folder ours until the file is closed; a process that dies closes it.
+fn lock(root: &Path) -> Result<File> {
+    let folder = File::open(root).map_err(|error| Error::io(root, "cannot read", error))?;
+    match rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+            let reason = io::Error::other("another element or program writes there; expected a folder of its own");
+            Err(Error::io(root, "cannot write into", reason))
+        }
+        // File systems that know no such locks are used without.
+        _ => Ok(folder),
     }
 }
 
@@ -235,6 +331,7 @@ mod tests {
     use crate::detector::Verdict;
 
     /// A disk of so many bytes, of which the store has what it has.
+    #[derive(Debug)]
     struct Small(u64);
 
     impl Disk for Small {
@@ -286,6 +383,9 @@ mod tests {
         fs::create_dir(root.join("keep")).unwrap();
         fs::write(root.join("keep/20261123T141503.127Z_ng_000000000.png"), [1; 5000]).unwrap();
         fs::write(root.join("2026-11-23/14/notes.txt"), [1; 5000]).unwrap();
+        let taken = Store::open(&root, Small(1 << 30), limits).unwrap_err().to_string();
+        assert!(taken.contains("another element or program"), "{taken}");
+        drop(store);
         let mut store = Store::open(&root, Small(1 << 30), limits).unwrap();
         assert_eq!(store.used(), 3006);
         for at in [3, 4] {
@@ -368,6 +468,70 @@ mod tests {
         let store = Store::open(folder.path(), System, LIMITS).unwrap();
         assert_eq!((store.used(), files(folder.path())), (0, vec!["other.part".to_owned()]));
         assert!(store.free().unwrap() > 0);
+    }
+
+    /// A video of one fragment and a torn one, and how much of it is whole.
+    fn video() -> (Vec<u8>, u64) {
+        let part =
+            |size: u32, kind: &str, bytes: usize| [&size.to_be_bytes(), kind.as_bytes(), &vec![7; bytes]].concat();
+        let whole = [part(50, "moov", 42), part(20, "moof", 12), part(500, "mdat", 492)].concat();
+        let length = whole.len() as u64;
+        ([whole, part(20, "moof", 12), part(500, "mdat", 100)].concat(), length)
+    }
+
+    #[test]
+    fn a_video_has_its_name_when_it_is_whole_and_is_cut_when_it_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), System, LIMITS).unwrap();
+        let clip = |at: u64| Name::clip(NOW + 1000 * at, Verdict::Ng, at, None);
+        let (bytes, whole) = video();
+        let begin = |store: &mut Store<System>, name: &Name, bytes: &[u8]| {
+            let path = store.begin(name, "mp4", 0, NOW).unwrap().unwrap();
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        begin(&mut store, &clip(0), &bytes);
+        assert_eq!(store.finish(&clip(0), "mp4", b"{}", NOW).unwrap(), Outcome::Written);
+        begin(&mut store, &clip(1), &bytes);
+        store.cut(&clip(1), "mp4");
+        begin(&mut store, &clip(2), &bytes[..100]);
+        store.cut(&clip(2), "mp4");
+        assert_eq!(store.used(), bytes.len() as u64 + 2 + whole);
+        // And the same after a crash.
+        for (at, bytes) in [(3, &bytes[..]), (4, &bytes[..100])] {
+            begin(&mut store, &clip(at), bytes);
+        }
+        drop(store);
+        let store = Store::open(folder.path(), System, LIMITS).unwrap();
+        assert_eq!(store.used(), bytes.len() as u64 + 2 + 2 * whole);
+        let names: Vec<String> = files(folder.path()).iter().map(|file| file[9..].to_owned()).collect();
+        let expected = ["141503.127Z_clip-ng_000000000.json", "141503.127Z_clip-ng_000000000.mp4"].into_iter();
+        let expected =
+            expected.chain(["141504.127Z_clip-ng_000000001.cut.mp4", "141506.127Z_clip-ng_000000003.cut.mp4"]);
+        assert_eq!(names, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_video_makes_room_as_it_grows_until_there_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("cap");
+        let limits = Limits { max_size: 3500, ..LIMITS };
+        let mut store = Store::open(&root, Small(1 << 30), limits).unwrap();
+        for (at, verdict) in [(0, Verdict::Ng), (1, Verdict::Ok)] {
+            store.write(&name(at, verdict), &picture(1000), b"{}", NOW).unwrap();
+        }
+        let clip = Name::clip(NOW, Verdict::Ng, 9, None);
+        assert_eq!(store.begin(&clip, "mp4", 5000, NOW).unwrap(), None, "more than may be there at all");
+        let path = store.begin(&clip, "mp4", 100, NOW).unwrap().unwrap();
+        assert!(store.grown(1400, NOW).unwrap() && store.grown(2000, NOW).unwrap());
+        assert!(!files(&root).iter().any(|file| file.contains("_ok_")), "the sample has gone");
+        assert!(store.grown(3000, NOW).unwrap() && files(&root).is_empty(), "and so has the picture");
+        assert!(!store.grown(3600, NOW).unwrap());
+        fs::write(path, [7; 3000]).unwrap();
+        assert_eq!(store.finish(&clip, "mp4", b"{}", NOW).unwrap(), Outcome::Written);
+        assert_eq!((store.used(), files(&root).len()), (3002, 2));
+        store.write(&name(10, Verdict::Ng), &picture(1000), b"{}", NOW).unwrap();
+        assert!(files(&root).iter().all(|file| file.contains("_ng_000000010")), "a clip goes before what was rejected");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use gst_video::VideoInfo;
 use super::Format;
 use super::writer::{Counts, Job, Options, Writer};
 use crate::diadselect::VerdictFlags;
+use crate::disk::{Subject, Teller};
 use crate::queue::lock;
 use crate::result::{DiadResult, utc_now};
 use crate::{frame, meta};
@@ -237,7 +238,7 @@ impl BaseTransformImpl for DiadArchive {
         let Some(location) = settings.location.as_ref() else {
             return Err(gst::error_msg!(gst::ResourceError::Settings, ("location = none: expected a folder")));
         };
-        let writer = Writer::start(location.as_ref(), settings.limits(), self.obj().downgrade().into());
+        let writer = Writer::start(location.as_ref(), settings.limits(), Teller::new(&*self.obj(), "archive"));
         let writer = writer.map_err(|error| gst::error_msg!(gst::ResourceError::OpenWrite, ("location: {error}")))?;
         *lock(&self.stream) = Stream { writer: Some(writer), ..Stream::default() };
         Ok(())
@@ -273,15 +274,15 @@ impl BaseTransformImpl for DiadArchive {
             return Ok(gst::FlowSuccess::Ok);
         };
         let limited = settings.format != Format::None && !wants;
-        let job = Job {
+        let subject = Subject {
             utc: result.utc.clone().unwrap_or_else(utc_now),
             sequence: result.sequence.unwrap_or(*frames),
             why: if settings.verdicts.contains(verdict) { result.verdict.name() } else { "sample" },
             line: result.line.clone().unwrap_or_else(|| self.obj().name().to_string()),
-            maps: if settings.annotated && wants { meta::maps_of(buffer) } else { Vec::new() },
             result,
-            picture: None,
         };
+        let maps = if settings.annotated && wants { meta::maps_of(buffer) } else { Vec::new() };
+        let job = Job { subject, maps, picture: None };
         let options = Options { format: settings.format, annotated: settings.annotated, queue: settings.queue_bytes };
         writer.submit(job, wants.then_some((buffer, info)), limited, options);
         Ok(gst::FlowSuccess::Ok)

@@ -4,37 +4,30 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
 use diad::archive::{self, Limits, Name, Outcome, Store, System};
 use diad::config::{Fit, Size};
 use diad::error::{Error, Result};
 use diad::frame::{Frame, Preprocess};
-use gst::glib;
-use gst::prelude::*;
+use diad::text::now_ms;
 use gst_video::{VideoFrameRef, VideoInfo};
 use serde::Serialize;
 
 use super::Format;
+use crate::disk::{State, Subject, TIDY, Teller};
 use crate::frame;
 use crate::meta::DiadMap;
 use crate::overlay::{self, OverlayFlags, Style};
 use crate::queue::lock;
-use crate::result::DiadResult;
+use crate::result::millis_of;
 
 /// Frames that may wait, pictures or not.
 const WAITING: usize = 4096;
-/// How often what is too old goes.
-const TIDY: Duration = Duration::from_secs(30);
 
 /// What is kept of a frame.
 pub(super) struct Job {
-    pub(super) utc: String,
-    pub(super) sequence: u64,
-    pub(super) why: &'static str,
-    pub(super) line: String,
-    pub(super) result: DiadResult,
+    pub(super) subject: Subject,
     pub(super) maps: Vec<DiadMap>,
     pub(super) picture: Option<Picture>,
 }
@@ -75,27 +68,6 @@ pub(super) struct Counts {
     pub(super) oldest: u64,
 }
 
-/// How the archive is, as the bus is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Ok,
-    /// Pictures are left out because the disk is slow.
-    Behind,
-    Full,
-    Failed,
-}
-
-impl State {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Behind => "behind",
-            Self::Full => "full",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 struct Shared {
     counts: Mutex<Counts>,
     limits: Mutex<Limits>,
@@ -115,12 +87,12 @@ impl Writer {
     ///
     /// # Errors
     /// When the folder cannot be written, or there is no thread.
-    pub(super) fn start(folder: &Path, limits: Limits, element: glib::SendWeakRef<super::DiadArchive>) -> Result<Self> {
+    pub(super) fn start(folder: &Path, limits: Limits, teller: Teller) -> Result<Self> {
         let store = Store::open(folder, System, limits)?;
         let shared =
             Arc::new(Shared { counts: Mutex::default(), limits: Mutex::new(limits), waiting: AtomicU64::new(0) });
         let (jobs, waiting) = bounded::<Job>(WAITING);
-        let mut work = Work { store, shared: shared.clone(), element, state: State::Ok, queued: 0 };
+        let mut work = Work { store, shared: shared.clone(), teller, queued: 0 };
         let run = move || {
             loop {
                 match waiting.recv_timeout(TIDY) {
@@ -180,20 +152,10 @@ impl Writer {
     }
 }
 
-/// What stands beside a picture.
+/// What stands beside a picture, beyond what stands beside all files.
 #[derive(Serialize)]
-struct Sidecar<'a> {
-    schema: u32,
-    kind: &'static str,
-    id: String,
-    line: &'a str,
-    seq: u64,
-    utc: &'a str,
-    why: &'static str,
-    result: &'a DiadResult,
+struct More {
     files: Files,
-    model: Model<'a>,
-    tool: &'static str,
 }
 
 #[derive(Serialize)]
@@ -202,19 +164,10 @@ struct Files {
     annotated: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Model<'a> {
-    digest: Option<&'a str>,
-}
-
-/// Version of [`Sidecar`].
-const SCHEMA: u32 = 1;
-
 struct Work {
     store: Store<System>,
     shared: Arc<Shared>,
-    element: glib::SendWeakRef<super::DiadArchive>,
-    state: State,
+    teller: Teller,
     /// Pictures that found no room in the queue, as they were last counted.
     queued: u64,
 }
@@ -254,26 +207,13 @@ impl Work {
         counts.oldest = self.store.oldest().unwrap_or_default();
         let structure = counts.to_structure("diad-archive");
         drop(counts);
-        self.become_(state, &reason, structure);
-    }
-
-    /// Says how the archive is, when that is another than before.
-    fn become_(&mut self, state: State, reason: &str, mut structure: gst::Structure) {
-        if std::mem::replace(&mut self.state, state) == state {
-            return;
-        }
-        let Some(element) = self.element.upgrade() else { return };
-        structure.set("state", state.name());
-        structure.set("reason", reason);
-        if state != State::Ok {
-            gst::element_warning!(element, gst::ResourceError::NoSpaceLeft, ("archive: {}: {}", state.name(), reason));
-        }
-        let _ = element.post_message(gst::message::Element::builder(structure).src(&element).build());
+        self.teller.tell(state, &reason, structure);
     }
 
     fn write(&mut self, job: &Job, picture: Option<Picture>) -> Result<Outcome> {
-        let utc_ms = millis(&job.utc).unwrap_or_else(now_ms);
-        let name = Name::new(utc_ms, job.result.verdict, job.sequence, job.result.part_id.as_deref());
+        let Subject { utc, sequence, result, .. } = &job.subject;
+        let utc_ms = millis_of(utc).unwrap_or_else(now_ms);
+        let name = Name::new(utc_ms, result.verdict, *sequence, result.part_id.as_deref());
         let mut pictures = Vec::new();
         if let Some(Picture { mut buffer, info, format, annotated, .. }) = picture {
             let format = if format == Format::Jpeg { archive::Format::Jpeg } else { archive::Format::Png };
@@ -281,27 +221,15 @@ impl Work {
             if annotated {
                 let style =
                     Style { overlay: OverlayFlags::VERDICT | OverlayFlags::BOXES | OverlayFlags::CONTOUR, alpha: 0.6 };
-                let drawn = overlay::draw(buffer.make_mut(), &info, &job.result, &job.maps, style, "diadarchive");
+                let drawn = overlay::draw(buffer.make_mut(), &info, result, &job.maps, style, "diadarchive");
                 drawn.map_err(|error| Error::Internal(format!("archive: cannot draw: {error}")))?;
                 let end = format!("annotated.{}", format.extension());
                 pictures.push((end, format.encode(&rgb(&buffer, &info)?)?));
             }
         }
         let file = |index: usize| pictures.get(index).map(|(end, _)| format!("{}.{end}", name.stem()));
-        let sidecar = Sidecar {
-            schema: SCHEMA,
-            kind: "frame",
-            id: format!("{}-{}", job.line, name.stem()),
-            line: &job.line,
-            seq: job.sequence,
-            utc: &job.utc,
-            why: job.why,
-            result: &job.result,
-            files: Files { frame: file(0), annotated: file(1) },
-            model: Model { digest: job.result.worst().map(|found| found.model.as_str()) },
-            tool: concat!("diad ", env!("CARGO_PKG_VERSION")),
-        };
-        let json = serde_json::to_vec(&sidecar).map_err(|error| Error::Internal(format!("archive: {error}")))?;
+        let files = Files { frame: file(0), annotated: file(1) };
+        let json = job.subject.sidecar("frame", &name, More { files })?;
         self.store.write(&name, &pictures, &json, now_ms())
     }
 
@@ -310,7 +238,7 @@ impl Work {
         self.store.limit(*lock(&self.shared.limits));
         if let Err(error) = self.store.make_room(now_ms(), 0) {
             let structure = lock(&self.shared.counts).to_structure("diad-archive");
-            self.become_(State::Failed, &error.to_string(), structure);
+            self.teller.tell(State::Failed, &error.to_string(), structure);
         }
     }
 }
@@ -322,15 +250,4 @@ fn rgb(buffer: &gst::Buffer, info: &VideoInfo) -> Result<Frame> {
     let view = frame::view(&frame, info).map_err(|error| Error::Internal(format!("archive: {error}")))?;
     let size = Size::new(info.width() as usize, info.height() as usize);
     Ok(Preprocess { size, fit: Fit::Stretch, roi: None }.apply_view(&view)?.frame)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Milliseconds since 1970 of `2026-11-23T14:15:03.127Z`.
-fn millis(utc: &str) -> Option<u64> {
-    let time = glib::DateTime::from_iso8601(utc, None).ok()?;
-    u64::try_from(time.to_unix()).ok().map(|s| s * 1000 + u64::try_from(time.microsecond()).unwrap_or(0) / 1000)
 }

@@ -44,6 +44,9 @@ pub(crate) struct Line {
     pub(crate) filter: Properties,
     /// Properties of its `diadarchive`, where it has one.
     pub(crate) archive: Option<Properties>,
+    /// Properties of the `diadclip` that keeps clips, where there is one, and of that which keeps everything.
+    pub(crate) clips: Option<Properties>,
+    pub(crate) record: Option<Properties>,
     /// Elements behind the inspection.
     pub(crate) output: String,
     /// Where a JSON object for each frame goes.
@@ -81,6 +84,8 @@ struct Given {
     model: Option<String>,
     filter: Properties,
     archive: Option<Properties>,
+    clips: Option<Properties>,
+    record: Option<Properties>,
     output: Option<String>,
     results: Option<PathBuf>,
     stall: Option<Option<Duration>>,
@@ -149,8 +154,10 @@ fn read(reading: &Reading<'_>, table: &Table) -> Option<Plan> {
     let listen = listen.unwrap_or(Some(LISTEN));
     let defaults = file.section("defaults").map(|mut section| {
         let given = Given::read(&mut section);
-        if given.archive.as_ref().is_some_and(|archive| archive.contains_key("location")) {
-            section.wrong("archive", "no location: each line has a folder of its own");
+        for (key, kept) in [("archive", &given.archive), ("clips", &given.clips), ("record", &given.record)] {
+            if kept.as_ref().is_some_and(|kept| kept.contains_key("location")) {
+                section.wrong(key, "no location: each line has a folder of its own");
+            }
         }
         section.finish();
         given
@@ -177,6 +184,8 @@ impl Given {
                 .map(|section| properties::read(&section, "diadfilter"))
                 .unwrap_or_default(),
             archive: section.section("archive").map(|section| properties::read(&section, "diadarchive")),
+            clips: section.section("clips").map(|section| properties::read_some(&section, "diadclip", &CLIPS)),
+            record: section.section("record").map(|section| properties::read_some(&section, "diadclip", &RECORD)),
             output: section.text("output"),
             results: section.text("results").map(PathBuf::from),
             stall: section.duration_or_off("stall"),
@@ -226,19 +235,30 @@ impl Line {
         let (name, source) = (name?, source?);
         let mut filter = defaults.filter.clone();
         filter.extend(given.filter);
-        let joined = |own: Option<Properties>| match (own, defaults.archive.clone()) {
-            (Some(own), Some(other)) => Some(other.into_iter().chain(own).collect()),
-            (own, other) => own.or(other),
+        // What is kept on disk has a folder of its own for each kind and line.
+        let kept = |kind: &str, own: Option<Properties>, other: &Option<Properties>| {
+            let mut all = match (own, other.clone()) {
+                (Some(own), Some(other)) => Some(other.into_iter().chain(own).collect::<Properties>()),
+                (own, other) => own.or(other),
+            };
+            let place = state_dir.join(kind).join(&name).display().to_string();
+            if let Some(all) = &mut all {
+                all.entry("location".into()).or_insert(place);
+            }
+            all
         };
-        let archive = joined(given.archive).map(|mut archive: Properties| {
-            let place = state_dir.join("archive").join(&name);
-            archive.entry("location".into()).or_insert_with(|| place.display().to_string());
+        let clips = kept("clips", given.clips, &defaults.clips);
+        let record = kept("record", given.record, &defaults.record).map(|mut record| {
+            record.insert("everything".into(), "true".into());
+            record.entry("max-duration".into()).or_insert_with(|| RECORD_NS.to_string());
+            record
+        });
+        let archive = kept("archive", given.archive, &defaults.archive).inspect(|archive| {
             // The archive gets the frame as the camera saw it; what is drawn comes behind it.
             filter.entry("overlay".into()).or_insert_with(|| "0".into());
             if archive.get("annotated").is_some_and(|annotated| annotated == "true") {
                 filter.entry("meta".into()).or_insert_with(|| "regions+result+map".into());
             }
-            archive
         });
         let stall = given.stall.or(defaults.stall).unwrap_or(Some(Duration::from_secs(5)));
         let or = |own: Option<Duration>, other: Option<Duration>, seconds| {
@@ -250,6 +270,8 @@ impl Line {
             model: file?.ok()?.display().to_string(),
             filter,
             archive,
+            clips,
+            record,
             output: given.output.or_else(|| defaults.output.clone()).unwrap_or_else(|| OUTPUT.to_owned()),
             results: given.results.or_else(|| defaults.results.clone()),
             watch: Watch {
@@ -274,6 +296,8 @@ impl Line {
             versions: None,
             filter: Properties::new(),
             archive: None,
+            clips: None,
+            record: None,
             output: OUTPUT.to_owned(),
             results: None,
             watch: Watch { stall: None, teardown: second, stop: second, attempts: 0 },
@@ -296,14 +320,76 @@ impl Line {
             for (property, value) in archive {
                 out.set(property, value);
             }
-            if self.output != OUTPUT {
-                out.link("diadoverlay").set("overlay", "verdict+boxes");
-            }
+        }
+        let films = self.clips.is_some() || self.record.is_some();
+        if films && self.output == OUTPUT {
+            self.film(&mut out);
+            return out;
+        }
+        let tee = format!("{}-tee", self.name);
+        if films {
+            out.link("tee").set("name", &tee);
+            self.film(out.branch(&tee));
+            out.branch(&tee).link("queue");
+        }
+        if self.archive.is_some() && self.output != OUTPUT {
+            out.link("diadoverlay").set("overlay", "verdict+boxes");
         }
         out.link_raw(&self.output);
         out
     }
+
+    /// The branch that encodes what the filter has seen, once, and keeps it.
+    fn film(&self, out: &mut Launch) {
+        // A camera's line does not wait for the encoder: a frame that finds no room is missing in the video, and nowhere else.
+        let leaky = if self.source.is_finite() { "no" } else { "downstream" };
+        out.link("queue").set("name", &film_of(&self.name)).set("leaky", leaky).set("max-size-buffers", "16");
+        out.set("max-size-bytes", "0").set("max-size-time", "0");
+        if self.filter.get("overlay").is_some_and(|overlay| ["0", ""].contains(&overlay.as_str())) {
+            out.link("diadoverlay").set("overlay", "verdict+boxes");
+        }
+        out.link("videoconvert").link("video/x-raw,format=I420").link("x264enc").set("tune", "zerolatency");
+        out.set("speed-preset", "veryfast").set("pass", "qual").set("quantizer", "23");
+        let kept = [(clips_of(&self.name), &self.clips), (record_of(&self.name), &self.record)];
+        let tee = format!("{}-video", self.name);
+        out.link("tee").set("name", &tee);
+        for (name, properties) in kept.iter().filter_map(|(name, kept)| Some((name, kept.as_ref()?))) {
+            out.branch(&tee).link("diadclip").set("name", name);
+            for (property, value) in properties {
+                out.set(property, value);
+            }
+        }
+    }
 }
+
+/// The keys of `clips`: each the property of `diadclip` of that name.
+const CLIPS: [(&str, &str); 11] = [
+    ("location", "location"),
+    ("verdicts", "verdicts"),
+    ("pre", "pre"),
+    ("post", "post"),
+    ("max-duration", "max-duration"),
+    ("max-memory", "max-memory"),
+    ("key-interval", "key-interval"),
+    ("container", "container"),
+    ("max-size", "max-size"),
+    ("max-age", "max-age"),
+    ("min-free", "min-free"),
+];
+
+/// The keys of `record`, and the properties that they are.
+const RECORD: [(&str, &str); 7] = [
+    ("location", "location"),
+    ("every", "max-duration"),
+    ("max-memory", "max-memory"),
+    ("container", "container"),
+    ("max-size", "max-size"),
+    ("max-age", "max-age"),
+    ("min-free", "min-free"),
+];
+
+/// Length of a recording's files in ns, if nothing else is said.
+const RECORD_NS: u64 = 600_000_000_000;
 
 /// Where others may ask how things are, if nothing else is said.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8470);
@@ -319,6 +405,21 @@ pub(crate) fn behind(line: &str) -> String {
 /// Name of a line's archive.
 pub(crate) fn archive_of(line: &str) -> String {
     format!("{line}-archive")
+}
+
+/// Name of what keeps a line's clips.
+pub(crate) fn clips_of(line: &str) -> String {
+    format!("{line}-clips")
+}
+
+/// Name of what keeps all of a line's video.
+pub(crate) fn record_of(line: &str) -> String {
+    format!("{line}-record")
+}
+
+/// Name of the queue before a line's encoder.
+fn film_of(line: &str) -> String {
+    format!("{line}-film")
 }
 
 /// Whether a name can stand in topics, file names and names of elements.

@@ -29,6 +29,11 @@ impl Launch {
         self.element(name)
     }
 
+    /// Another branch of an element that stands before.
+    pub(crate) fn branch(&mut self, name: &str) -> &mut Self {
+        self.element(&format!("{name}."))
+    }
+
     /// A property of the last element.
     pub(crate) fn set(&mut self, property: &str, value: &str) -> &mut Self {
         self.words.push(Word::Set(property.to_owned(), value.to_owned(), false));

@@ -6,7 +6,7 @@ use gst::glib::{self, ParamFlags, ParamSpec};
 use gst::prelude::*;
 use toml::Value;
 
-use super::config::{Line, archive_of};
+use super::config::{Line, archive_of, clips_of, record_of};
 use super::read::{Section, bytes, duration};
 
 /// Values by name, in the text that GStreamer reads.
@@ -26,7 +26,14 @@ fn specs(factory: &str) -> Vec<ParamSpec> {
 /// The properties in a table, each with a value that it may have.
 pub(crate) fn read(section: &Section<'_>, factory: &str) -> Properties {
     let specs = specs(factory);
-    let names: Vec<&str> = specs.iter().map(ParamSpec::name).collect();
+    let keys: Vec<(&str, &str)> = specs.iter().map(|spec| (spec.name(), spec.name())).collect();
+    read_some(section, factory, &keys)
+}
+
+/// The same of those that are named here, each by a key.
+pub(crate) fn read_some(section: &Section<'_>, factory: &str, keys: &[(&str, &str)]) -> Properties {
+    let specs = specs(factory);
+    let names: Vec<&str> = keys.iter().map(|(key, _)| *key).collect();
     let mut found = Properties::new();
     for (key, value) in section.entries() {
         if key == "model" {
@@ -34,7 +41,8 @@ pub(crate) fn read(section: &Section<'_>, factory: &str) -> Properties {
             section.mistake(key, format!("{path}: unknown key; the model stands beside filter, not in it"));
             continue;
         }
-        let Some(spec) = specs.iter().find(|spec| spec.name() == key) else {
+        let property_of = |key: &str| keys.iter().find(|(known, _)| *known == key).map(|(_, property)| *property);
+        let Some(spec) = property_of(key).and_then(|name| specs.iter().find(|spec| spec.name() == name)) else {
             section.unknown(key, &names);
             continue;
         };
@@ -54,7 +62,7 @@ pub(crate) fn read(section: &Section<'_>, factory: &str) -> Properties {
         };
         let Some(text) = text.map(|text| amount(spec, &text).unwrap_or(text)) else { continue };
         match property(spec, &text) {
-            Ok(_) => drop(found.insert(key.to_owned(), text)),
+            Ok(_) => drop(found.insert(spec.name().to_owned(), text)),
             Err(expected) => section.wrong(key, &expected),
         }
     }
@@ -117,22 +125,19 @@ pub(crate) type Change = (String, String, String);
 
 /// What differs between two versions of a line, if each of it may change while the line runs.
 pub(crate) fn changes(old: &Line, new: &Line) -> Option<Vec<Change>> {
-    let (filter, archive) = (new.filter.clone(), new.archive.clone());
-    let (model, versions) = (new.model.clone(), new.versions.clone());
-    let same = Line { filter, archive, model, versions, ..old.clone() };
-    if same != *new || old.archive.is_some() != new.archive.is_some() {
+    let Line { filter, archive, clips, record, model, versions, .. } = new.clone();
+    let same = Line { filter, archive, clips, record, model, versions, ..old.clone() };
+    let kept = |line: &Line| [line.archive.clone(), line.clips.clone(), line.record.clone()];
+    let has = |line: &Line| kept(line).map(|kept| kept.is_some());
+    if same != *new || has(old) != has(new) {
         return None;
     }
-    let none = Properties::new();
-    let pairs = [
-        ("diadfilter", old.name.clone(), &old.filter, &new.filter),
-        (
-            "diadarchive",
-            archive_of(&old.name),
-            old.archive.as_ref().unwrap_or(&none),
-            new.archive.as_ref().unwrap_or(&none),
-        ),
-    ];
+    let name = &old.name;
+    let names = [("diadarchive", archive_of(name)), ("diadclip", clips_of(name)), ("diadclip", record_of(name))];
+    let mut pairs = vec![("diadfilter", name.clone(), old.filter.clone(), new.filter.clone())];
+    for ((factory, name), (old, new)) in names.into_iter().zip(kept(old).into_iter().zip(kept(new))) {
+        pairs.push((factory, name, old.unwrap_or_default(), new.unwrap_or_default()));
+    }
     let mut changed = Vec::new();
     for (factory, element, old, new) in pairs {
         let specs = specs(factory);

@@ -8,7 +8,7 @@ use gst::prelude::*;
 use gstdiad::meta;
 use gstdiad::result::DiadResult;
 
-use super::config::{Line, archive_of, behind};
+use super::config::{Line, archive_of, behind, clips_of, record_of};
 use super::properties::{Change, property};
 use super::tally::Tally;
 
@@ -59,7 +59,8 @@ impl Session {
         let bus = pipeline.bus().ok_or_else(|| wrong("the pipeline has no bus".into()))?;
         tally.forget_times();
         watch(&filter, tally);
-        tally.set_elements(&filter, pipeline.by_name(&archive_of(&line.name)));
+        let kept = [archive_of(&line.name), clips_of(&line.name), record_of(&line.name)];
+        tally.set_elements(&filter, kept.map(|name| pipeline.by_name(&name)));
         let session = Self { pipeline, bus, filter, behind, finite: line.source.is_finite(), started: Instant::now() };
         match session.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(session),

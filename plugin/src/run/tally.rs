@@ -32,9 +32,9 @@ pub(crate) struct Tally {
     seen: Mutex<Seen>,
     /// Frames that nobody looked at, by reason.
     reasons: Mutex<BTreeMap<String, u64>>,
-    /// Filter and archive of the pipeline that runs.
+    /// The filter of the pipeline that runs, and what keeps files in it.
     filter: Mutex<gst::glib::WeakRef<gst::Element>>,
-    archive: Mutex<gst::glib::WeakRef<gst::Element>>,
+    kept: Mutex<[gst::glib::WeakRef<gst::Element>; 3]>,
     numbers: Mutex<Numbers>,
     outlets: Arc<Outlets>,
     writer: Mutex<Option<Writer>>,
@@ -113,7 +113,7 @@ impl Tally {
             seen: Mutex::default(),
             reasons: Mutex::default(),
             filter: Mutex::default(),
-            archive: Mutex::default(),
+            kept: Mutex::default(),
             numbers: Mutex::new(numbers),
             outlets,
             writer: Mutex::new(Some(writer)),
@@ -166,10 +166,10 @@ impl Tally {
         lock(&self.reasons).clone()
     }
 
-    /// These are the filter and the archive from now on.
-    pub(crate) fn set_elements(&self, filter: &gst::Element, archive: Option<gst::Element>) {
+    /// This is the filter from now on, and these keep files: the archive, clips and recordings.
+    pub(crate) fn set_elements(&self, filter: &gst::Element, kept: [Option<gst::Element>; 3]) {
         *lock(&self.filter) = filter.downgrade();
-        *lock(&self.archive) = archive.as_ref().map(gst::Element::downgrade).unwrap_or_default();
+        *lock(&self.kept) = kept.map(|kept| kept.as_ref().map(gst::Element::downgrade).unwrap_or_default());
     }
 
     /// The frames that come show this part.
@@ -179,10 +179,10 @@ impl Tally {
         }
     }
 
-    /// The statistics of the archive, where there is one.
-    pub(crate) fn archive(&self) -> Option<gst::Structure> {
-        let archive = lock(&self.archive).upgrade()?;
-        archive.property::<Option<gst::Structure>>("stats")
+    /// The statistics of what keeps files, of those that are there.
+    pub(crate) fn kept(&self) -> [Option<gst::Structure>; 3] {
+        let kept = lock(&self.kept).each_ref().map(gst::glib::WeakRef::upgrade);
+        kept.map(|kept| kept?.property::<Option<gst::Structure>>("stats"))
     }
 
     pub(crate) fn times(&self) -> Times {

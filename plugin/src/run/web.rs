@@ -111,6 +111,11 @@ fn registry(board: &Board) -> Registry {
     let up: Family<_, Gauge> = family(all, "camera_up", "1 where frames come, or a trigger is waited for");
     let bytes: Family<_, Gauge> = family(all, "archive_bytes", "Bytes of the archive");
     let free: Family<_, Gauge> = family(all, "archive_free_bytes", "Bytes that are free on the archive's disk");
+    let clips: Family<_, Counter> = family(all, "clips", "Files of clips and recordings that are finished");
+    let missing: Family<_, Counter> =
+        family(all, "clips_dropped", "Clips and recordings that were not begun or broken off, by reason");
+    let clip_bytes: Family<_, Gauge> = family(all, "clips_bytes", "Bytes of clips and recordings");
+    let clip_free: Family<_, Gauge> = family(all, "clips_free_bytes", "Bytes that are free on their disk");
     let right: Family<_, Gauge> =
         family(all, "config_last_reload_successful", "1 where the file was right when it was last read");
     let build: Family<_, Gauge> = family(all, "build_info", "1; the version");
@@ -172,16 +177,27 @@ fn registry(board: &Board) -> Registry {
         if let Some(score) = seen.threshold {
             threshold.get_or_create(&of(&[])).set(f64::from(score));
         }
-        if let Some(stats) = line.tally.archive() {
-            let number = |field: &str| stats.get::<u64>(field).unwrap_or_default();
+        let number = |stats: &gst::Structure, field: &str| stats.get::<u64>(field).unwrap_or_default();
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let [archive, clip, record] = line.tally.kept();
+        if let Some(stats) = archive {
             for reason in ["rate", "queue", "disk"] {
-                let count = number(&format!("dropped-{reason}"));
+                let count = number(&stats, &format!("dropped-{reason}"));
                 archived.get_or_create(&of(&[("reason", reason)])).inc_by(count);
             }
-            archived.get_or_create(&of(&[("reason", "failed")])).inc_by(number("failed"));
-            let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            bytes.get_or_create(&of(&[])).set(signed(number("bytes")));
-            free.get_or_create(&of(&[])).set(signed(number("free")));
+            archived.get_or_create(&of(&[("reason", "failed")])).inc_by(number(&stats, "failed"));
+            bytes.get_or_create(&of(&[])).set(signed(number(&stats, "bytes")));
+            free.get_or_create(&of(&[])).set(signed(number(&stats, "free")));
+        }
+        for (kind, stats) in [("clip", clip), ("video", record)] {
+            let Some(stats) = stats else { continue };
+            let own = of(&[("kind", kind)]);
+            clips.get_or_create(&own).inc_by(number(&stats, "clips"));
+            for (reason, field) in [("queue", "dropped-queue"), ("disk", "dropped-disk"), ("failed", "failed")] {
+                missing.get_or_create(&of(&[("kind", kind), ("reason", reason)])).inc_by(number(&stats, field));
+            }
+            clip_bytes.get_or_create(&own).set(signed(number(&stats, "bytes")));
+            clip_free.get_or_create(&own).set(signed(number(&stats, "free")));
         }
     }
     registry

@@ -4,6 +4,7 @@
 mod common;
 
 mod camera;
+mod clips;
 mod readers;
 mod readme;
 mod record;

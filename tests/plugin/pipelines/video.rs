@@ -11,13 +11,31 @@ pub(super) struct Seen {
     rgb: Vec<u8>,
 }
 
-/// All frames of an H.264 recording.
+fn demuxer(path: &Path) -> &'static str {
+    if path.extension().is_some_and(|e| e == "mkv") { "matroskademux" } else { "qtdemux" }
+}
+
+/// How many frames a file has, whatever they are encoded in, and when the first is shown.
+pub(super) fn demuxed(path: &Path) -> (usize, u64) {
+    let line = format!("filesrc location={} ! {} ! appsink name=s sync=false", path.display(), demuxer(path));
+    let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let sink = pipeline.by_name("s").unwrap().downcast::<gst_app::AppSink>().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let mut shown = Vec::new();
+    while let Ok(sample) = sink.pull_sample() {
+        let segment = sample.segment().unwrap().downcast_ref::<gst::ClockTime>().unwrap();
+        shown.push(segment.to_running_time(sample.buffer().unwrap().pts()).unwrap().nseconds());
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    (shown.len(), shown.into_iter().min().unwrap())
+}
+
+/// All frames of a recording in H.264 or JPEG.
 pub(super) fn frames(path: &Path) -> Vec<Seen> {
-    let demux = if path.extension().is_some_and(|e| e == "mkv") { "matroskademux" } else { "qtdemux" };
     let line = format!(
-        "filesrc location={} ! {demux} ! h264parse ! openh264dec ! videoconvert ! video/x-raw,format=RGB ! appsink name=s \
-         sync=false max-buffers=4",
-        path.display()
+        "filesrc location={} ! {} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! appsink name=s sync=false max-buffers=4",
+        path.display(),
+        demuxer(path)
     );
     let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
     let sink = pipeline.by_name("s").unwrap().downcast::<gst_app::AppSink>().unwrap();
@@ -51,6 +69,11 @@ impl Seen {
         };
         let hits = (0..rows).flat_map(|y| (0..columns).map(move |x| (x, y))).filter(|&(x, y)| near(x, y)).count();
         hits as f64 / (columns * rows) as f64
+    }
+
+    /// The mean of all pixels.
+    pub(super) fn grey(&self) -> f64 {
+        self.rgb.iter().map(|&value| f64::from(value)).sum::<f64>() / self.rgb.len() as f64
     }
 
     /// The verdict whose plate is drawn.

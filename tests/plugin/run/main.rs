@@ -5,6 +5,7 @@ mod common;
 
 mod archive;
 mod cameras;
+mod clips;
 mod outputs;
 mod versions;
 mod web;

@@ -29,7 +29,7 @@ fn metrics_count_what_the_line_says_at_its_end() {
     let line = |more: &str| {
         format!(
             "state-dir = \"state\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n[[line]]\nname = \"cap\"\nmodel = \"MODEL\"\n{LIVE}\n\
-             archive = {{ min-free = 0 }}\n{more}"
+             archive = {{ min-free = 0 }}\nrecord = {{ min-free = 0 }}\n{more}"
         )
     };
     let shift = Shift::new(&line(""));
@@ -50,6 +50,8 @@ fn metrics_count_what_the_line_says_at_its_end() {
     assert_eq!(value(&first, "diad_config_last_reload_successful"), 1.0);
     assert!(value(&first, "diad_last_frame_timestamp_seconds{line=\"cap\"}") > 1.7e9);
     assert!(value(&first, "diad_archive_free_bytes{line=\"cap\"}") >= 0.0);
+    assert!(value(&first, "diad_clips_free_bytes{line=\"cap\",kind=\"video\"}") > 0.0);
+    assert_eq!(value(&first, "diad_clips_dropped_total{line=\"cap\",kind=\"video\",reason=\"disk\"}"), 0.0);
     shift.write(&line("attempts = \"many\"\n"));
     running.signal("HUP");
     running.until("nothing is changed");

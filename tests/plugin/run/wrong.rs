@@ -71,7 +71,7 @@ fn a_right_file_is_called_right() {
 }
 
 /// Every key that a file may have, with a right value.
-const KEYS: [(&str, &str); 46] = [
+const KEYS: [(&str, &str); 48] = [
     ("schema", "1"),
     ("name", "\"hall\""),
     ("state-dir", "\"state\""),
@@ -104,6 +104,8 @@ const KEYS: [(&str, &str); 46] = [
     ("line.filter.threshold", "2.0"),
     ("line.filter.class", "\"auto\""),
     ("line.filter.overlay", "\"verdict+boxes\""),
+    ("line.clips.pre", "\"5s\""),
+    ("line.record.every", "\"10min\""),
     ("line.output", "\"fakesink\""),
     ("line.results", "\"a.jsonl\""),
     ("line.stall", "\"5s\""),
@@ -143,6 +145,8 @@ fn file(wrong: Option<(usize, &str, Option<&str>)>) -> String {
         ("line", "[[line]]"),
         ("line.source", "[line.source]"),
         ("line.filter", "[line.filter]"),
+        ("line.clips", "[line.clips]"),
+        ("line.record", "[line.record]"),
     ];
     of("") + &sections.map(|(section, head)| format!("{head}\n{}", of(section))).concat()
 }
@@ -178,15 +182,15 @@ fn the_file_of_all_keys_is_right() {
 fn the_manual_has_every_key() {
     let pages = [include_str!("../../../src/guide/lines.md"), include_str!("../../../src/guide/outputs.md")];
     let page = pages.concat();
-    for (path, _) in KEYS.iter().filter(|(path, _)| !path.starts_with("defaults.") && !path.starts_with("line.filter."))
-    {
+    let elsewhere = ["defaults.", "line.filter.", "line.clips."];
+    for (path, _) in KEYS.iter().filter(|(path, _)| !elsewhere.iter().any(|start| path.starts_with(start))) {
         let shared = path.split_once('.').filter(|(section, _)| ["mqtt", "webhook"].contains(section));
         let shared = shared.map(|(_, key)| key).filter(|key| ["which", "max-size", "max-age"].contains(key));
         let key = path.strip_prefix("line.source.").or(shared).unwrap_or(path).replace("gpio.cap.", "gpio.LINE.");
         assert!(page.contains(&format!("`{key}`")) || page.contains(&format!("`{key} = ")), "{key} is not on the page");
     }
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `line.")?.split_once('`')).map(|(key, _)| key);
-    for key in rows.filter(|key| !["source", "filter", "archive"].contains(key)) {
+    for key in rows.filter(|key| !["source", "filter", "archive", "clips", "record"].contains(key)) {
         assert!(KEYS.iter().any(|(path, _)| *path == format!("line.{key}")), "line.{key} is no key");
     }
 }

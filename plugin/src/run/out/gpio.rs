@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use diad::detector::Verdict;
+use diad::text::now_ms;
 use gpiocdev::Request;
 use gpiocdev::line::Value;
-use gst::glib;
-use gstdiad::result::DiadResult;
+use gstdiad::result::{DiadResult, millis_of};
 
 use super::super::board::Board;
 use super::super::read::Section;
@@ -211,12 +211,8 @@ impl Way {
 fn came(result: &DiadResult) -> Instant {
     let now = Instant::now();
     let inside = Duration::from_nanos(result.results.iter().map(|one| one.timing.total).sum());
-    let time = result.utc.as_deref().and_then(|utc| glib::DateTime::from_iso8601(utc, None).ok());
-    let time = time.and_then(|time| {
-        let ms = u64::try_from(time.to_unix()).ok()? * 1000 + u64::try_from(time.microsecond()).ok()? / 1000;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms))
-    });
-    let age = time.and_then(|time| time.elapsed().ok()).filter(|age| (inside..OLDEST).contains(age)).unwrap_or(inside);
+    let age = result.utc.as_deref().and_then(millis_of).and_then(|came| now_ms().checked_sub(came));
+    let age = age.map(Duration::from_millis).filter(|age| (inside..OLDEST).contains(age)).unwrap_or(inside);
     now.checked_sub(age).unwrap_or(now)
 }
 

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use diad::detector::Verdict;
+use diad::text::now_ms;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming, LastWill, MqttOptions, QoS,
     TlsConfiguration, Transport,
@@ -25,9 +26,9 @@ use super::super::line::Seen;
 use super::super::read::Section;
 use super::super::state::Backoff;
 use super::super::tally::lock;
+use super::Link;
 use super::outbox::{Outbox, Waiting};
 use super::tls::Certificates;
-use super::{Link, now_ms};
 
 /// Results that may be under way.
 const WINDOW: usize = 16;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use diad::detector::Verdict;
 use diad::spool::{Counts, Fate, Limits, Record, Spool};
+use diad::text::now_ms;
 use gstdiad::result::DiadResult;
 
 use super::super::read::Section;
 use super::super::say;
 use super::super::tally::lock;
-use super::now_ms;
 
 /// Which results somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
