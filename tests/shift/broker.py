@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 
-from common import Program, folder, free_port, install, percentile, results
+from common import Program, folder, free_port, install, percentile, results, start
 
 LINES = """
 schema = 1
@@ -95,12 +95,12 @@ class Broker:
         os.chmod("passwords", 0o600)
         with open("mosquitto.conf", "w") as file:
             file.write(f"listener {port} 127.0.0.1\nuser root\nallow_anonymous false\npassword_file {os.getcwd()}/passwords\n")
-        self.process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", "mosquitto.conf"], stderr=subprocess.DEVNULL)
+        self.process = start(["/usr/sbin/mosquitto", "-c", "mosquitto.conf"], stderr=subprocess.DEVNULL)
         login = ["-h", "127.0.0.1", "-p", str(port), "-u", "reader", "-P", "reader"]
         while subprocess.run(["mosquitto_pub", *login, "-r", "-t", "diad/ready", "-m", "yes"], stderr=subprocess.DEVNULL).returncode:
             time.sleep(0.05)
         command = ["mosquitto_sub", *login, "-t", "diad/#", "-F", "%t %p"]
-        self.reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.reader = start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         ready = threading.Event()
 
         def read():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from common import Program, folder, free_port, install, results
+from common import Program, folder, free_port, install, results, start
 
 LINES = """
 schema = 1
@@ -70,11 +70,11 @@ class Host:
         run("-n", self.name, "link", "set", "eth0", "up")
         run("-n", self.name, "link", "set", "lo", "up")
         self.serial = f"GV{number:02}"
-        self.start()
+        self.begin()
 
-    def start(self):
+    def begin(self):
         command = ["ip", "netns", "exec", self.name, "arv-fake-gv-camera-0.8", "-i", "eth0", "-s", self.serial]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def remove(self):
         self.process.kill()
@@ -87,10 +87,10 @@ class Rtsp:
 
     def __init__(self):
         self.port = free_port()
-        self.start()
+        self.begin()
 
-    def start(self):
-        self.process = subprocess.Popen(["/usr/bin/python3", "-c", RTSP, str(self.port)])
+    def begin(self):
+        self.process = start(["/usr/bin/python3", "-c", RTSP, str(self.port)])
 
     def remove(self):
         self.process.kill()
@@ -128,7 +128,7 @@ def watch(program, model, rounds, cameras):
             camera.process.kill()
             camera.process.wait()
             shift.until(f"{name}: camera-lost")
-            camera.start()
+            camera.begin()
             started = time.monotonic()
             back[name]["killed"].append(shift.until(f"{name}: running") - started)
             camera.process.send_signal(signal.SIGSTOP)

@@ -1,4 +1,5 @@
 """What the parts of a shift share: the program under test, what it says, and what it leaves."""
+import atexit
 import json
 import os
 import queue
@@ -18,6 +19,13 @@ def install(*packages):
         subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
         command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def start(command, **options):
+    """A process that does not outlive this one."""
+    process = subprocess.Popen(command, **options)
+    atexit.register(process.kill)
+    return process
 
 
 def folder():
@@ -45,7 +53,7 @@ class Program:
     def __init__(self, program, file="line.toml", prefix=(), environment=None):
         command = [*prefix, program, "run", file]
         environment = {**os.environ, "MALLOC_ARENA_MAX": "2", **(environment or {})}  # as in the unit for systemd
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = start(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines, self.said = queue.Queue(), []
         self.reader = threading.Thread(target=lambda: [self.lines.put(line) for line in self.process.stderr], daemon=True)
         self.reader.start()
