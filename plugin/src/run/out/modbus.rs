@@ -65,6 +65,9 @@ impl Modbus {
                 section.mistake("units", "modbus.units: is missing, expected for instance { cap = 1 }".into());
             }
             None => {}
+            Some(table) if table.entries().next().is_none() => {
+                section.wrong("units", "the unit of at least one line, for instance { cap = 1 }");
+            }
             Some(table) => {
                 let known: Vec<&str> = lines.iter().map(String::as_str).collect();
                 for (line, value) in table.entries() {
