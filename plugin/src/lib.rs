@@ -15,6 +15,8 @@
 
 use gst::glib;
 
+#[cfg(feature = "analytics")]
+pub mod analytics;
 pub mod meta;
 pub mod result;
 

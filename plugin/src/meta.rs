@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use gst::buffer::BufferMetaForeachAction;
 use gst::prelude::*;
 
-use crate::result::{DiadResult, Inspection};
+use diad::regions::Region;
+
+use crate::result::{DiadResult, Finding, Inspection};
 
 /// Name of the custom meta with the result.
 pub const RESULT: &str = "DiadResult";
@@ -75,17 +77,25 @@ pub fn drawn_by(buffer: &gst::BufferRef) -> Option<String> {
     Some(meta.structure().get("element").unwrap_or_default())
 }
 
+/// How sure a region is: its peak over the pixel threshold, as a share of four times it.
+pub(crate) fn confidence(region: &Region, finding: &Finding) -> f64 {
+    (f64::from(region.peak / finding.pixel_threshold) / 4.0).clamp(0.0, 1.0)
+}
+
 /// Puts a region-of-interest meta on `buffer` per region that `inspection` found. Their parameter `detection` is what other
-/// consumers of such metas read: `confidence` (peak over pixel threshold, as a share of four times it), `label`, `label_id`.
-pub fn add_regions(buffer: &mut gst::BufferRef, inspection: &Inspection) {
+/// consumers of such metas read: `confidence`, `label`, `label_id`. Where the regions are objects of a relation meta as well, each
+/// has its object's id: `first_object` and the ones that follow.
+pub fn add_regions(buffer: &mut gst::BufferRef, inspection: &Inspection, first_object: Option<u32>) {
     let Some(finding) = &inspection.finding else { return };
-    for (id, region) in finding.regions.iter().enumerate() {
+    for (id, region) in (0u32..).zip(&finding.regions) {
         let rect = (region.x, region.y, region.width, region.height);
         let mut meta = gst_video::VideoRegionOfInterestMeta::add(buffer, REGION, rect);
-        let ratio = f64::from(region.peak / finding.pixel_threshold);
+        if let Some(id) = first_object.and_then(|first| i32::try_from(first + id).ok()) {
+            meta.set_id(id);
+        }
         let (width, height) = (f64::from(inspection.width), f64::from(inspection.height));
         let detection = gst::Structure::builder("detection")
-            .field("confidence", (ratio / 4.0).clamp(0.0, 1.0))
+            .field("confidence", confidence(region, finding))
             .field("label", &finding.class)
             .field("label_id", 0i32)
             .field("x_min", f64::from(region.x) / width)
@@ -94,7 +104,7 @@ pub fn add_regions(buffer: &mut gst::BufferRef, inspection: &Inspection) {
             .field("y_max", f64::from(region.y + region.height) / height)
             .field("peak", f64::from(region.peak))
             .field("area", region.area)
-            .field("number", id as u32)
+            .field("number", id)
             .field("element", &inspection.element)
             .build();
         meta.add_param(detection);
@@ -109,13 +119,7 @@ pub fn add_map(buffer: &mut gst::BufferRef, map: &DiadMap) {
         .field("height", map.height as i32)
         .field("framerate", gst::Fraction::new(0, 1))
         .build();
-    // Rows of GRAY8 video are multiples of four bytes long.
-    let mut bytes = Vec::with_capacity(stride(map.width) * map.height);
-    for row in map.levels.chunks_exact(map.width.max(1)) {
-        bytes.extend_from_slice(row);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-    }
-    let sample = gst::Sample::builder().buffer(&gst::Buffer::from_slice(bytes)).caps(&caps).build();
+    let sample = gst::Sample::builder().buffer(&grey(map.width, &map.levels)).caps(&caps).build();
     if let Ok(mut meta) = gst::meta::CustomMeta::add(buffer, MAP) {
         let structure = meta.mut_structure();
         structure.set("map", sample);
@@ -127,8 +131,18 @@ pub fn add_map(buffer: &mut gst::BufferRef, map: &DiadMap) {
     }
 }
 
-/// Bytes from one row of GRAY8 video to the next.
-fn stride(width: usize) -> usize {
+/// Rows of levels as GRAY8 video.
+pub(crate) fn grey(width: usize, levels: &[u8]) -> gst::Buffer {
+    let mut bytes = Vec::with_capacity(levels.len().next_multiple_of(4));
+    for row in levels.chunks_exact(width.max(1)) {
+        bytes.extend_from_slice(row);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    gst::Buffer::from_slice(bytes)
+}
+
+/// Bytes from one row of GRAY8 video to the next: rows are multiples of four bytes long.
+pub(crate) fn stride(width: usize) -> usize {
     width.next_multiple_of(4)
 }
 

@@ -149,6 +149,11 @@ fn severity(verdict: Verdict) -> u8 {
     }
 }
 
+/// The worse of two verdicts.
+pub(crate) fn worse(one: Verdict, other: Verdict) -> Verdict {
+    std::cmp::max_by_key(one, other, |verdict| severity(*verdict))
+}
+
 impl DiadResult {
     /// That of a frame that no `diadfilter` has seen: such a frame is never good.
     pub fn unseen(pts: Option<gst::ClockTime>) -> Self {
@@ -168,7 +173,7 @@ impl DiadResult {
     /// Adds what one more `diadfilter` says, and judges the frame anew.
     pub fn add(&mut self, inspection: Inspection) {
         self.results.push(inspection);
-        let worst = self.results.iter().map(|result| result.verdict).max_by_key(|verdict| severity(*verdict));
+        let worst = self.results.iter().map(|result| result.verdict).reduce(worse);
         self.verdict = worst.unwrap_or(Verdict::Uninspected);
     }
 

@@ -68,16 +68,40 @@ pub enum PostMessages {
     All,
 }
 
-/// What is attached to the buffers.
-#[glib::flags(name = "GstDiadMetaFlags")]
-pub enum MetaFlags {
-    /// A region-of-interest meta per region.
-    #[flags_value(name = "Regions of interest, one per defect", nick = "regions")]
-    REGIONS = 1 << 0,
-    /// The custom meta `DiadResult`.
-    #[flags_value(name = "DiadResult", nick = "result")]
-    RESULT = 1 << 1,
-    /// The custom meta `DiadMap`.
-    #[flags_value(name = "DiadMap", nick = "map")]
-    MAP = 1 << 2,
+/// The flags of every build, and those that some builds have besides (`glib::flags` knows no `cfg` on a flag).
+macro_rules! meta_flags {
+    ($($more:tt)*) => {
+        /// What is attached to the buffers.
+        #[glib::flags(name = "GstDiadMetaFlags")]
+        pub enum MetaFlags {
+            /// A region-of-interest meta per region.
+            #[flags_value(name = "Regions of interest, one per defect", nick = "regions")]
+            REGIONS = 1 << 0,
+            /// The custom meta `DiadResult`.
+            #[flags_value(name = "DiadResult", nick = "result")]
+            RESULT = 1 << 1,
+            /// The custom meta `DiadMap`.
+            #[flags_value(name = "DiadMap", nick = "map")]
+            MAP = 1 << 2,
+            $($more)*
+        }
+    };
+}
+#[cfg(not(feature = "analytics"))]
+meta_flags!();
+#[cfg(feature = "analytics")]
+meta_flags! {
+    /// Entries of the buffer's `GstAnalyticsRelationMeta`.
+    #[flags_value(name = "GstAnalytics: objects, classes, segmentation", nick = "analytics")]
+    ANALYTICS = 1 << 3,
+}
+
+impl MetaFlags {
+    /// Whether GstAnalytics metas are asked for.
+    pub(super) fn wants_analytics(self) -> bool {
+        #[cfg(feature = "analytics")]
+        return self.contains(Self::ANALYTICS);
+        #[cfg(not(feature = "analytics"))]
+        false
+    }
 }

@@ -18,6 +18,8 @@ use super::latency;
 use super::model::{FrameContext, ModelHandle};
 use super::push::{SrcState, begins, known_before, nanoseconds, outcome, reason_name};
 use super::settings::Settings;
+#[cfg(feature = "analytics")]
+use crate::analytics;
 use crate::frame;
 use crate::meta;
 use crate::overlay::{self, OverlayFlags, Style};
@@ -294,16 +296,23 @@ impl DiadFilter {
         settings: &Settings,
     ) {
         let wants_map = settings.meta.contains(MetaFlags::MAP)
+            || settings.meta.wants_analytics()
             || settings.overlay.intersects(OverlayFlags::HEATMAP | OverlayFlags::CONTOUR);
         let map = detection.filter(|_| wants_map).map(|detection| overlay::map(detection, &inspection.element));
-        if settings.meta.contains(MetaFlags::REGIONS) {
-            meta::add_regions(buffer, &inspection);
-        }
         let has_result = !result.results.is_empty();
         result.add(inspection);
         // What an element in front has put there must not stay better than what was found here.
         if settings.meta.contains(MetaFlags::RESULT) || has_result {
             meta::set_result(buffer, result);
+        }
+        #[cfg(feature = "analytics")]
+        let first_object = self.attach_analytics(buffer, result, detection, map.as_ref(), settings);
+        #[cfg(not(feature = "analytics"))]
+        let first_object = None;
+        if settings.meta.contains(MetaFlags::REGIONS)
+            && let Some(own) = result.results.last()
+        {
+            meta::add_regions(buffer, own, first_object);
         }
         if !settings.overlay.is_empty() {
             let style = Style { overlay: settings.overlay, alpha: settings.overlay_alpha as f32 };
@@ -319,6 +328,30 @@ impl DiadFilter {
         if let Some(map) = map.filter(|_| settings.meta.contains(MetaFlags::MAP)) {
             meta::add_map(buffer, &map);
         }
+    }
+
+    /// Puts GstAnalytics metas on the buffer. The id of the first region as an object; the others follow.
+    #[cfg(feature = "analytics")]
+    fn attach_analytics(
+        &self,
+        buffer: &mut gst::BufferRef,
+        result: &DiadResult,
+        detection: Option<&Detection>,
+        map: Option<&meta::DiadMap>,
+        settings: &Settings,
+    ) -> Option<u32> {
+        let wanted = settings.meta.wants_analytics();
+        if wanted
+            && settings.meta.contains(MetaFlags::MAP)
+            && let Some(detection) = detection
+        {
+            analytics::add_tensor(buffer, &detection.map);
+        }
+        let own = result.results.last().filter(|_| wanted);
+        analytics::set(buffer, result.verdict, own, map).unwrap_or_else(|error| {
+            gst::warning!(CAT, imp = self, "no GstAnalytics metas on a frame: {error}");
+            None
+        })
     }
 
     fn post(&self, structure: gst::Structure) {

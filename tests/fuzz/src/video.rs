@@ -120,7 +120,7 @@ fn say(buffer: &mut gst::BufferRef, structure: &gst::Structure) {
             let read = meta::result_of(buffer).expect("what was written");
             assert_eq!(format!("{read:?}"), format!("{result:?}")); // NaN is not NaN
             serde_json::to_string(&read).expect("a line of JSON");
-            read.results.iter().for_each(|inspection| meta::add_regions(buffer, inspection));
+            read.results.iter().for_each(|inspection| meta::add_regions(buffer, inspection, None));
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

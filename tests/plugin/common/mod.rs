@@ -76,6 +76,16 @@ impl Shop {
     }
 }
 
+/// The frame with a patch of stripes on it, from pixel 12,20 on, that even a model of little training finds.
+pub(crate) fn spoiled(frame: &Frame) -> Frame {
+    let mut rgb = frame.rgb().to_vec();
+    for (y, x) in (20..36).flat_map(|y| (12..28).map(move |x| (y, x))) {
+        let colour = if x / 2 % 2 == 0 { [255, 0, 255] } else { [0, 0, 0] };
+        rgb[(y * frame.width() + x) * 3..][..3].copy_from_slice(&colour);
+    }
+    Frame::new(frame.width(), frame.height(), rgb).unwrap()
+}
+
 /// A model that does what a test says; `answer` gets the batch and the true model.
 pub(crate) struct Scripted<F> {
     model: Detector,

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "analytics")]
+mod analytics;
 mod camera;
 mod clips;
 mod readers;
