@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests the feature `analytics` on Debian 13, which has GStreamer 1.26, from any Debian machine: as root, with debootstrap and
-# Rust installed. FOLDER gets the Debian root (2 GB), which the next run uses again.
+# Rust installed. FOLDER gets the Debian root (2.6 GB), which the next run uses again.
 #   plugin/packaging/trixie.sh FOLDER
 set -euo pipefail
 folder=${1:?the folder for the Debian root, which is made if it is not there}
