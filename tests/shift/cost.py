@@ -89,7 +89,7 @@ def run(program, model, short):
         for name, values in zip(["CPU", "wall"], zip(*pairs)):
             middle, most = (percentile(values, share) / 1e6 for share in (0.5, 0.99))
             figures.append(f"{name} {middle:.2f} ms in the middle, {most:.2f} ms for 99 %")
-            if name == "CPU" and most > 1.0:
+            if name == "CPU" and most > 1.0 and not short:  # a short run has too few frames for its last hundredth
                 wrong.append(f"the archive takes {most:.2f} ms of CPU time for 99 % of {kind} frames")
         print(f"archive, 1920x1080 {kind}, {len(pairs)} frames: {'; '.join(figures)}", flush=True)
     costs = {"without": [], "with": []}
