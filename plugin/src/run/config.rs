@@ -418,7 +418,7 @@ pub(crate) fn record_of(line: &str) -> String {
 }
 
 /// Name of the queue before a line's encoder.
-fn film_of(line: &str) -> String {
+pub(crate) fn film_of(line: &str) -> String {
     format!("{line}-film")
 }
 

@@ -1,6 +1,7 @@
 //! One life of a line's pipeline: from its start until its source ends, fails, or is told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gst::MessageView;
@@ -8,8 +9,9 @@ use gst::prelude::*;
 use gstdiad::meta;
 use gstdiad::result::DiadResult;
 
-use super::config::{Line, archive_of, behind, clips_of, record_of};
+use super::config::{Line, archive_of, behind, clips_of, film_of, record_of};
 use super::properties::{Change, property};
+use super::say;
 use super::tally::Tally;
 
 /// Frames go in and none comes out for so long: that is no camera's fault.
@@ -61,6 +63,9 @@ impl Session {
         watch(&filter, tally);
         let kept = [archive_of(&line.name), clips_of(&line.name), record_of(&line.name)];
         tally.set_elements(&filter, kept.map(|name| pipeline.by_name(&name)));
+        if let Some(queue) = pipeline.by_name(&film_of(&line.name)).filter(|_| !line.source.is_finite()) {
+            watch_film(&queue, &line.name, tally);
+        }
         let session = Self { pipeline, bus, filter, behind, finite: line.source.is_finite(), started: Instant::now() };
         match session.pipeline.set_state(gst::State::Playing) {
             Ok(_) => Ok(session),
@@ -223,6 +228,18 @@ fn watch(filter: &gst::Element, tally: &Arc<Tally>) {
             gst::PadProbeReturn::Ok
         });
     }
+}
+
+/// Counts frames that the encoder is too slow for: a rejected one among them begins no clip.
+fn watch_film(queue: &gst::Element, line: &str, tally: &Arc<Tally>) {
+    let (tally, line, told) = (tally.clone(), line.to_owned(), AtomicBool::new(false));
+    queue.connect("overrun", false, move |_| {
+        tally.not_filmed();
+        if !told.swap(true, Ordering::Relaxed) {
+            say(&line, "the encoder is slower than the camera: frames are missing in clips and recordings");
+        }
+        None
+    });
 }
 
 /// An element that holds a line's model while its pipeline is down.

@@ -27,6 +27,8 @@ pub(crate) struct Tally {
     verdicts: [AtomicU64; Verdict::ALL.len()],
     /// Results that found no room on their way to the file.
     dropped: AtomicU64,
+    /// Frames that are missing in the video.
+    not_filmed: AtomicU64,
     times: Mutex<Times>,
     /// What the last frames said.
     seen: Mutex<Seen>,
@@ -109,6 +111,7 @@ impl Tally {
             frames: AtomicU64::new(0),
             verdicts: Default::default(),
             dropped: AtomicU64::new(0),
+            not_filmed: AtomicU64::new(0),
             times: Mutex::default(),
             seen: Mutex::default(),
             reasons: Mutex::default(),
@@ -156,6 +159,16 @@ impl Tally {
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// A frame is missing in the video.
+    pub(crate) fn not_filmed(&self) {
+        self.not_filmed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frames that are missing in the video.
+    pub(crate) fn missing_in_video(&self) -> u64 {
+        self.not_filmed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn seen(&self) -> Seen {

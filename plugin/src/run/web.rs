@@ -100,6 +100,11 @@ fn registry(board: &Board) -> Registry {
     let frames: Family<_, Counter> = family(all, "frames", "Frames that left, by verdict");
     let entered: Family<_, Counter> = family(all, "frames_in", "Frames that came");
     let uninspected: Family<_, Counter> = family(all, "uninspected", "Frames that nobody looked at, by reason");
+    let not_filmed: Family<_, Counter> = family(
+        all,
+        "video_dropped",
+        "Frames that are missing in clips and recordings: the encoder was too slow for them",
+    );
     let restarts: Family<_, Counter> = family(all, "line_restarts", "Pipelines that were built anew, by cause");
     let lost: Family<_, Counter> =
         family(all, "lost", "Results that could not be written, or were given up before they were delivered");
@@ -159,6 +164,7 @@ fn registry(board: &Board) -> Registry {
         }
         entered.get_or_create(&of(&[])).inc_by(counts.frames);
         lost.get_or_create(&of(&[("sink", "results")])).inc_by(counts.dropped);
+        not_filmed.get_or_create(&of(&[])).inc_by(line.tally.missing_in_video());
         for (reason, count) in line.tally.reasons() {
             uninspected.get_or_create(&of(&[("reason", &reason)])).inc_by(count);
         }
