@@ -446,6 +446,30 @@ fn a_controller_asks_what_a_line_says() {
 }
 
 #[test]
+fn a_port_that_is_free_again_is_taken_at_the_next_reload() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let shift = Shift::new(&format!(
+        "state-dir = \"state\"\n[modbus]\nlisten = \"{address}\"\nunits = {{ cap = 1 }}\n\
+         [[line]]\nname = \"cap\"\nmodel = \"MODEL\"\n{LIVE}\n"
+    ));
+    let mut running = shift.start();
+    running.until("modbus: listen = ");
+    running.until("cap: running");
+    drop(taken);
+    running.signal("HUP");
+    let end = Instant::now() + PATIENCE;
+    let mut controller = loop {
+        match TcpStream::connect(address) {
+            Ok(controller) => break controller,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    };
+    assert!(ask(&mut controller, 1, 4, &[0, 0, 0, 1]).is_ok());
+    assert_eq!(running.stop().0, 0);
+}
+
+#[test]
 fn two_programs_do_not_share_what_is_theirs() {
     let shift = Shift::new(&format!("state-dir = \"state\"\n[[line]]\nname = \"cap\"\nmodel = \"MODEL\"\n{LIVE}\n"));
     let mut running = shift.start();

@@ -19,6 +19,7 @@ use super::super::read::Section;
 use super::super::say;
 use super::super::state::State;
 use super::super::tally::lock;
+use super::Serves;
 
 /// How often is looked whether all is well.
 const TICK: Duration = Duration::from_millis(10);
@@ -244,14 +245,16 @@ impl Gates {
         Ok(all)
     }
 
-    /// Lets both outputs of every gate fall. Nobody may have the ways to them any more.
-    pub(super) fn stop(mut self) {
-        self.lines.clear();
-        self.threads.into_iter().for_each(|thread| drop(thread.join()));
-    }
-
     pub(super) fn ways(&self) -> BTreeMap<String, Arc<Way>> {
         self.lines.clone()
+    }
+}
+
+impl Serves for Gates {
+    /// Lets both outputs of every gate fall. Nobody may have the ways to them any more.
+    fn stop(mut self) {
+        self.lines.clear();
+        self.threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
 

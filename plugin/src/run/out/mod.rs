@@ -35,7 +35,7 @@ pub(crate) struct Receivers {
     pub(crate) mqtt: Option<Mqtt>,
     webhook: Option<Webhook>,
     modbus: Option<Modbus>,
-    gpio: BTreeMap<String, Gate>,
+    gpio: Option<BTreeMap<String, Gate>>,
 }
 
 impl Receivers {
@@ -45,7 +45,7 @@ impl Receivers {
             mqtt: file.section("mqtt").and_then(Mqtt::read),
             webhook: file.section("webhook").and_then(Webhook::read),
             modbus: file.section("modbus").and_then(|section| Modbus::read(section, lines)),
-            gpio: file.section("gpio").map(|section| Gate::read(section, lines)).unwrap_or_default(),
+            gpio: file.section("gpio").map(|section| Gate::read(section, lines)),
         }
     }
 }
@@ -88,22 +88,57 @@ impl Outlets {
     }
 }
 
+/// What serves a receiver.
+trait Serves {
+    /// Ends it; what is under way may leave within two seconds.
+    fn stop(self);
+}
+
+/// A receiver, as the file has it, and what serves it.
+struct Served<R, S>(Option<(R, S)>);
+
+impl<R: Clone + PartialEq, S: Serves> Served<R, S> {
+    /// Whether this is what is served.
+    fn is(&self, wanted: Option<&R>) -> bool {
+        self.0.as_ref().map(|(receiver, _)| receiver) == wanted
+    }
+
+    fn server(&self) -> Option<&S> {
+        self.0.as_ref().map(|(_, server)| server)
+    }
+
+    fn stop(&mut self) {
+        if let Some((_, server)) = self.0.take() {
+            server.stop();
+        }
+    }
+
+    /// Serves this from now on; if it is that already, nothing happens. What could not be begun is tried again at the next call.
+    fn renew(&mut self, wanted: Option<&R>, start: impl FnOnce(&R) -> Result<S, String>) -> Result<(), String> {
+        if self.is(wanted) {
+            return Ok(());
+        }
+        self.stop();
+        self.0 = wanted.map(|wanted| Ok::<_, String>((wanted.clone(), start(wanted)?))).transpose()?;
+        Ok(())
+    }
+}
+
 /// The receivers that are served.
 pub(crate) struct Outputs {
-    served: Receivers,
     name: String,
     board: Arc<Board>,
-    mqtt: Option<mqtt::Sender>,
-    webhook: Option<webhook::Sender>,
-    modbus: Option<modbus::Server>,
-    gates: Option<Gates>,
+    mqtt: Served<Mqtt, mqtt::Sender>,
+    webhook: Served<Webhook, webhook::Sender>,
+    modbus: Served<Modbus, modbus::Server>,
+    gates: Served<BTreeMap<String, Gate>, Gates>,
 }
 
 impl Outputs {
     /// None yet.
     pub(crate) fn new(name: &str, board: Arc<Board>) -> Self {
-        let (served, name) = (Receivers::default(), name.to_owned());
-        Self { served, name, board, mqtt: None, webhook: None, modbus: None, gates: None }
+        let (mqtt, webhook, modbus, gates) = (Served(None), Served(None), Served(None), Served(None));
+        Self { name: name.to_owned(), board, mqtt, webhook, modbus, gates }
     }
 
     /// Serves these receivers from now on; those that stay as they are do not notice.
@@ -111,66 +146,45 @@ impl Outputs {
     /// # Errors
     /// When something of it cannot be begun; the others are served.
     pub(crate) fn serve(&mut self, wanted: &Receivers, state_dir: &Path) -> Result<(), String> {
-        let outlets = self.board.outlets.clone();
-        let mut wrong = Vec::new();
-        if wanted.mqtt != self.served.mqtt {
-            self.mqtt.take().into_iter().for_each(mqtt::Sender::stop);
-            let begin = |mqtt: &Mqtt| -> Result<_, String> {
-                let outbox = outlets.outbox("mqtt", state_dir, &mqtt.waiting)?;
-                mqtt::Sender::start(mqtt.clone(), &self.name, outbox, self.board.clone())
-            };
-            match wanted.mqtt.as_ref().map(begin).transpose() {
-                Ok(sender) => self.mqtt = sender,
-                Err(reason) => wrong.push(format!("mqtt: {reason}")),
-            }
+        let (name, board, outlets) = (&self.name, &self.board, &self.board.outlets);
+        let mqtt = self.mqtt.renew(wanted.mqtt.as_ref(), |mqtt| {
+            let outbox = outlets.outbox("mqtt", state_dir, &mqtt.waiting)?;
+            mqtt::Sender::start(mqtt.clone(), name, outbox, board.clone())
+        });
+        let webhook = self.webhook.renew(wanted.webhook.as_ref(), |webhook| {
+            let outbox = outlets.outbox("webhook", state_dir, &webhook.waiting)?;
+            webhook::Sender::start(webhook.clone(), name, outbox)
+        });
+        let modbus = self.modbus.renew(wanted.modbus.as_ref(), |modbus| modbus::Server::start(modbus, board.clone()));
+        if !self.gates.is(wanted.gpio.as_ref()) {
+            outlets.set_gates(BTreeMap::new()); // a gate ends when nobody has the way to it
         }
-        if wanted.webhook != self.served.webhook {
-            self.webhook.take().into_iter().for_each(webhook::Sender::stop);
-            let begin = |webhook: &Webhook| -> Result<_, String> {
-                let outbox = outlets.outbox("webhook", state_dir, &webhook.waiting)?;
-                webhook::Sender::start(webhook.clone(), &self.name, outbox)
-            };
-            match wanted.webhook.as_ref().map(begin).transpose() {
-                Ok(sender) => self.webhook = sender,
-                Err(reason) => wrong.push(format!("webhook: {reason}")),
-            }
-        }
-        if wanted.modbus != self.served.modbus {
-            self.modbus.take().into_iter().for_each(modbus::Server::stop);
-            match wanted.modbus.as_ref().map(|modbus| modbus::Server::start(modbus, self.board.clone())).transpose() {
-                Ok(server) => self.modbus = server,
-                Err(reason) => wrong.push(format!("modbus: {reason}")),
-            }
-        }
-        if wanted.gpio != self.served.gpio {
-            outlets.gates.write().unwrap_or_else(PoisonError::into_inner).clear();
-            self.gates.take().into_iter().for_each(Gates::stop);
-            match Gates::start(&wanted.gpio, &self.board) {
-                Ok(gates) => self.gates = Some(gates),
-                Err(reason) => wrong.push(format!("gpio: {reason}")),
-            }
-        }
-        let ways = self.gates.as_ref().map(Gates::ways).unwrap_or_default();
-        *outlets.gates.write().unwrap_or_else(PoisonError::into_inner) = ways;
-        let registers = self.modbus.as_ref().map(modbus::Server::registers);
+        let gpio = self.gates.renew(wanted.gpio.as_ref(), |gates| Gates::start(gates, board));
+        outlets.set_gates(self.gates.server().map(Gates::ways).unwrap_or_default());
+        let registers = self.modbus.server().map(modbus::Server::registers);
         *outlets.registers.write().unwrap_or_else(PoisonError::into_inner) = registers;
-        let names = [wanted.mqtt.as_ref().map(|_| "mqtt"), wanted.webhook.as_ref().map(|_| "webhook")];
-        outlets.keep_only(&names);
-        self.served = wanted.clone();
+        outlets.keep_only(&[wanted.mqtt.as_ref().map(|_| "mqtt"), wanted.webhook.as_ref().map(|_| "webhook")]);
+        let all = [("mqtt", mqtt), ("webhook", webhook), ("modbus", modbus), ("gpio", gpio)];
+        let wrong = all.into_iter().filter_map(|(name, begun)| Some(format!("{name}: {}", begun.err()?)));
+        let wrong: Vec<String> = wrong.collect();
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 
-    /// Lets what is under way leave, within two seconds, and ends. What does not make it stays on disk.
+    /// Lets what is under way leave, within two seconds each, and ends. What does not make it stays on disk.
     pub(crate) fn stop(&mut self) {
-        self.mqtt.take().into_iter().for_each(mqtt::Sender::stop);
-        self.webhook.take().into_iter().for_each(webhook::Sender::stop);
-        self.modbus.take().into_iter().for_each(modbus::Server::stop);
-        self.board.outlets.gates.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.gates.take().into_iter().for_each(Gates::stop);
+        self.mqtt.stop();
+        self.webhook.stop();
+        self.modbus.stop();
+        self.board.outlets.set_gates(BTreeMap::new());
+        self.gates.stop();
     }
 }
 
 impl Outlets {
+    fn set_gates(&self, gates: BTreeMap<String, Arc<Way>>) {
+        *self.gates.write().unwrap_or_else(PoisonError::into_inner) = gates;
+    }
+
     /// The outbox of this name: the one that is there, or a new one.
     fn outbox(&self, name: &'static str, state_dir: &Path, waiting: &Waiting) -> Result<Arc<Outbox>, String> {
         let mut outboxes = self.outboxes.write().unwrap_or_else(PoisonError::into_inner);

@@ -21,6 +21,7 @@ use super::super::read::Section;
 use super::super::say;
 use super::super::state::State;
 use super::super::tally::lock;
+use super::Serves;
 
 /// The heartbeat counts in steps of so many milliseconds.
 const HEARTBEAT: u128 = 100;
@@ -335,8 +336,10 @@ impl Server {
     pub(super) fn registers(&self) -> Arc<Registers> {
         self.registers.clone()
     }
+}
 
-    pub(super) fn stop(self) {
+impl Serves for Server {
+    fn stop(self) {
         self.stop.notify_one();
         let _ = self.thread.join();
     }

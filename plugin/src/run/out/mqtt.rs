@@ -26,9 +26,9 @@ use super::super::line::Seen;
 use super::super::read::Section;
 use super::super::state::Backoff;
 use super::super::tally::lock;
-use super::Link;
 use super::outbox::{Outbox, Waiting};
 use super::tls::Certificates;
+use super::{Link, Serves};
 
 /// Results that may be under way.
 const WINDOW: usize = 16;
@@ -195,8 +195,10 @@ impl Sender {
         let thread = std::thread::Builder::new().name("diad-mqtt".into()).spawn(work);
         Ok(Self { stop, thread: thread.map_err(|error| format!("no thread: {error}"))? })
     }
+}
 
-    pub(super) fn stop(self) {
+impl Serves for Sender {
+    fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.thread.join();
     }

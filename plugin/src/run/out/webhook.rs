@@ -14,9 +14,9 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::super::read::Section;
 use super::super::state::Backoff;
-use super::Link;
 use super::outbox::{Outbox, Waiting};
 use super::tls::Certificates;
+use super::{Link, Serves};
 
 /// How often is looked for results.
 const TICK: Duration = Duration::from_millis(50);
@@ -108,8 +108,10 @@ impl Sender {
         let thread = std::thread::Builder::new().name("diad-webhook".into()).spawn(move || service.run());
         Ok(Self { held, thread: thread.map_err(|error| format!("no thread: {error}"))? })
     }
+}
 
-    pub(super) fn stop(self) {
+impl Serves for Sender {
+    fn stop(self) {
         drop(self.held);
         let _ = self.thread.join();
     }
