@@ -156,3 +156,16 @@ pub(crate) fn assert_all_counted(element: &gst::Element) {
     let stats = element.property::<gst::Structure>("stats");
     assert_eq!(stat(element, "frames"), sum, "{stats}");
 }
+
+/// All files below a folder, by their paths.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap()) {
+        match entry.file_type().unwrap().is_dir() {
+            true => all.extend(files(&entry.path())),
+            false => all.push(entry.path()),
+        }
+    }
+    all.sort();
+    all
+}

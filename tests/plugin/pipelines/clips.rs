@@ -82,19 +82,6 @@ impl Found {
     }
 }
 
-/// All files below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap()) {
-        match entry.file_type().unwrap().is_dir() {
-            true => all.extend(files(&entry.path())),
-            false => all.push(entry.path()),
-        }
-    }
-    all.sort();
-    all
-}
-
 /// The clips in a folder, in the order of their numbers.
 fn clips(folder: &Path) -> Vec<Found> {
     let all = files(folder);

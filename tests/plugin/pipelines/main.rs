@@ -15,7 +15,7 @@ mod video;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Shop, init, shop};
+use common::{Shop, files, init, shop};
 use serde_json::Value;
 
 /// A folder below `folder` that holds the plugin as cargo built it, and nothing else for GStreamer to look through.

@@ -7,19 +7,6 @@ use diad::frame::read_frame;
 
 use super::*;
 
-/// Files of ours below a folder, by their paths.
-pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap()) {
-        match entry.file_type().unwrap().is_dir() {
-            true => all.extend(files(&entry.path())),
-            false => all.push(entry.path()),
-        }
-    }
-    all.sort();
-    all
-}
-
 pub(super) fn ending<'a>(files: &'a [PathBuf], end: &str) -> Vec<&'a PathBuf> {
     files.iter().filter(|file| file.to_string_lossy().ends_with(end)).collect()
 }

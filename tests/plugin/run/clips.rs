@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::archive::{ending, files};
+use super::archive::ending;
 use super::*;
 
 /// A line of frames that are all rejected, with these keys more.
